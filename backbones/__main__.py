@@ -1,0 +1,35 @@
+"""`python -m backbones`: parameters, MB and GFLOPs of every config, or of those named.
+
+MB is parameters x 4 / 1e6. GFLOPs count a multiplication and an addition as two, for one image.
+"""
+import sys
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs import load_config, names
+from runtime import run_cli
+
+from . import get_model
+
+
+def measure(cfg) -> tuple[int, float]:
+    """(parameters, GFLOPs for one image) of a config's network."""
+    model = get_model(cfg, pretrained=False).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, 3, cfg.image_size, cfg.image_size))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 1e9
+
+
+def main():
+    print(f"{'config':28} {'network':16} {'head':8} {'norm':4} {'e':>4} {'px':>4} {'parameters':>11} {'MB':>6} {'GFLOPs':>7}")
+    for name in sys.argv[1:] or names():
+        cfg = load_config(name)
+        parameters, gflops = measure(cfg)
+        print(f"{name:28} {cfg.network:16} {cfg.head:8} {cfg.norm:4} {cfg.embedding_size:4} {cfg.image_size:4} "
+              f"{parameters:11,} {parameters * 4 / 1e6:6.2f} {gflops:7.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,129 @@
+"""The whole network, and where its weights come from."""
+import os
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from configs import read_config
+from runtime import UserError
+
+from .head import Head
+
+
+class EmbeddingNetwork(nn.Module):
+    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,e]`, not normalised to length 1.
+
+    The mean and deviation the features expect are part of the network, so they travel with every export.
+    """
+
+    def __init__(self, features: nn.Module, head: Head, mean, std):
+        super().__init__()
+        self.features, self.head = features, head
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features((image - self.mean) / self.std)[-1])
+
+
+def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
+    """The network of a config: keys `network, head, norm, embedding_size, image_size, pretrained`.
+
+    `pretrained` overrides the config's: True takes timm's weights from the hub, a path takes those of a file (a
+    `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
+    """
+    pretrained = cfg.pretrained if pretrained is None else pretrained
+    own = _own_weights(pretrained) if isinstance(pretrained, str) else None
+    features = _features(cfg.network, pretrained if own is None else False)
+    with torch.no_grad():
+        shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
+    head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm)
+    defaults = timm.get_pretrained_cfg(cfg.network)
+    mean, std = (defaults.mean, defaults.std) if defaults else (timm.data.IMAGENET_DEFAULT_MEAN,
+                                                                timm.data.IMAGENET_DEFAULT_STD)
+    model = EmbeddingNetwork(features, head, mean, std).train()
+    if own is not None:
+        load_weights(model, own, pretrained)
+    return model
+
+
+def load_weights(model: nn.Module, state: dict, source) -> None:
+    """Load a state dict of this project into `model`; raises UserError when it is another network's."""
+    ours = model.state_dict()
+    wrong = [k for k in ours if k not in state or state[k].shape != ours[k].shape] + [k for k in state if k not in ours]
+    if wrong:
+        raise UserError(f"{source}: weights of another network or head ({len(wrong)} tensors differ, first {wrong[0]}); "
+                        "give the config they were trained with")
+    model.load_state_dict(state)
+
+
+def read_weights(file: Path) -> dict:
+    """A state dict from a .pt or .safetensors file; never unpickles code."""
+    try:
+        if Path(file).suffix == ".safetensors":
+            from safetensors.torch import load_file
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("not a state dict")
+        return state
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except Exception as error:  # safetensors, zip and unpickling errors share no base
+        raise UserError(f"{file}: cannot be read as weights ({str(error).splitlines()[0][:120]})") from None
+
+
+def load_run(folder) -> tuple[EmbeddingNetwork, dict]:
+    """The trained network of a run's output folder, in eval mode on CPU, and its config."""
+    folder = Path(folder)
+    cfg = read_config(folder)
+    if not (folder / "model.pt").is_file():
+        raise UserError(f"{folder}: no model.pt yet; let train_v2.py finish, or give it another output folder")
+    model = get_model(cfg, pretrained=False)
+    load_weights(model, read_weights(folder / "model.pt"), folder / "model.pt")
+    return model.eval(), cfg
+
+
+def _own_weights(file: str) -> dict | None:
+    """The state dict in `file` if it is one of this project's networks, None if it is somebody else's."""
+    state = read_weights(Path(file))
+    return state if any(key.startswith("head.embed.") for key in state) else None
+
+
+def _features(network: str, pretrained) -> nn.Module:
+    options = dict(features_only=True, out_indices=(-1,))
+    if isinstance(pretrained, str):
+        options.update(pretrained=True, pretrained_cfg_overlay=dict(file=pretrained))
+    elif pretrained:
+        _check_hub(network)
+        options.update(pretrained=True)
+    try:
+        return timm.create_model(network, **options)
+    except RuntimeError as error:
+        if "nknown model" in str(error):
+            raise UserError(f"network={network}: timm has no such model; timm.list_models() names them") from None
+        if pretrained:
+            raise UserError(f"pretrained={pretrained}: no weights for {network} there "
+                            f"({str(error).splitlines()[0][:120]})") from None
+        raise
+
+
+def _check_hub(network: str) -> None:
+    """Fail at once where the hub cannot be reached; timm alone would try again for twenty seconds and more."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    defaults = timm.get_pretrained_cfg(network)
+    if defaults is None or not defaults.has_weights:
+        raise UserError(f"pretrained=true: timm has no weights for {network}; use pretrained=false or pretrained=FILE")
+    if defaults.hf_hub_id and any(isinstance(try_to_load_from_cache(defaults.hf_hub_id, name), str)
+                                  for name in ("model.safetensors", "pytorch_model.bin")):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # already here: do not ask the hub about it
+        constants.HF_HUB_OFFLINE = True
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=3).close()
+    except OSError:
+        raise UserError(f"pretrained=true: {constants.ENDPOINT} cannot be reached; use pretrained=false, "
+                        "or pretrained=FILE with weights of this network") from None

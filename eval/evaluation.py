@@ -1,0 +1,151 @@
+"""Evaluate one embedding on one folder, with the thumbnail baseline beside it."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.folder import Item, find_images, read_images
+from eval.gallery import Identification, identify
+from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
+from eval.thumbnail import thumbnail
+from inference.image import UserError, resize
+
+WORST = 20      # pairs kept at each wrong end, for the report
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_folder` found. `as_dict()` for JSON, `table()` for reading."""
+    folder: str
+    items: list[Item]                       # the images used, sorted by name
+    labels: np.ndarray                      # int64 [N]: index into `types`
+    types: list[str]
+    unreadable: list[tuple[str, str]]       # (name below the folder, reason)
+    embeddings: np.ndarray                  # float32 [N, D], as the model gave them
+    verification: Verification
+    identification: Identification
+    false_matches: list[Pair]               # the highest-scoring pairs of two types, worst first
+    missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
+    baseline: tuple[Verification, Identification] | None
+
+    def as_dict(self):
+        """JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images,
+        types, references, unreadable, and `baseline` with the same metrics (null when it was not asked for)."""
+        baseline = self.baseline and {**self.baseline[0].as_dict(), **self.baseline[1].as_dict()}
+        return {**self.verification.as_dict(), **self.identification.as_dict(),
+                "images": len(self.items), "types": len(self.types),
+                "references": sum(item.is_reference for item in self.items),
+                "unreadable": [{"file": name, "reason": reason} for name, reason in self.unreadable],
+                "data": self.folder, "baseline": baseline}
+
+    def rows(self):
+        """The table as strings: (what, model, model's threshold, baseline, baseline's threshold)."""
+        def column(verification, identification):
+            yield f"{verification.auroc:.4f}", ""
+            for name in FPRS:
+                yield f"{verification.tpr_at_fpr[name]:.4f}", f"{verification.thresholds[name]:.4f}"
+            yield f"{identification.top1:.4f}", ""
+
+        names = ["AUROC", *(f"TPR at FPR {name}" for name in FPRS), "top-1"]
+        model = column(self.verification, self.identification)
+        baseline = column(*self.baseline) if self.baseline else [("", "")] * len(names)
+        return [(name, *m, *b) for name, m, b in zip(names, model, baseline)]
+
+    def notes(self):
+        """Sentences that a reader of the table must know."""
+        v, one_to_n = self.verification, self.identification
+        notes = [f"{len(self.items):,} images of {len(self.types):,} types; all {v.positive:,} pairs of one type "
+                 f"and {v.negative:,} pairs of two types. Score = (cos + 1) / 2."]
+        how = {"references": f"against {one_to_n.gallery:,} references", "leave-one-out": "leave-one-out"}
+        notes.append(f"top-1: {one_to_n.queries:,} queries {how[one_to_n.protocol]}"
+                     + (f"; {one_to_n.left_out:,} images have none of their type to be found." if one_to_n.left_out
+                        else "."))
+        if v.too_few_negatives:
+            notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold "
+                         f"lies just above the highest negative.")
+        if self.unreadable:
+            notes.append(f"{len(self.unreadable):,} unreadable files left out: "
+                         + "; ".join(f"{name} ({reason})" for name, reason in self.unreadable[:10])
+                         + ("; ..." if len(self.unreadable) > 10 else ""))
+        return notes
+
+    def table(self):
+        """The notes and the numbers as plain text."""
+        head = ("", "model", "threshold") + (("thumbnail", "threshold") if self.baseline else ())
+        lines = [f"{row[0]:<16}" + "".join(f"{cell:>12}" for cell in row[1:len(head)])
+                 for row in [head, *self.rows()]]
+        return "\n".join([self.folder, *self.notes(), "", *lines])
+
+
+def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True):
+    """Evaluate `embed` on DIR/<type>/*.jpg, over all pairs, and 1:N; see `Evaluation`.
+
+    embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (cosines are taken).
+    baseline: measure the thumbnail too, from the same decoded images.
+    progress: bars on stderr when it is a terminal.
+    Raises UserError when the folder cannot be evaluated (missing, empty, one type only, no two of a type) or when
+    an embedding is not finite. Unreadable files are listed with their reason and left out.
+    """
+    items = find_images(folder)
+
+    def prepare(image):
+        return np.ascontiguousarray(resize(image, image_size)[..., ::-1]), thumbnail(image) if baseline else None
+
+    used, unreadable, embeddings, thumbnails, batch = [], [], [], [], []
+
+    def flush():
+        if batch:
+            embeddings.append(np.asarray(embed(np.stack(batch)), dtype=np.float32))
+            batch.clear()
+
+    images = read_images(items, prepare, ahead=2 * batch_size)
+    for item, pixels, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
+        if reason is not None:
+            unreadable.append((item.name, reason))
+            continue
+        used.append(item)
+        batch.append(pixels[0])
+        thumbnails.append(pixels[1])
+        if len(batch) == batch_size:
+            flush()
+    flush()
+
+    types, labels = _labels(folder, used, unreadable)
+    embeddings = np.concatenate(embeddings)
+    _check_finite(embeddings, used)
+    is_reference = np.array([item.is_reference for item in used])
+    verification, identification, counts = _metrics(embeddings, labels, is_reference, worst=WORST)
+    return Evaluation(
+        folder=str(folder), items=used, labels=labels, types=types, unreadable=unreadable, embeddings=embeddings,
+        verification=verification, identification=identification,
+        false_matches=counts[0], missed_matches=counts[1],
+        baseline=_metrics(np.stack(thumbnails), labels, is_reference)[:2] if baseline else None)
+
+
+def _metrics(embeddings, labels, is_reference, worst=0):
+    points = fixed_point(embeddings)
+    counts = count_pairs(points, labels, worst)
+    return measure(counts), identify(points, labels, is_reference), (counts.false_matches, counts.missed_matches)
+
+
+def _labels(folder, items, unreadable):
+    """Sorted type names and the int64 label of each item; UserError when there is nothing to compare."""
+    left_out = f" ({len(unreadable)} unreadable, e.g. {': '.join(unreadable[0])})" if unreadable else ""
+    if len(items) < 2:
+        raise UserError(f"{folder}: {len(items)} readable images{left_out}; give at least two types with two images")
+    types, labels = np.unique([item.type for item in items], return_inverse=True)
+    if len(types) == 1:
+        raise UserError(f"{folder}: all images are of one type, {types[0]!r}{left_out}, so there is no negative "
+                        f"pair; give the folder above it, with one folder per type")
+    if len(types) == len(items):
+        raise UserError(f"{folder}: no two images of one type{left_out}, so there is no positive pair; put images "
+                        f"of one type into one folder, {Path(folder).as_posix()}/<type>/*.jpg")
+    return types.tolist(), labels
+
+
+def _check_finite(embeddings, items):
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise UserError(f"{items[bad[0]].path}: the model's embedding is not finite (and of {len(bad) - 1} more "
+                        f"images); the model is broken, take an earlier checkpoint or a lower learning rate")

@@ -1,0 +1,57 @@
+"""DIR/<type>/*.jpg -> what to compare: the files, their types, which are references, and their pixels."""
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.image import EXTENSIONS, ImageError, UserError, list_images, load_image, type_label
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file: its path below the root and its type, both '/'-joined, and whether it is a gallery image."""
+    path: Path
+    name: str
+    type: str
+    is_reference: bool
+
+
+def find_images(folder):
+    """All image files below `folder`, sorted by name, as a list of `Item`.
+
+    The type is the folder's path below the root; a file directly in the root is its own type, named by its stem.
+    Raises UserError when the folder is missing, unreadable or without images.
+    """
+    items = [Item(Path(folder) / name, name, type_label(name), Path(name).name.lower().startswith("reference"))
+             for name in list_images(folder)]
+    if not items:
+        raise UserError(f"{folder}: no images found; put them in {folder}/<type>/*.jpg "
+                        f"(or {', '.join(sorted(e[1:] for e in EXTENSIONS))})")
+    return items
+
+
+def read_images(items, prepare, ahead=64):
+    """Decode each file once, in a thread pool; yield (item, prepare(image), None) in the order of `items`.
+
+    prepare: uint8 BGR [H, W, 3] -> anything, run in the pool. A file that cannot be used yields
+    (item, None, reason). At most `ahead` results wait, so memory stays bounded for any number of files.
+    """
+    def work(item):
+        try:
+            return item, prepare(load_image(item.path)), None
+        except ImageError as error:
+            return item, None, str(error)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:        # the reader may stop early: a full queue is not worth waiting for
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,51 @@
+"""1:N identification: is the best match of a picture of its own type?"""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Share of queries whose best match is of their own type. A tie with another type counts as wrong."""
+    top1: float
+    protocol: str       # "references": queries against the registered images; "leave-one-out": against all others
+    queries: int
+    gallery: int        # images searched
+    left_out: int       # images that could not be a query: no other image of their type to be found
+
+    def as_dict(self):
+        return {"top1": self.top1, "top1_protocol": self.protocol, "top1_queries": self.queries,
+                "top1_gallery": self.gallery, "top1_left_out": self.left_out}
+
+
+def identify(points, labels, is_reference, block=1024):
+    """Top-1 as `Identification`: queries against references, or leave-one-out where that is not possible.
+
+    points: float64 [N, D] from `pairs.fixed_point` (so the scores are exact); labels: int [N]; is_reference: bool
+    [N]. With several references of a type the best one counts. Some type must have two images.
+    """
+    labels, is_reference = np.asarray(labels), np.asarray(is_reference, bool)
+    candidates = np.flatnonzero(~is_reference)
+    queries = candidates[np.isin(labels[candidates], labels[is_reference])]
+    gallery, protocol = np.flatnonzero(is_reference), "references"
+    if not len(queries):
+        candidates = gallery = np.arange(len(labels))
+        _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        queries, protocol = np.flatnonzero(sizes[inverse] > 1), "leave-one-out"
+    right = sum(_count_right(points, labels, queries[i:i + block], gallery, block)
+                for i in range(0, len(queries), block))
+    return Identification(right / len(queries), protocol, len(queries), len(gallery), len(candidates) - len(queries))
+
+
+def _count_right(points, labels, queries, gallery, block):
+    probes = points[queries]
+    best_own = np.full(len(queries), -np.inf)
+    best_other = np.full(len(queries), -np.inf)
+    for i in range(0, len(gallery), block):
+        against = gallery[i:i + block]
+        cosines = probes @ points[against].T                     # [queries, gallery]
+        cosines[queries[:, None] == against[None]] = -np.inf        # never found by itself
+        own = labels[queries, None] == labels[None, against]
+        best_own = np.maximum(best_own, np.where(own, cosines, -np.inf).max(axis=1))
+        best_other = np.maximum(best_other, np.where(own, -np.inf, cosines).max(axis=1))
+    return int((best_own > best_other).sum())

@@ -1,0 +1,182 @@
+"""Verification over ALL pairs of images: exact, and independent of the order of the files.
+
+Two images score (cos + 1) / 2. Cosines summed in floating point depend on the order of the sum, hence on how
+the work is cut into blocks. So each embedding is first rounded to multiples of 2^-26: then every product is a
+multiple of 2^-52 and every partial sum stays below 2 (Cauchy-Schwarz), both of which float64 holds exactly.
+The blocked matmul makes no error at all, whatever the block size, the file order or the BLAS library.
+
+Scores are then counted on a grid of 2^-24, which is float32's own resolution for scores in [0.5, 1]. Two
+histograms (pairs of one type, pairs of two types) hold all there is to know about any number of pairs, and
+AUROC, TPR and thresholds follow from integer sums.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+GRID = 1 << 24          # score = bin / GRID
+BINS = GRID + 1         # bins 0..GRID, both ends included
+FPRS = {"1e-1": 10, "1e-2": 100, "1e-3": 1_000, "1e-4": 10_000, "1e-5": 100_000}   # name -> 1 / FPR
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images by their row, `first < second`, and the score of the pair."""
+    first: int
+    second: int
+    score: float
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Histograms of all pairs, int64 `[BINS]` each, and the pairs that a person should look at."""
+    positive: np.ndarray            # pairs of one type
+    negative: np.ndarray            # pairs of two types
+    false_matches: list[Pair]       # the highest-scoring negatives, worst first
+    missed_matches: list[Pair]      # the lowest-scoring positives, worst first
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the pairs say. Scores and thresholds are (cos + 1) / 2; a pair is accepted when score >= threshold."""
+    auroc: float                    # a tie between a positive and a negative pair counts half
+    tpr_at_fpr: dict[str, float]
+    thresholds: dict[str, float]
+    too_few_negatives: list[str]    # FPRs that not even one negative pair could reach
+    positive: int
+    negative: int
+    roc: np.ndarray                 # float64 [points, 2]: FPR, TPR; spaced for a logarithmic FPR axis
+    histogram: np.ndarray           # int64 [2, 128]: positive, negative pairs per score interval of 1/128
+
+    def as_dict(self):
+        """The part for JSON: plain numbers, no curves."""
+        return {"auroc": self.auroc, "tpr_at_fpr": self.tpr_at_fpr, "thresholds": self.thresholds,
+                "pairs": {"positive": self.positive, "negative": self.negative},
+                "too_few_negatives": self.too_few_negatives}
+
+
+def fixed_point(embeddings):
+    """Rows of `[N, D]` scaled to length 1 and rounded to multiples of 2^-26, as float64; a zero row stays zero.
+
+    Dot products of the result are exact in float64, in any order of summation.
+    """
+    points = np.array(embeddings, dtype=np.float64)
+    points /= np.abs(points).max(axis=1, keepdims=True, initial=1e-300)     # so that no square over- or underflows
+    points /= np.maximum(np.sqrt((points * points).sum(axis=1, keepdims=True)), 1e-300)
+    points *= 1 << 26
+    np.rint(points, out=points)
+    points /= 1 << 26
+    return points
+
+
+def count_pairs(points, labels, worst=0, block=1024):
+    """Count every pair i < j once, in blocks of the upper triangle.
+
+    points: float64 [N, D] from `fixed_point`; labels: int [N]; worst: how many pairs to keep at each wrong end.
+    Memory: 256 MiB of histograms and about 30 * block^2 bytes. Time: N^2 D flops, and one scattered count per pair.
+    """
+    n = len(points)
+    labels = np.asarray(labels)
+    histogram = np.zeros((2, BINS), np.int64)       # row 0: two types, row 1: one type
+    flat = histogram.reshape(-1)
+    high, low = _Worst(worst, n), _Worst(worst, n)
+    for i in range(0, n, block):
+        for j in range(i, n, block):
+            bins = _to_bins(points[i:i + block] @ points[j:j + block].T)
+            same = labels[i:i + block, None] == labels[None, j:j + block]
+            rows, cols = np.indices(bins.shape, sparse=True)
+            if i == j:
+                rows, cols = np.triu_indices(len(bins), 1)      # on the diagonal: each pair once, none with itself
+                bins, same = bins[rows, cols], same[rows, cols]
+            if worst:
+                position = (rows + i) * n + (cols + j)
+                high.add(GRID - bins, ~same, position)
+                low.add(bins, same, position)
+            np.add.at(flat, (bins + same * np.int64(BINS)).reshape(-1), 1)
+    return PairCounts(histogram[1], histogram[0], high.pairs(lambda rank: GRID - rank), low.pairs(lambda rank: rank))
+
+
+def measure(counts):
+    """AUROC, TPR and thresholds of `PairCounts`, as `Verification`. Needs a positive and a negative pair.
+
+    The threshold at a FPR is the smallest grid score that accepts no more than that share of the negatives, so
+    the FPR is never above the one asked for, ties or not. It may be 2^-24 above 1, where nothing is accepted:
+    some negative pair has the same picture twice.
+    """
+    # accepted[b]: pairs accepted when the b highest bins are
+    positives, negatives = _accepted(counts.positive), _accepted(counts.negative)
+    n_positive, n_negative = int(positives[-1]), int(negatives[-1])
+
+    def operating_point(allowed):
+        """The lowest threshold that accepts at most `allowed` negatives: (FPR, TPR, threshold)."""
+        bins = int(np.searchsorted(negatives, allowed, side="right")) - 1
+        return negatives[bins] / n_negative, positives[bins] / n_positive, (BINS - bins) / GRID
+
+    points = {name: operating_point(n_negative // one_in) for name, one_in in FPRS.items()}
+    allowed = np.unique(np.geomspace(1, n_negative, 600).astype(np.int64))
+    return Verification(
+        auroc=_auroc(counts.positive, negatives, n_positive, n_negative),
+        tpr_at_fpr={name: float(tpr) for name, (_, tpr, _) in points.items()},
+        thresholds={name: threshold for name, (_, _, threshold) in points.items()},
+        too_few_negatives=[name for name, one_in in FPRS.items() if n_negative < one_in],
+        positive=n_positive, negative=n_negative,
+        roc=np.array([operating_point(a)[:2] for a in allowed]),
+        histogram=np.stack([_coarse(counts.positive), _coarse(counts.negative)]))
+
+
+class _Worst:
+    """The `keep` pairs of lowest rank seen so far; equal ranks by position, so the order of blocks is nothing."""
+
+    def __init__(self, keep, n):
+        self.keep, self.n = keep, n
+        self.keys = np.empty(0, np.int64)       # rank * n^2 + row * n + column: fits 63 bits up to 741,000 images
+        self.limit = BINS
+
+    def add(self, ranks, wanted, positions):
+        candidates = wanted & (ranks <= self.limit)
+        if not candidates.any():
+            return
+        keys = ranks[candidates] * self.n ** 2 + np.broadcast_to(positions, ranks.shape)[candidates]
+        keys = np.concatenate([self.keys, keys])
+        if len(keys) > self.keep:
+            keys = np.partition(keys, self.keep - 1)[:self.keep]
+            self.limit = keys.max() // self.n ** 2
+        self.keys = keys
+
+    def pairs(self, to_bin):
+        found = []
+        for key in np.sort(self.keys).tolist():
+            rank, position = divmod(key, self.n ** 2)
+            found.append(Pair(*divmod(position, self.n), score=to_bin(rank) / GRID))
+        return found
+
+
+def _to_bins(cosines):
+    cosines *= GRID // 2
+    cosines += GRID // 2
+    np.rint(cosines, out=cosines)
+    np.clip(cosines, 0, GRID, out=cosines)      # rounding to the grid leaves lengths a hair beside 1
+    return cosines.astype(np.int64)
+
+
+def _accepted(histogram):
+    """int64 [BINS + 1]: how many pairs lie in the b highest bins."""
+    accepted = np.zeros(BINS + 1, np.int64)
+    np.cumsum(histogram[::-1], out=accepted[1:])
+    return accepted
+
+
+def _auroc(positive_histogram, negatives, n_positive, n_negative):
+    """P(positive > negative) + P(tie) / 2. In float64: to 1e-15, and no number of pairs overflows."""
+    twice_won = 0.0
+    for start in range(0, BINS, 1 << 20):       # in chunks: temporary arrays of this length would be 128 MiB each
+        bins = np.arange(start, min(start + (1 << 20), BINS))
+        at_least, above = negatives[BINS - bins], negatives[BINS - bins - 1]
+        twice_won += float((positive_histogram[bins] * (2.0 * n_negative - at_least - above)).sum())
+    return twice_won / (2.0 * n_positive * n_negative)
+
+
+def _coarse(histogram):
+    """int64 [128]; the score 1 exactly goes into the last interval."""
+    coarse = histogram[:-1].reshape(128, -1).sum(axis=1)
+    coarse[-1] += histogram[-1]
+    return coarse

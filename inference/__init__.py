@@ -1,0 +1,1 @@
+"""Standalone inference: numpy, OpenCV, ONNX Runtime and the standard library, nothing else."""

@@ -1,0 +1,172 @@
+"""Which registered document type is this picture, if any?
+
+    python inference/classify.py --model M.onnx --register DIR IMAGE... [--threshold T | --fpr F] [--top-k K] [--json]
+
+    from inference.classify import DocClassifier
+    label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
+
+DIR holds a folder of reference pictures per type (DIR/passport/*.jpg), or one picture per type (DIR/passport.jpg).
+Needs numpy, OpenCV and ONNX Runtime; no torch.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":  # as a script, Python has this folder on its path instead of the repository's
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from inference.image import ImageError, UserError  # noqa: E402
+from inference.model import Model, load_model  # noqa: E402
+from inference.registry import Registry  # noqa: E402
+
+DEFAULT_FPR = 1e-3
+FALLBACK_THRESHOLD = 0.75  # for a model that was exported before it was evaluated
+
+
+class DocClassifier:
+    """Recognises the types registered in a folder and refuses the rest.
+
+    `model` is the path of an exported model (or a loaded `Model`); `register_root` the folder of references;
+    `threshold` the lowest score, 0..1, at which a type is named. Without one, the model's own table gives the score
+    that lets `fpr` (1e-3) of the pairs of different types pass; a model without a table gets 0.75 and a warning.
+    `backend` is "cpu" or "cuda". `warnings` lists what is odd about the registry and the threshold.
+    Raises UserError for whatever the user can put right.
+    """
+
+    def __init__(self, *, model, register_root, threshold: float | None = None, fpr: float | None = None,
+                 backend: str = "cpu"):
+        self.model = model if isinstance(model, Model) else load_model(model, backend)
+        self.threshold, notes = _choose_threshold(self.model, threshold, fpr)
+        self.registry = Registry(register_root, self.model)
+        self.warnings: list[str] = notes + self.registry.warnings
+
+    @property
+    def bank(self) -> dict[str, np.ndarray]:
+        """{label: features of its references, float32 `[R, D]`}."""
+        return self.registry.bank
+
+    def get_register(self, root) -> dict[str, np.ndarray]:
+        """The bank of another folder; this classifier keeps its own."""
+        return Registry(root, self.model).bank
+
+    def extract_feature(self, image) -> np.ndarray:
+        """A path, or what `cv2.imread` returns -> float32 `[D]`, L2-normalised. Raises ImageError."""
+        try:
+            prepared = self.model.prepare(image)
+        except ImageError as error:
+            raise ImageError(f"{_name(image) or 'image'}: {error}") from None
+        return self.model.embed(prepared[None])[0]
+
+    def __call__(self, image) -> tuple[str | None, float]:
+        """A path, or what `cv2.imread` returns -> (label, score). Below the threshold the label is None; the score
+        is the best type's all the same. Raises ImageError.
+        """
+        result = self._result(image, self.registry.search(self.extract_feature(image)[None])[0], top_k=1)
+        return result["label"], result["score"]
+
+    def classify(self, images, top_k: int = 1) -> list[dict]:
+        """A list of paths or arrays -> for each {image, label or None, score, top_k: [{label, score}], error or None}.
+
+        `image` is the path (None for an array); `top_k` holds the best `top_k` types whatever their scores. An image
+        that cannot be used has an `error`, no label, no score; the others are classified all the same.
+        """
+        if top_k < 1:
+            raise UserError(f"top-k {top_k}: must be at least 1")
+        results = [None] * len(images)
+        for positions, prepared, reasons in self.model.prepare_chunks(images):
+            for position, scores in zip(positions, self.registry.search(self.model.embed(prepared))):
+                results[position] = self._result(images[position], scores, top_k)
+            for position, reason in reasons.items():
+                results[position] = dict(image=_name(images[position]), label=None, score=None, top_k=[], error=reason)
+        return results
+
+    def _result(self, image, scores, top_k):  # scores: (T,)
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        ranking = [dict(label=self.registry.labels[index], score=float(scores[index])) for index in best]
+        accepted = ranking[0]["score"] >= self.threshold
+        return dict(image=_name(image), label=ranking[0]["label"] if accepted else None, score=ranking[0]["score"],
+                    top_k=ranking, error=None)
+
+
+def _name(image):
+    return None if isinstance(image, np.ndarray) else str(image)
+
+
+def _choose_threshold(model, threshold, fpr):
+    """(threshold, notes for the user)."""
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold {threshold}: must be between 0 and 1, a score is (cosine + 1) / 2")
+        return threshold, []
+    if fpr is not None and not 0 < fpr <= 1:
+        raise UserError(f"fpr {fpr}: must be above 0 and at most 1, the share of wrong matches to allow")
+    chosen = model.threshold_at(DEFAULT_FPR if fpr is None else fpr)
+    if chosen is not None:
+        return chosen, []
+    if fpr is not None:
+        raise UserError(f"fpr {fpr:g}: the model has no threshold for so low a rate; give --threshold, "
+                        "or evaluate with more images and export again")
+    return FALLBACK_THRESHOLD, [f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; "
+                                f"taking {FALLBACK_THRESHOLD}"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def main(arguments=None) -> int:
+    """The command line; returns the exit status."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture to classify")
+    parser.add_argument("--model", required=True, help="what onnx_export.py wrote")
+    parser.add_argument("--register", required=True, metavar="DIR", help="folder of reference pictures")
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--threshold", type=float, metavar="T", help="lowest score, 0..1, at which a type is named")
+    limit.add_argument("--fpr", type=float, metavar="F", help="take the threshold for this false positive rate from "
+                                                              f"the model's own table (default {DEFAULT_FPR:g})")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="how many types to list (default 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
+    args = parser.parse_args(arguments)
+    if args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k}: must be at least 1")
+
+    classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr)
+    for warning in classifier.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    results = classifier.classify(args.images, args.top_k)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print(_line(result, args.top_k))
+    return 0 if any(result["error"] is None for result in results) else 2
+
+
+def _line(result, top_k):
+    if result["error"]:
+        return f"{result['image']}: cannot be used: {result['error']}"
+    line = f"{result['image']}: {result['label'] or 'not registered'} {result['score']:.4f}"
+    if top_k > 1:
+        line += " (" + ", ".join(f"{entry['label']} {entry['score']:.4f}" for entry in result["top_k"]) + ")"
+    return line
+
+
+def run(arguments=None) -> int:
+    """`main`, with what the user can put right told in one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # file names need not be valid in the terminal's encoding
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        return main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,179 @@
+"""THE decoder of the project: training, evaluation and inference all read and resize pictures here.
+
+numpy, OpenCV and the standard library only. Pictures are uint8 BGR `[H, W, 3]`, as `cv2.imread` gives them.
+"""
+import os
+import stat
+from pathlib import PurePosixPath
+
+import cv2
+import numpy as np
+
+from inference.header import read_header
+
+MIN_SIDE = 8  # pixels; less is not a picture of anything
+MAX_PIXELS = 178_956_970  # PIL's limit for a decompression bomb: 512 MiB of BGR
+MAX_BYTES = 512 * 2**20
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+# What is wrong with a file is told once, by ImageError, not on stderr as well.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class UserError(Exception):
+    """Something the user can put right; shown as one line, exit status 2."""
+
+
+class ImageError(UserError):
+    """One image cannot be used; the message names the reason."""
+
+
+def load_image(path) -> np.ndarray:
+    """Read a JPEG, PNG, WebP, BMP or TIFF file: uint8 BGR `[H, W, 3]`, upright, transparency on white.
+
+    Raises ImageError with the reason alone ("truncated JPEG"): the caller knows the path.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError("is a folder, not an image" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{status.st_size} bytes: larger than the limit of {MAX_BYTES}")
+        with open(path, "rb") as file:  # cv2.imread cannot open every path on every system
+            data = file.read()
+    except FileNotFoundError:
+        raise ImageError("file not found") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return decode(data)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode an image file's content: uint8 BGR `[H, W, 3]`, upright, transparency on white. Raises ImageError."""
+    if not data:
+        raise ImageError("empty file")
+    header = read_header(data)
+    if header is None:
+        raise ImageError("not an image (JPEG, PNG, WebP, BMP or TIFF)")
+    if header.problem:
+        raise ImageError(f"{header.problem} {header.format}")
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(f"{header.width}x{header.height} pixels: larger than the limit of {MAX_PIXELS}")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise ImageError(f"damaged or unsupported {header.format}")
+    return _upright(_to_bgr(pixels, header.premultiplied and pixels.dtype == np.uint8), header.orientation)
+
+
+def as_bgr(array: np.ndarray) -> np.ndarray:
+    """Anything `cv2.imread` may return -> uint8 BGR `[H, W, 3]`.
+
+    Takes grey `[H, W]` or `[H, W, 1]`, BGR, or BGRA (put on white); uint8, uint16 (0..65535) or float (0..1).
+    Raises ImageError for anything else, None included.
+    """
+    return _to_bgr(array, premultiplied=False)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """`[H, W, C]` -> `[size, size, C]`, aspect ignored: area average along an axis that shrinks, bilinear along
+    one that grows. (OpenCV's INTER_AREA averages only when both axes shrink, hence two steps.)
+    """
+    height, width = image.shape[:2]
+    shrunk = min(width, size), min(height, size)
+    if shrunk != (width, height):
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (size, size):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def list_images(root) -> list[str]:
+    """Sorted POSIX paths, relative to `root`, of the image files below it, told by their extension.
+
+    Links are followed, loops are not; hidden files and folders (a leading dot) are left out. Raises UserError when
+    `root` is missing, is not a folder, or it or a folder below it cannot be read.
+    """
+    root = os.fspath(root)
+    found = []
+
+    def walk(folder, prefix, above):
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # isdir is False for a broken link, where entry.is_dir may raise; for all others no further stat is due
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    found.append(prefix + entry.name)
+
+    try:
+        walk(root, "", frozenset())
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such folder; check the path") from None
+    except NotADirectoryError as error:
+        raise UserError(f"{error.filename}: not a folder; give the folder that holds the images") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
+    return sorted(found)
+
+
+def type_label(relative_path: str) -> str:
+    """The document type of an image below a root: its folder's path; its own stem when it lies in the root."""
+    path = PurePosixPath(relative_path)
+    return path.stem if path.parent == PurePosixPath(".") else path.parent.as_posix()
+
+
+def _to_bgr(array, premultiplied):
+    if array is None:
+        raise ImageError("no image (cv2.imread returns None for a file it cannot read)")
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"expected a path or an array as cv2.imread returns it, not {type(array).__name__}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ImageError(f"array of shape {list(array.shape)}: expected [H, W], [H, W, 3] or [H, W, 4]")
+    height, width, channels = array.shape
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"{width}x{height} pixels: smaller than {MIN_SIDE}")
+    array = _as_uint8(array)
+    if channels == 1:
+        return np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array) if channels == 3 else _on_white(array, premultiplied)
+
+
+def _as_uint8(array):
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return np.rint(array * np.float32(1 / 257)).astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
+            raise ImageError("float pixels outside 0..1")
+        return np.rint(array * 255).astype(np.uint8)
+    raise ImageError(f"pixels of type {array.dtype}: expected uint8, uint16 or float")
+
+
+def _on_white(bgra, premultiplied):
+    colour, alpha = bgra[:, :, :3].astype(np.uint16), bgra[:, :, 3:].astype(np.uint16)
+    if not premultiplied:
+        colour = (colour * alpha + 127) // 255  # 255 * 255 + 127 still fits
+    return np.minimum(colour + (255 - alpha), 255).astype(np.uint8)
+
+
+def _upright(image, orientation):
+    """Undo EXIF's orientation: 5 to 8 have rows and columns exchanged, the others are only mirrored."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,199 @@
+"""What every part of a run shares: user errors, the process group, schedules, and counter-based random numbers."""
+import contextlib
+import datetime
+import hashlib
+import logging
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from inference.image import UserError  # one class for the whole project; it lives where torch is not needed
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+# ---------------------------------------------------------------- command line
+def run_cli(main) -> None:
+    """Run `main()`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
+    """Logger `docmetric`: to stderr and to `folder/training.log` on rank 0, warnings alone on the others."""
+    logger = logging.getLogger("docmetric")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    console = _TqdmHandler()
+    console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    logger.addHandler(console)
+    if rank == 0 and folder is not None:
+        file = logging.FileHandler(folder / "training.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(file)
+    return logger
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record):
+        from tqdm import tqdm
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+# ---------------------------------------------------------------- processes and devices
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is: `rank` of `world` processes, computing on `device`."""
+    rank: int
+    world: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto"):
+    """Yield this process's `Ranks`; joins the group that torchrun describes, if there is one, and leaves it at the end.
+
+    `device` is "auto" (CUDA where there is any), "cpu" or "cuda". NCCL between GPUs, gloo between CPUs.
+    A single process makes no group at all, so that plain `python` needs no port.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device}: not known; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine shows no CUDA device; use device=auto or device=cpu")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {rank} wants GPU {local_rank} of {torch.cuda.device_count()}: "
+                            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        where = torch.device("cuda", local_rank)
+    else:
+        where = torch.device("cpu")
+        # torchrun sets one thread per process; the ranks of a CPU run share the cores instead.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    if world > 1:
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+                                    timeout=datetime.timedelta(minutes=10))
+        except Exception as error:
+            raise UserError(f"cannot join the process group at {os.environ.get('MASTER_ADDR')}:"
+                            f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}); "
+                            "choose another port with torchrun --master_port") from None
+    try:
+        yield Ranks(rank, world, where)
+    finally:
+        if world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def share_of(total: int, part: int, parts: int) -> range:
+    """The contiguous share of `range(total)` that belongs to `part` of `parts`; the first shares take the remainder."""
+    size, rest = divmod(total, parts)
+    start = part * size + min(part, rest)
+    return range(start, start + size + (part < rest))
+
+
+# ---------------------------------------------------------------- schedules: closed forms of the step
+def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:
+    """Factor on the base learning rate at `step` of `total`.
+
+    Linear warm-up over the first `warmup` fraction (the first step is never at the full rate), then
+    "polynomial" (power 1, to zero), "cosine" (SGDR, https://arxiv.org/abs/1608.03983) or "constant".
+    """
+    rising = int(round(warmup * total))
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1, total - rising)
+    if schedule == "polynomial":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def margin_factor(step: int, total: int, warmup: float) -> float:
+    """Factor on the margin at `step`: grows linearly from 0 to 1 over the first `warmup` fraction of the run."""
+    rising = warmup * total
+    return 1.0 if step >= rising else step / rising
+
+
+# ---------------------------------------------------------------- counter-based random numbers
+# Every random number of a run is a pure function of (seed, purpose, counters), so it does not depend on the
+# number of ranks, on workers, or on what was drawn before; nothing needs to be saved to resume.
+def _signed(value: int) -> int:
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts int64 arithmetically; a hash needs zeros
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def hash64(seed: int, purpose: str, *counters) -> torch.Tensor:
+    """64 random bits as int64 for each combination of `counters` (ints or int64 tensors, broadcast together).
+
+    SplitMix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195) chained over the counters;
+    (seed, purpose) makes the starting key. The same on every device and in every process.
+    """
+    key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    state = torch.tensor(_signed(int.from_bytes(key, "little")))
+    for counter in counters:
+        state = _mix(state + (torch.as_tensor(counter) + 1) * _signed(_GOLDEN))
+    return state
+
+
+def uniform(seed: int, purpose: str, *counters) -> torch.Tensor:
+    """Uniform float64 in [0, 1), one for each combination of `counters`; see `hash64`."""
+    return _shift_right(hash64(seed, purpose, *counters), 11).double() * 2.0 ** -53
+
+
+def normal(seed: int, purpose: str, *counters) -> torch.Tensor:
+    """Standard normal float32 by Box and Muller (1958), one for each combination of `counters`; see `hash64`."""
+    bits = hash64(seed, purpose, *counters)
+    radius = ((_shift_right(bits, 32) + 1).float() * 2.0 ** -32).log_().mul_(-2).sqrt_()
+    return radius * ((bits & 0xFFFFFFFF).float() * (2.0 ** -32 * 2 * math.pi)).cos_()
+
+
+def permute(position: torch.Tensor, n: int, seed: int, purpose: str, epoch) -> torch.Tensor:
+    """Entry `position` (int64, in [0, n)) of a random permutation of range(n), one permutation for each `epoch`.
+
+    A Feistel network over the next power of four, walked until it lands inside (Black and Rogaway 2002,
+    https://doi.org/10.1007/3-540-45760-7_9): no table, so ten million samples cost no memory and any position
+    can be asked for alone.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    epoch = torch.as_tensor(epoch).expand_as(position)
+    value = position.clone()
+    outside = torch.ones_like(value, dtype=torch.bool)  # every value takes at least one turn
+    while outside.any():
+        at, of = value[outside], epoch[outside]
+        left, right = at >> half, at & low
+        for turn in range(4):
+            left, right = right, left ^ (hash64(seed, purpose, of, turn, right) & low)
+        value[outside] = (left << half) | right
+        outside = value >= n
+    return value

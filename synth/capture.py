@@ -1,0 +1,174 @@
+"""Made captures: what a phone makes of a document, cropped and roughly rectified.
+
+The order is the one of the world: the sheet lies on a surface, light falls on it, something covers a corner, then
+come the lens, the sensor and the file format.
+"""
+import functools
+import math
+
+import cv2
+import numpy as np
+
+from synth.draw import ellipse, hsv, lines, mix, pick, polygon, rng
+
+COARSE = 8  # light, shadow and glare are smooth: they are made at 1/8 of the size and enlarged
+
+
+def _surface(r, w, h):
+    """A table top: plain, grained like wood, woven, or with a printed sheet lying there. uint8 [h,w,3]."""
+    colour = hsv(r.uniform(.02, .14), r.uniform(.05, .6), r.uniform(.1, .85)) if r.uniform() < .7 else \
+        hsv(r.uniform(), r.uniform(0, .5), r.uniform(.05, .9))
+    kind = int(r.integers(4))
+    cells = {0: (4, 4), 1: (3, h // 3), 2: (w // 3, h // 3), 3: (6, 6)}[kind]
+    if kind == 1 and r.uniform() < .5:
+        cells = (w // 3, 3)
+    grain = cv2.resize(r.normal(0, 1, cells[::-1]).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    surface = np.clip(np.float32(colour) * (1 + .1 * grain[..., None]), 0, 255).astype(np.uint8)
+    if kind == 3:  # other papers, with lines of text
+        x, y = w * r.uniform(-.2, .8), h * r.uniform(-.2, .8)
+        polygon(surface, np.array([(0, 0), (w, h * r.uniform(-.2, .2)), (w * .9, h), (0, h)]) + (x, y), (225, 230, 230))
+        for i in range(14):
+            lines(surface, [np.array([(x + 8, y + 10 + 8 * i), (x + 8 + w * r.uniform(.2, .5), y + 10 + 8 * i)])],
+                  (90, 90, 90))
+    return surface
+
+
+def _corners(r, w, h, severity):
+    """Where the document's corners (clockwise from the top left) come to lie in a frame of w x h: float32 [4,2].
+
+    Each side has a margin of background or a crop; then a small rotation and a residual perspective."""
+    tight = r.uniform() < .5
+    left, top, right, bottom = r.uniform(-.025, .04 if tight else .1, 4) * severity
+    corners = np.array([(left, top), (1 - right, top), (1 - right, 1 - bottom), (left, 1 - bottom)]) * (w, h)
+    angle = math.radians(np.clip(r.normal(0, 1.8), -5, 5) * severity)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    corners = (corners - (w / 2, h / 2)) @ turn + (w / 2, h / 2)
+    return np.float32(corners + r.normal(0, .01 * severity, (4, 2)) * (w, h))
+
+
+def _place(r, image, severity):
+    """The image on a surface, seen slightly from the side; the frame keeps the image's size."""
+    h, w = image.shape[:2]
+    corners = _corners(r, w, h, severity)
+    scene = _surface(r, w, h)
+    shade = np.zeros((h // 2, w // 2), np.uint8)
+    polygon(shade, (corners + r.normal(0, 3, 2)) / 2, 150)
+    shade = cv2.resize(cv2.blur(shade, (7, 7)), (w, h))  # the sheet's own shadow on the surface
+    scene = cv2.multiply(scene, cv2.merge([255 - shade] * 3), scale=1 / 255)
+    source = np.float32([(0, 0), (w, 0), (w, h), (0, h)])
+    cv2.warpPerspective(image, cv2.getPerspectiveTransform(source, corners), (w, h), scene, cv2.INTER_LINEAR,
+                        cv2.BORDER_TRANSPARENT)
+    return scene
+
+
+def _light(r, w, h, severity):
+    """Illumination: a slope, a falloff to the corners, at times the shadow of a hand or phone. float32 [h,w,1]."""
+    gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
+    x, y = np.linspace(-1, 1, gw, dtype=np.float32), np.linspace(-1, 1, gh, dtype=np.float32)[:, None]
+    angle = r.uniform(0, 2 * math.pi)
+    light = 1 + np.float32(.22 * severity * r.uniform()) * (x * math.cos(angle) + y * math.sin(angle))
+    light -= np.float32(.15 * severity * r.uniform()) * (x * x + y * y)
+    if r.uniform() < .4 * severity:
+        edge, angle, soft = r.uniform(-.7, .9), r.uniform(0, 2 * math.pi), r.uniform(.03, .3)
+        distance = x * math.cos(angle) + y * math.sin(angle) + .2 * np.sin(3 * y * r.uniform(.3, 1)) - edge
+        light = light * (1 - np.float32(r.uniform(.2, .5)) / (1 + np.exp(np.clip(-distance / soft, -30, 30))))
+    return cv2.resize(light.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
+
+
+def _glare(r, w, h, severity):
+    """Reflections of a lamp or window, to be added: float32 [h,w,1]; now and then one burns a large spot out."""
+    gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
+    spots = np.zeros((gh, gw), np.float32)
+    for _ in range(int(r.integers(1, 4))):
+        a, b = sorted(r.uniform(.02, .13, 2) * max(gw, gh))
+        cv2.ellipse(spots, (int(r.integers(gw)), int(r.integers(gh))), (int(b) + 1, int(a) + 1), r.uniform(0, 180),
+                    0, 360, float(r.uniform(40, 260) * severity), -1)
+    spots = cv2.GaussianBlur(spots, (0, 0), r.uniform(.8, 2.5))
+    return cv2.resize(spots, (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
+
+
+def _occlude(r, scene):
+    """A finger, a pen or the corner of another paper, over one edge, in place."""
+    h, w = scene.shape[:2]
+    side, along = int(r.integers(4)), r.uniform(.1, .9)
+    start = np.array([(w * along, -5), (w * along, h + 5), (-5, h * along), (w + 5, h * along)][side], float)
+    inward = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)][side], float)
+    kind = r.uniform()
+    if kind < .65:  # a finger: a thick line with a round tip and a nail
+        inward += inward[::-1] * r.uniform(-.6, .6)
+        skin = hsv(r.uniform(.02, .08), r.uniform(.3, .65), r.uniform(.35, .9))
+        tip, thick = start + inward * r.uniform(.06, .17) * max(h, w), max(h, w) * r.uniform(.07, .12)
+        ends = [tuple(map(int, p)) for p in (start - inward * 30, tip)]
+        for shade, part in ((.35, 1.), (.1, .86), (0, .55)):
+            cv2.line(scene, *ends, mix(skin, (10, 10, 40), shade), int(thick * part), cv2.LINE_AA)
+        ellipse(scene, *(tip + inward * thick * .22), thick * .2, thick * .2, mix(skin, (235, 225, 255), .35))
+    elif kind < .8:
+        reach = (inward + inward[::-1] * r.uniform(-1, 1)) * r.uniform(.15, .35) * max(h, w)
+        lines(scene, [np.array([start, start + reach])], pick(r, ((40, 40, 40), (150, 60, 20), (40, 40, 180))),
+              int(max(h, w) * .022))
+    else:
+        wide, deep = r.uniform(.1, .35) * w, r.uniform(.04, .12) * max(h, w)
+        across, deep = np.abs(inward[::-1]) * wide, inward * deep
+        polygon(scene, [start - across, start + across, start + across * .8 + deep,
+                        start - across + deep * r.uniform(.2, 1.4)], hsv(r.uniform(), r.uniform(0, .5), .9))
+
+
+def _blur(r, scene, severity):
+    """Out of focus, moved, or too small a picture enlarged; often sharp enough."""
+    kind = r.uniform()
+    if kind < .4:
+        return cv2.GaussianBlur(scene, (0, 0), .3 + 1.4 * severity * r.uniform())
+    if kind < .6:
+        n = 3 + 2 * int(r.uniform(0, 3.4) * severity)
+        kernel, angle = np.zeros((n, n), np.float32), r.uniform(0, math.pi)
+        reach = np.array((math.cos(angle), math.sin(angle))) * (n // 2)
+        cv2.line(kernel, *[tuple(map(int, np.round(n // 2 + s * reach))) for s in (-1, 1)], 1.0, 1)
+        return cv2.filter2D(scene, -1, kernel / kernel.sum())
+    if kind < .75:
+        h, w = scene.shape[:2]
+        part = 1 - .6 * min(severity, 1.4) * r.uniform()
+        small = cv2.resize(scene, (max(int(w * part), 8), max(int(h * part), 8)), interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
+    return scene
+
+
+@functools.lru_cache(maxsize=1)
+def _grain():
+    """Sensor noise [640,640,3], float32; every capture takes another part of it (drawing it anew costs 3 ms each)."""
+    noise = rng("grain").normal(0, 1, (640, 640, 3)).astype(np.float32)
+    return .7 * noise + .5 * cv2.blur(noise, (3, 3)) * 3  # partly blotchy, as after a phone's denoising
+
+
+def _sensor(r, light, severity):
+    """Exposure, white balance, gamma and noise: float32 [h,w,3] in 0..255 to uint8."""
+    h, w = light.shape[:2]
+    warm, tint = r.normal(0, (.07 * severity, .03 * severity))  # lamps vary from blue to orange, little towards green
+    gain = np.exp(r.normal(-.04, .15) * severity + np.array((-warm, tint, warm)))
+    image = light * np.float32(gain)
+    y, x = r.integers(0, 640 - min(h, 640) + 1), r.integers(0, 640 - min(w, 640) + 1)
+    noise = _grain()[y:y + h, x:x + w]
+    if noise.shape != image.shape:
+        noise = cv2.resize(noise, (w, h))
+    image += noise * np.float32(severity * r.uniform(.5, 7))
+    table = np.linspace(0, 1, 256) ** math.exp(r.normal(0, .15 * severity))
+    table = .5 + (table - .5) * (1 + severity * r.uniform(-.3, .12))  # a veil of stray light, or a punchy camera
+    return cv2.LUT(np.clip(image, 0, 255).astype(np.uint8), np.clip(table * 255 + .5, 0, 255).astype(np.uint8))
+
+
+def capture(image, seed, *key, severity=1.0):
+    """A made phone photo of a document: upright, never mirrored, of the image's own size.
+
+    image: uint8 BGR [H,W,3], left as it is. The result, uint8 BGR [H,W,3], is a pure function of the image, `seed`,
+    `key` (integers or strings, such as type and capture number) and `severity`: 0 is nearly the image itself, 1 a
+    usual hand-held photo, 2 a poor one."""
+    r = rng("capture", seed, *key)
+    h, w = image.shape[:2]
+    scene = _place(r, image, severity)
+    if r.uniform() < .25 * severity:
+        _occlude(r, scene)
+    light = scene * _light(r, w, h, severity)
+    if r.uniform() < .3 * severity:
+        light += _glare(r, w, h, severity)
+    photo = _sensor(r, _blur(r, light, severity), severity)
+    quality = int(r.uniform(92 - 55 * min(severity, 1.5), 95))
+    return cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)

@@ -1,0 +1,203 @@
+"""The fields of a document: what changes from copy to copy, each inside its own box.
+
+A Field is fixed by the type (where, which kind, which font); `draw_field` fills it for one copy. A field is drawn
+into a view of its box, so nothing of it can reach outside.
+"""
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from synth import words
+from synth.draw import SANS, box, ellipse, fit, hsv, ink, lines, mix, pick, polygon, text, text_mask
+
+INKS = ((140, 40, 20), (60, 30, 30), (150, 60, 60), (40, 40, 40))  # ballpoint, BGR
+
+
+@dataclass(frozen=True)
+class Field:
+    """kind: a key of TEXT or of DRAWINGS. pattern: for numbers, `9` any digit, `A` any letter, the rest as it is;
+    for dates, an order of `d`, `m`, `y`; for amounts, the currency; for handwriting, the kind of text. person: fields
+    of one copy with the same `person` are drawn from the same random numbers (the holder, twice on one card)."""
+    kind: str
+    x: int
+    y: int
+    w: int
+    h: int
+    size: int = 12
+    face: str = SANS[1]
+    colour: tuple = (30, 30, 30)
+    align: str = "left"
+    pattern: str = ""
+    language: int = 0
+    person: str = ""
+
+
+def filled(r, pattern):
+    """`pattern` with every 9 and A replaced by a random digit or letter."""
+    return "".join(str(r.integers(10)) if c == "9" else pick(r, "ABCDEFGHJKLMNPRSTUVWXYZ") if c == "A" else c
+                   for c in pattern)
+
+
+def _date(r, f):
+    values = {"d": f"{r.integers(1, 29):02}", "m": f"{r.integers(1, 13):02}", "y": str(r.integers(1950, 2040))}
+    return "".join(values.get(c, c) for c in f.pattern or "d.m.y")
+
+
+def _address(r, f):
+    return f"{words.name(r, f.language)} {r.integers(1, 200)}, {r.integers(1000, 99999)} {words.name(r, f.language)}"
+
+
+def _machine_readable(r, f):
+    known = "".join(pick(r, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") for _ in range(int(r.integers(14, 30))))
+    return (known[:5] + "<" + known[5:12] + "<<" + known[12:] + "<" * 60)[:int(f.pattern or 36)]
+
+
+TEXT = {
+    "name": lambda r, f: words.name(r, f.language) + " " + words.name(r, f.language),
+    "word": lambda r, f: words.name(r, f.language),
+    "capitals": lambda r, f: (words.name(r, f.language) + " " + words.name(r, f.language)).upper(),
+    "number": lambda r, f: filled(r, f.pattern or "99999999"),
+    "date": _date,
+    "address": _address,
+    "remarks": lambda r, f: words.sentence(r, f.language, int(r.integers(2, 6))),
+    "letter": lambda r, f: pick(r, "MFX"),
+    "amount": lambda r, f: f"{f.pattern}{r.integers(1, 9999)}.{r.integers(100):02}",
+    "mrz": _machine_readable,
+}
+
+
+def _portrait(view, f, r):
+    """A head and shoulders: skin, hair, clothes and light differ; the backdrop is the type's."""
+    h, w = view.shape[:2]
+    skin = hsv(r.uniform(.03, .09), r.uniform(.25, .6), r.uniform(.4, .95))
+    hair = hsv(r.uniform(.02, .12), r.uniform(.1, .6), r.uniform(.08, .6))
+    cloth = hsv(r.uniform(), r.uniform(.1, .7), r.uniform(.15, .8))
+    view[:] = mix(f.colour, (255, 255, 255), r.uniform(0, .3))
+    x, y, a, b = w * r.uniform(.46, .54), h * r.uniform(.4, .46), w * r.uniform(.19, .24), h * r.uniform(.2, .25)
+    long_hair = r.uniform() < .45
+    if long_hair:
+        ellipse(view, x, y + b * .35, a * 1.45, b * 1.6, hair)
+    ellipse(view, x, h * 1.08, w * r.uniform(.4, .5), h * .36, cloth)
+    box(view, x - a * .45, y + b * .6, a * .9, h * .2, mix(skin, (0, 0, 0), .15))
+    polygon(view, [(x - a * .7, h * .76), (x + a * .7, h * .76), (x, h * .92)], mix(cloth, (255, 255, 255), .6))
+    if not long_hair or r.uniform() < .5:
+        ellipse(view, x, y - b * .25, a * 1.1, b * .95, hair)
+    ellipse(view, x, y, a, b, skin)
+    ellipse(view, x, y - b * .3, a * 1.02, b * .8, hair, start=190, end=350)
+    dark = mix(skin, (20, 20, 30), .75)
+    for side in (-1, 1):
+        ellipse(view, x + side * a * .42, y, a * .13, b * .08, dark)
+        lines(view, [np.array([(x + side * a * .2, y - b * .2), (x + side * a * .62, y - b * .22)])], hair)
+    lines(view, [np.array([(x, y), (x - a * .12, y + b * .3), (x + a * .08, y + b * .32)])], mix(skin, dark, .5))
+    ellipse(view, x, y + b * .55, a * .32, b * .07, mix(skin, (60, 40, 160), .5))
+    light = np.linspace(1 - r.uniform(0, .3), 1, w, dtype=np.float32)[::pick(r, (-1, 1))]
+    view[:] = view * light[None, :, None]
+    if f.pattern == "grey":
+        view[:] = cv2.cvtColor(view, cv2.COLOR_BGR2GRAY)[..., None]
+
+
+def _ghost(view, f, r):
+    """The portrait again, small, faint and in one colour."""
+    face = np.empty_like(view)
+    _portrait(face, f, r)
+    ink(view, 255 - cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), mix(f.colour, (60, 60, 60), .5), alpha=.5)
+
+
+def _signature(view, f, r):
+    h, w = view.shape[:2]
+    n = int(r.integers(5, 11))
+    knots = np.stack([np.linspace(.08, .8, n) + r.normal(0, .05, n), .5 + r.uniform(-.42, .42, n)], 1)
+    t = np.linspace(0, n - 1, 90)
+    curve = np.stack([np.interp(t, np.arange(n), knots[:, i]) for i in (0, 1)], 1)
+    curve = cv2.blur(curve, (1, 9), borderType=cv2.BORDER_REPLICATE)  # rounds the corners
+    curve[:, 0] += .035 * np.sin(t * r.uniform(2, 4))
+    curves = [curve * (w, h)]
+    if r.uniform() < .5:
+        curves.append(np.array([(.1, r.uniform(.7, .9)), (.95, r.uniform(.5, .9))]) * (w, h))
+    lines(view, curves, pick(r, INKS), 1 + (h > 34))
+
+
+def _handwriting(view, f, r):
+    """An italic line on a wavering baseline, leaning by the hand that wrote it."""
+    string = TEXT[f.pattern](r, replace(f, pattern=""))
+    size = fit(string, f.face, f.size, view.shape[1] * .85)
+    mask = text_mask(string, f.face, size)
+    mask = np.pad(mask, ((4, 4), (2, 8)))
+    h, w = mask.shape
+    x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
+    lean, wave, slope = r.uniform(-.1, .3), r.uniform(.5, 1.8), r.uniform(-.02, .02)
+    y += wave * np.sin(x / r.uniform(5, 14) + r.uniform(0, 6)) + slope * (x - w / 2)
+    x += lean * (y - h / 2) + np.sin(x / 5 + r.uniform(0, 6))
+    mask = cv2.remap(mask, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
+    ink(view, mask, pick(r, INKS), r.uniform(0, 4), (view.shape[0] - h) / 2)
+
+
+def _barcode(view, f, r):
+    h, w = view.shape[:2]
+    view[:] = 255
+    widths = r.integers(1, 4, w)
+    edges = 4 + np.cumsum(widths)
+    for start, end in zip(edges[::2], edges[1::2]):
+        if end < w - 4:
+            view[2:h - 2 if h < 28 else h - 11, start:end] = 20
+    if h >= 28:
+        text(view, w / 2, h - 12, filled(r, "9 999999 999999"), SANS[0], 9, (20, 20, 20), "centre", w - 8)
+
+
+def _matrix(view, f, r):
+    """A QR-like block: random modules and three finder squares."""
+    n = int(f.pattern or 25)
+    code = (r.random((n, n)) < .5).astype(np.uint8) * 235 + 20
+    for rows, columns in ((slice(0, 8), slice(0, 8)), (slice(0, 8), slice(n - 8, n)), (slice(n - 8, n), slice(0, 8))):
+        code[rows, columns] = 255
+    finder = np.full((7, 7), 20, np.uint8)
+    finder[1:-1, 1:-1], finder[2:-2, 2:-2] = 255, 20
+    code[:7, :7] = code[:7, -7:] = code[-7:, :7] = finder
+    side = min(view.shape[:2]) - 4
+    view[:] = 255
+    view[2:2 + side, 2:2 + side] = cv2.resize(code, (side, side), interpolation=cv2.INTER_NEAREST)[..., None]
+
+
+def _items(view, f, r):
+    """The rows of a receipt or an invoice: what was bought and for how much; as many as it happens."""
+    h, w = view.shape[:2]
+    step = f.size + 4
+    rows = max(1, int(h / step * r.uniform(.45, 1)))
+    for i in range(rows):
+        text(view, 0, i * step, f"{r.integers(1, 9)} {words.name(r, f.language)}", f.face, f.size, f.colour)
+        text(view, w - 1, i * step, f"{r.integers(1, 300)}.{r.integers(100):02}", f.face, f.size, f.colour, "right")
+
+
+def _check(view, f, r):
+    """A tick box somebody may have crossed."""
+    if r.uniform() < .5:
+        h, w = view.shape[:2]
+        cross = np.array([[(.1, .2), (.9, .85)], [(.85, .1), (.15, .9)]])
+        lines(view, cross * (w, h), pick(r, INKS))
+
+
+def _postmark(view, f, r):
+    """A dated hand stamp, put somewhere in the box at some angle."""
+    h, w = view.shape[:2]
+    mask, c = np.zeros((h, w), np.uint8), (w * r.uniform(.42, .58), h * r.uniform(.42, .58))
+    radius = min(h, w) * .38
+    for scale in (1, .72):
+        ellipse(mask, *c, radius * scale, radius * scale, 255, 1)
+    text(mask[..., None], c[0], c[1] - 6, _date(r, f), SANS[1], 10, (255,), "centre", radius * 1.4)
+    mask = cv2.warpAffine(mask, cv2.getRotationMatrix2D(c, r.uniform(-40, 40), 1), (w, h))
+    ink(view, mask, f.colour, alpha=r.uniform(.5, .85))
+
+
+DRAWINGS = {"portrait": _portrait, "ghost": _ghost, "signature": _signature, "handwriting": _handwriting,
+            "barcode": _barcode, "matrix": _matrix, "items": _items, "check": _check, "postmark": _postmark}
+
+
+def draw_field(canvas, field, r):
+    """Fills one field on the canvas, uint8 BGR [H,W,3], in place, from the Generator `r`."""
+    view = canvas[field.y:field.y + field.h, field.x:field.x + field.w]
+    if field.kind in DRAWINGS:
+        DRAWINGS[field.kind](view, field, r)
+    else:
+        at = {"left": 0, "centre": field.w / 2, "right": field.w}[field.align]
+        text(view, at, 0, TEXT[field.kind](r, field), field.face, field.size, field.colour, field.align, field.w)

@@ -1,0 +1,117 @@
+"""What a run learns: the modules, their data, their losses and how they are judged. The loop in train_v2.py knows only this.
+
+A further task is a further class with the members of `RegistrationTask`, chosen in `build_task`.
+"""
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from augment import Augment
+from backbones import get_model
+from dataset import Batches, ImageFolders, load_batches
+from losses import get_margin
+from partial_fc import PartialFC
+from runtime import Ranks, UserError, margin_factor
+
+REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
+
+
+def build_task(cfg, ranks: Ranks, log) -> "RegistrationTask":
+    """The task of a config."""
+    return RegistrationTask(cfg, ranks, log)
+
+
+class RegistrationTask:
+    """Registration learning: every image, or every view of it, is a class; margin softmax over all of them."""
+
+    def __init__(self, cfg, ranks: Ranks, log):
+        self.cfg, self.ranks = cfg, ranks
+        self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
+        for path, reason in self.images.left_out.items():
+            log.info(f"left out: {path}: {reason}")
+        self.num_classes = self.images.num_classes
+        if self.num_classes < ranks.world:
+            raise UserError(f"data: {self.num_classes} classes cannot be shared by {ranks.world} processes; "
+                            "use fewer (--nproc_per_node), more images, or a larger expansion")
+        self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.images) // cfg.batch_size)
+
+        # DistributedDataParallel hands rank 0's weights to all, so only rank 0 needs to find the pretrained ones.
+        torch.manual_seed(cfg.seed)
+        self.network = get_model(cfg, None if ranks.rank == 0 else False)
+        self._check_batch()
+        self.network.to(ranks.device, memory_format=torch.channels_last)  # 1.4 times NCHW's speed on a CPU
+        self.trained = self.network
+        if cfg.compile:
+            self.network.compile()
+        if ranks.world > 1:  # the network alone: each rank's centres are different classes and must not be averaged
+            self.trained = DistributedDataParallel(self.network, [ranks.device] if ranks.device.type == "cuda" else None)
+        self.head = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
+                              optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
+                              weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
+        self.augment = Augment(cfg.augment, cfg.seed).to(ranks.device)
+
+    def describe(self) -> dict:
+        """What `run.json` records of the data and the run's length."""
+        return {"num_classes": self.num_classes, "images": len(self.images.paths), "samples": len(self.images),
+                "left_out": len(self.images.left_out), "steps": self.total_steps}
+
+    def must_agree(self) -> dict:
+        """What a checkpoint must share with this run to be gone on with."""
+        keys = ("network", "head", "norm", "embedding_size", "image_size", "batch_size", "centres_optimizer", "seed")
+        return {**{key: self.cfg[key] for key in keys}, "num_classes": self.num_classes, "samples": len(self.images)}
+
+    def batches(self, first_step: int) -> Iterator[dict]:
+        """This rank's micro-batches from `first_step` to the end of the run, on its device but for `position`."""
+        cfg = self.cfg
+        batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world)
+        cuda = self.ranks.device.type == "cuda"
+        for batch in load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
+                                  cfg.num_workers, pin=cuda):
+            yield {key: value if key == "position" else value.to(self.ranks.device, non_blocking=True)
+                   for key, value in batch.items()}
+
+    def begin_step(self, step: int, lr_factor: float) -> dict[str, float]:
+        """Set what depends on the step; returns what the log shows of it."""
+        cfg, batch = self.cfg, self.cfg.batch_size / REFERENCE_BATCH
+        margin = self.head.margin
+        margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
+        # SGD: linear in the batch; AdamW: its square root (see configs/base.py).
+        lr = cfg.centres_lr * (batch if cfg.centres_optimizer == "sgd" else batch ** 0.5) * lr_factor
+        self.head.begin_step(step, lr, cfg.accumulate)
+        return {"centres_lr": lr, "margin": margin.strength}
+
+    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        """{name: term} of one micro-batch; the loss is their sum."""
+        image = self.augment(batch["image"], batch["position"])
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
+            embeddings = self.trained(image)
+        return {self.cfg.margin: self.head(embeddings, batch["label"])}
+
+    def finish_step(self, skip: torch.Tensor) -> None:
+        """The update of what has no torch optimiser: the centres."""
+        self.head.finish_step(skip)
+
+    def evaluate(self) -> dict:
+        """Zero-shot metrics of the network on `eval_data`: the document that `python -m eval --json` prints."""
+        from eval import evaluate_folder
+        return evaluate_folder(self.embed, self.cfg.eval_data, self.cfg.image_size).as_dict()
+
+    @torch.no_grad()
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N,S,S,3]` -> float32 `[N,D]`."""
+        was_training = self.network.training
+        self.network.eval()
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.ranks.device).permute(0, 3, 1, 2)
+        out = self.network(x.to(self.network.mean.dtype) / 255).float().cpu().numpy()
+        self.network.train(was_training)
+        return out
+
+    def _check_batch(self) -> None:
+        smallest = self.cfg.batch_size // self.cfg.accumulate // self.ranks.world
+        needs = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.network.modules()) else 1
+        if smallest < needs:
+            raise UserError(f"batch_size={self.cfg.batch_size}: {self.ranks.world} processes x accumulate="
+                            f"{self.cfg.accumulate} leave {smallest} images in a part, and this network needs {needs}")

@@ -1,0 +1,23 @@
+"""Real process groups for the tests: gloo over a file, so no port can be taken."""
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _entry(rank, world, folder, fn, args):
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save(fn(rank, world, *args), f"{folder}/{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def run_ranks(world: int, fn, *args) -> list:
+    """`fn(rank, world, *args)` in `world` fresh processes that form one group; their results in rank order."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_entry, (world, folder, fn, args), nprocs=world)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]

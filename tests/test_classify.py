@@ -1,0 +1,362 @@
+"""Registering and recognising, in Python and on the command line, and everything a user can get wrong there."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from inference.classify import DocClassifier, run
+from inference.image import ImageError, UserError
+from inference.model import METADATA_KEY, load_model
+from inference.registry import Registry
+
+SIZE, WIDTH = 16, 48
+ROOT = Path(__file__).parent.parent
+METADATA = {"format": 1, "image_size": SIZE, "embedding_size": WIDTH, "channel_order": "RGB", "thresholds": None}
+THRESHOLDS = {"1e-1": {"threshold": 0.6, "tpr": 0.99}, "1e-2": {"threshold": 0.7, "tpr": 0.9},
+              "1e-3": {"threshold": 0.8, "tpr": 0.8}}
+
+
+def write_model(path, metadata=METADATA, input_name="img", domain="", batch="batch",
+                last="LpNormalization"):
+    """A model without weights: a 4x4 thumbnail in colour, minus 0.4, L2-normalised."""
+    nodes = [helper.make_node("AveragePool", [input_name], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+             helper.make_node("Flatten", ["pooled"], ["flat"]),
+             helper.make_node("Sub", ["flat", "mean"], ["centred"]),
+             helper.make_node(last, ["centred"], ["feats"], domain=domain,
+                              **({"axis": 1, "p": 2} if last == "LpNormalization" else {}))]
+    graph = helper.make_graph(
+        nodes, "thumbnail", [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("feats", TensorProto.FLOAT, [batch, WIDTH])],
+        [numpy_helper.from_array(np.float32(0.4), "mean")])
+    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    if metadata is not None:
+        model.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata))
+    onnx.save(model, path)
+    return path
+
+
+def noise(seed, size=64):
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return cv2.resize(small, (size, size), interpolation=cv2.INTER_NEAREST)
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Three types: two folders, one of them with two references, and a file in the root."""
+    root = tmp_path / "register"
+    write(root / "passport" / "a.png", noise(1))
+    write(root / "passport" / "b.png", noise(2))
+    write(root / "cards" / "bank" / "x.jpg", noise(3))
+    write(root / "licence.png", noise(4))
+    return root
+
+
+@pytest.fixture
+def classifier(model, register):
+    return DocClassifier(model=model, register_root=register, threshold=0.9)
+
+
+def features(image):
+    """The tiny model's formula, in numpy on the BGR picture of 64 x 64."""
+    flat = (image[:, :, ::-1].reshape(4, 16, 4, 16, 3).mean(axis=(1, 3)) / 255).transpose(2, 0, 1).ravel() - 0.4
+    return flat / np.linalg.norm(flat)
+
+
+# ---------------------------------------------------------------- in Python
+def test_recognises_each_reference(classifier):
+    assert classifier.warnings == []
+    for seed, label in [(1, "passport"), (2, "passport"), (3, "cards/bank"), (4, "licence")]:
+        found, score = classifier(noise(seed))
+        assert found == label and score > 0.999
+    assert {label: bank.shape for label, bank in classifier.bank.items()} == {
+        "cards/bank": (1, WIDTH), "licence": (1, WIDTH), "passport": (2, WIDTH)}
+
+
+def test_get_register_reads_another_folder(classifier, tmp_path):
+    write(tmp_path / "other" / "visa.png", noise(7))
+    assert list(classifier.get_register(tmp_path / "other")) == ["visa"]
+    assert len(classifier.bank) == 3
+
+
+def test_the_true_score_is_returned_on_refusal(classifier):
+    stranger = noise(9)
+    cosines = [features(noise(seed)) @ features(stranger) for seed in (1, 2, 3, 4)]
+    label, score = classifier(stranger)
+    assert label is None
+    assert score == pytest.approx((max(cosines) + 1) / 2, abs=2e-3)  # one reference is a JPEG
+
+
+def test_top_k_has_distinct_labels_by_their_best_reference(classifier):
+    stranger = noise(9)
+    scores = {"passport": max(features(noise(1)) @ features(stranger), features(noise(2)) @ features(stranger)),
+              "cards/bank": features(noise(3)) @ features(stranger), "licence": features(noise(4)) @ features(stranger)}
+    expected = sorted(scores, key=scores.get, reverse=True)
+    for k in (1, 2, 3, 10):
+        result, = classifier.classify([stranger], top_k=k)
+        assert [entry["label"] for entry in result["top_k"]] == expected[:k]
+        for entry in result["top_k"]:
+            assert entry["score"] == pytest.approx((scores[entry["label"]] + 1) / 2, abs=2e-3)
+
+
+def test_channels_and_range_are_those_of_the_model(classifier):
+    """A picture's own feature, and not that of its blue and red exchanged."""
+    image = noise(5)
+    assert np.abs(classifier.extract_feature(image) - features(image)).max() < 1e-5
+    assert np.abs(classifier.extract_feature(image[:, :, ::-1]) - features(image)).max() > 0.01
+
+
+def test_takes_paths_and_whatever_imread_returns(classifier, tmp_path):
+    grey = cv2.cvtColor(noise(6), cv2.COLOR_BGR2GRAY)
+    path = write(tmp_path / "grey.png", grey)
+    expected = classifier(path)
+    assert classifier(str(path)) == classifier(grey) == classifier(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA)) == expected
+    assert classifier(grey.astype(np.uint16) * 257) == expected
+
+
+def test_a_batch_is_its_images_one_by_one(classifier):
+    images = [noise(seed) for seed in range(150)]  # more than two chunks
+    images[70] = np.zeros((2, 2, 3), np.uint8)
+    results = classifier.classify(images)
+    assert len(results) == 150 and results[70]["error"] == "2x2 pixels: smaller than 8"
+    for index in (0, 3, 69, 71, 149):
+        label, score = classifier(images[index])
+        assert results[index]["label"] == label and results[index]["score"] == pytest.approx(score, abs=1e-6)
+    assert classifier.classify([]) == []
+
+
+def test_one_bad_image_raises_with_its_name(classifier, tmp_path):
+    with pytest.raises(ImageError, match="nowhere.jpg: file not found"):
+        classifier(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageError, match="imread returns None"):
+        classifier(cv2.imread(str(tmp_path / "nowhere.jpg")))
+
+
+def test_embed_is_normalised_for_any_number_of_images(model):
+    loaded = load_model(model, threads=1)
+    assert loaded.image_size == SIZE and loaded.embedding_size == WIDTH and loaded.metadata == METADATA
+    for count in (0, 1, 65):
+        embedded = loaded.embed(np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
+        assert embedded.shape == (count, WIDTH) and embedded.dtype == np.float32
+        assert np.abs(np.linalg.norm(embedded, axis=1) - 1).max(initial=0) < 1e-5
+    with pytest.raises(ValueError, match="expected uint8"):
+        loaded.embed(np.zeros((1, SIZE, SIZE, 3), np.float32))
+
+
+# ---------------------------------------------------------------- the registry
+def test_colliding_labels_are_reported(model, tmp_path):
+    for seed, name in enumerate(["A/B.jpg", "A_B.jpg", "A_B.png", "C.png", "C/x.png", "D/E.png"]):
+        write(tmp_path / name, noise(seed))
+    registry = Registry(tmp_path, load_model(model))
+    assert registry.labels == ["A", "A_B", "C", "D"]
+    assert len(registry.bank["A_B"]) == 2 and len(registry.bank["C"]) == 2
+    assert len(registry.warnings) == 2
+    assert registry.warnings[0].startswith("A_B.jpg, A_B.png: share the label")
+    assert registry.warnings[1].startswith("C.png, C/: share the label")
+
+
+def test_the_same_picture_twice_is_reported(model, tmp_path):
+    for name in ("A/1.png", "A/2.png", "B/1.bmp", "C/1.png"):
+        write(tmp_path / name, noise(1 if name[0] in "AB" else 3))
+    write(tmp_path / "C" / "2.png", noise(3))
+    first, second = Registry(tmp_path, load_model(model)).warnings
+    assert first == "A/1.png, A/2.png, B/1.bmp: the same picture, registered as different types; keep one of them"
+    assert second == "C/1.png, C/2.png: the same picture, registered more than once"
+
+
+def test_unreadable_references_are_reported_and_left_out(model, register):
+    (register / "passport" / "text.jpg").write_text("not a picture")
+    (register / "empty").mkdir()
+    (register / "empty" / "zero.png").touch()
+    registry = Registry(register, load_model(model))
+    assert registry.labels == ["cards/bank", "licence", "passport"]
+    assert registry.warnings[0] == "empty/zero.png: empty file; left out"
+    assert registry.warnings[1].startswith("passport/text.jpg: not an image") and len(registry.warnings) == 2
+
+
+# ---------------------------------------------------------------- thresholds
+@pytest.mark.parametrize("fpr, expected", [(0.1, 0.6), (0.05, 0.7), (0.01, 0.7), (0.001, 0.8), (1, 0.6), (None, 0.8)])
+def test_fpr_picks_the_nearest_rate_not_above(tmp_path, register, fpr, expected):
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
+    classifier = DocClassifier(model=path, register_root=register, fpr=fpr)
+    assert classifier.threshold == expected and classifier.warnings == []
+
+
+def test_threshold_without_a_table(model, register, tmp_path):
+    classifier = DocClassifier(model=model, register_root=register)
+    assert classifier.threshold == 0.75 and "0.75" in classifier.warnings[0]
+    with pytest.raises(UserError, match="--threshold"):
+        DocClassifier(model=model, register_root=register, fpr=0.01)
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
+    with pytest.raises(UserError, match="--threshold"):
+        DocClassifier(model=path, register_root=register, fpr=1e-4)
+
+
+# ---------------------------------------------------------------- the command line
+def arguments(model, register, *others):
+    return ["--model", str(model), "--register", str(register), *map(str, others)]
+
+
+def refused(capsys, command):
+    """Runs a command that must fail: exit status 2 and one line, which is returned."""
+    assert run(command) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
+    good = write(tmp_path / "good.png", noise(1))
+    whole = cv2.imencode(".jpg", noise(2))[1].tobytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("Dear Sir or Madam")
+    (tmp_path / "zero.jpg").touch()
+    write(tmp_path / "dot.png", noise(1)[:1, :1])
+    write(tmp_path / "long.png", cv2.resize(noise(1), (20_000, 20)))
+    names = ["missing.jpg", "good.png", "cut.jpg", "text.jpg", "zero.jpg", "dot.png", "long.png"]
+    status = run(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
+                           "--threshold", 0.9))
+    out, err = capfd.readouterr()
+    assert status == 0 and err == ""
+    results = json.loads(out)
+    assert [result["image"] for result in results] == [str(tmp_path / name) for name in names]
+    reasons = ["file not found", None, "truncated JPEG", "not an image", "empty file", "1x1 pixels", None]
+    for result, reason in zip(results, reasons):
+        assert set(result) == {"image", "label", "score", "top_k", "error"}
+        if reason:
+            assert reason in result["error"]
+            assert result["label"] is None and result["score"] is None and result["top_k"] == []
+        else:
+            assert result["error"] is None and len(result["top_k"]) == 2
+    assert results[1]["label"] == "passport" and results[1]["image"] == str(good)
+    assert results[1]["score"] == results[1]["top_k"][0]["score"] > 0.999
+
+
+def test_plain_output_and_status(model, register, tmp_path, capsys):
+    known, stranger = write(tmp_path / "known.png", noise(3)), write(tmp_path / "stranger.png", noise(9))
+    assert run(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{known}: cards/bank 0.9") or lines[0].startswith(f"{known}: cards/bank 1.0")
+    assert lines[1].startswith(f"{stranger}: not registered 0.")
+    assert lines[2] == f"{tmp_path / 'missing.png'}: cannot be used: file not found"
+    assert run(arguments(model, register, tmp_path / "missing.png")) == 2
+
+
+def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
+    (register / "zero.png").touch()
+    assert run(arguments(model, register, register / "licence.png", "--json")) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["label"] == "licence"
+    assert "warning: zero.png: empty file; left out\n" in err and "taking 0.75" in err
+
+
+@pytest.mark.parametrize("options, reason", [
+    (["--threshold", "1.5"], "between 0 and 1"),
+    (["--threshold", "nan"], "between 0 and 1"),
+    (["--threshold", "high"], "invalid float"),
+    (["--fpr", "0"], "above 0"),
+    (["--fpr", "0.01"], "give --threshold"),
+    (["--fpr", "0.01", "--threshold", "0.5"], "not allowed with"),
+    (["--top-k", "0"], "at least 1"),
+    (["--tresh", "0.5"], "unrecognized"),
+])
+def test_wrong_options(model, register, capsys, options, reason):
+    assert reason in refused(capsys, arguments(model, register, register / "licence.png", *options))
+
+
+def test_wrong_registry(model, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad" / "type").mkdir(parents=True)
+    (tmp_path / "bad" / "type" / "zero.png").touch()
+    (tmp_path / "file").touch()
+    for name, reason in [("empty", "no image in it"), ("bad", "none of its 1 images can be read (type/zero.png: empty"),
+                         ("file", "not a folder"), ("missing", "no such folder")]:
+        message = refused(capsys, arguments(model, tmp_path / name, "x.png", "--threshold", 0.5))
+        assert reason in message and str(tmp_path / name) in message
+
+
+@pytest.mark.parametrize("options, reason", [
+    ({"metadata": None}, "not a model of this project"),
+    ({"metadata": {"format": 1}}, "not a model of this project"),
+    ({"metadata": METADATA | {"format": 99}}, "format is 99"),
+    ({"metadata": METADATA | {"image_size": 32}}, "not a model of this project"),
+    ({"metadata": METADATA | {"embedding_size": 7}}, "not a model of this project"),
+    ({"input_name": "data"}, "not a model of this project"),
+    ({"last": "Mystery", "domain": "custom"}, "cannot load"),
+    ({"last": "Relu"}, "not L2-normalised"),
+    ({"batch": 1}, "does not run"),
+])
+def test_a_model_that_is_not_ours(tmp_path, register, capfd, options, reason):
+    path = write_model(tmp_path / "other.onnx", **options)
+    message = refused(capfd, arguments(path, register, register / "licence.png"))
+    assert reason in message and str(path) in message
+
+
+def test_an_unreadable_model(tmp_path, register, model, capfd):
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:200])
+    for name, reason in [("text.onnx", ""), ("empty.onnx", ""), ("cut.onnx", ""), ("missing.onnx", "no such model"),
+                         (".", "no such model")]:
+        message = refused(capfd, arguments(tmp_path / name, register, register / "licence.png"))
+        assert reason in message and str(tmp_path / name) in message
+
+
+def test_backends(model, monkeypatch):
+    with pytest.raises(UserError, match="use cpu or cuda"):
+        load_model(model, backend="tpu")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="^backend cuda: this ONNX Runtime has no CUDA"):
+        load_model(model, backend="cuda")
+
+
+def test_cuda_works_or_is_refused_in_one_line(model, register, capfd):
+    try:
+        label, _ = DocClassifier(model=model, register_root=register, backend="cuda")(noise(1))
+    except UserError as error:
+        assert str(error).startswith("backend cuda: ") and "\n" not in str(error)
+        assert capfd.readouterr() == ("", "")
+    else:
+        assert label == "passport"
+
+
+def test_standalone_without_torch_from_any_folder(model, register, tmp_path):
+    """In a process where nothing but numpy, cv2, onnxruntime and the standard library can be imported."""
+    guard = (
+        "import sys, runpy\n"
+        "class Guard:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        top = name.partition('.')[0]\n"
+        "        if top not in sys.stdlib_module_names | {'numpy', 'cv2', 'onnxruntime', 'inference'}:\n"
+        "            raise ImportError('not allowed: ' + name)\n"
+        "sys.meta_path.insert(0, Guard())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path[0] = ''\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n")
+    script = ROOT / "inference" / "classify.py"
+    process = subprocess.run([sys.executable, "-c", guard, str(script),
+                              *arguments(model, register, register / "licence.png", "--json")],
+                             cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)[0]["label"] == "licence"
+    plain = subprocess.run([sys.executable, str(script), *arguments(model, register, "nowhere.png")],
+                           cwd=tmp_path, capture_output=True, text=True)
+    assert plain.returncode == 2 and "Traceback" not in plain.stderr

@@ -1,0 +1,212 @@
+"""The sharded head against the plain formula in float64, on 1, 2 and 3 real ranks, values and gradients."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses import ArcFace, CombinedMargin, CosFace, Softmax
+from partial_fc import PartialFC
+from runtime import normal, share_of, uniform
+from tests.ranks import run_ranks
+
+D = 16
+
+
+def plain(x, w, labels, margin, rows=None):
+    """(loss, dX, dW) of margin cross entropy, one process, float64; `rows`: mask of the classes that take part."""
+    x, w = x.double().requires_grad_(), w.double().requires_grad_()
+    rows = torch.ones(len(w), dtype=torch.bool) if rows is None else rows
+    cosine = F.normalize(x) @ F.normalize(w).T
+    at = (torch.arange(len(x)), labels)
+    logits = margin.s * cosine
+    if margin.interclass is not None:
+        logits = logits.masked_fill(cosine > margin.interclass, -torch.inf)
+    logits = logits.masked_fill(~rows, -torch.inf)
+    logits = logits.index_put(at, margin.s * margin(cosine[at]))
+    # softplus(negatives - target) rather than cross_entropy: p - 1 loses its digits even in float64
+    negatives = logits.index_put(at, torch.full((len(x),), -torch.inf, dtype=torch.float64)).logsumexp(1)
+    loss = torch.logaddexp(negatives - logits[at], torch.zeros((), dtype=torch.float64)).mean()
+    loss.backward()
+    return loss.detach(), x.grad, w.grad
+
+
+def problem(classes, batch, cosine=None):
+    """Embeddings `[batch,D]`, centres `[classes,D]`, labels; targets at `cosine` when given, and every label only in
+    the upper half of the classes, so that the first rank has no positive."""
+    w = 0.01 * normal(1, "w", torch.arange(classes)[:, None], torch.arange(D)).double()
+    labels = classes // 2 + (uniform(1, "y", torch.arange(batch)) * (classes - classes // 2)).long()
+    noise = normal(1, "x", torch.arange(batch)[:, None], torch.arange(D)).double()
+    if cosine is None:
+        return noise, w, labels
+    direction = F.normalize(w[labels])
+    aside = F.normalize(noise - (noise * direction).sum(1, keepdim=True) * direction)
+    return 3 * (cosine * direction + math.sqrt(1 - cosine ** 2) * aside), w, labels
+
+
+def sharded(rank, world, margin, classes, rate, parts, cosine, dtype):
+    """One forward and backward on this rank: (loss, dX of the batch, dW of the shard, mask of rows that moved)."""
+    x, w, labels = problem(classes, sum(parts), cosine)
+    head = PartialFC(margin, D, classes, rate, lr=0.5, weight_decay=0.1).to(dtype)
+    own = slice(head.classes.start, head.classes.stop)
+    head.weight.data.copy_(w[own])
+    head.begin_step(7)
+    here = slice(sum(parts[:rank]), sum(parts[:rank + 1]))
+    mine = x[here].to(dtype).requires_grad_()
+    given = labels[here].clone()
+    loss = head(mine, given)
+    loss.backward()
+    assert torch.equal(given, labels[here]), "the caller's labels were changed"
+    gradient, before = head.weight.grad.clone(), head.weight.detach().clone()
+    head.finish_step()
+    return {"loss": loss.detach(), "dx": mine.grad, "dw": gradient, "moved": (head.weight != before).any(1)}
+
+
+def relative(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+def everything(rank, world, cases):
+    return [sharded(rank, world, *case) for case in cases]
+
+
+MARGINS = [CosFace(), ArcFace(), Softmax(), CombinedMargin(m1=1.2, m2=0.2, m3=0.1), CosFace(interclass=0.5)]
+PARTS = {1: [[13]], 2: [[7, 6], [13, 0]], 3: [[5, 4, 4], [1, 12, 0]]}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_loss_and_gradients_are_those_of_the_plain_formula(world):
+    cases = [(margin, 101, rate, parts, cosine, dtype)
+             for margin in MARGINS for rate in (1.0, 0.3) for parts in PARTS[world]
+             for cosine in (None, 0.3, 0.5, 0.7, 0.95) for dtype in (torch.float32, torch.float64)]
+    results = list(zip(*run_ranks(world, everything, cases)))
+    for (margin, classes, rate, parts, cosine, dtype), ranks in zip(cases, results):
+        x, w, labels = problem(classes, sum(parts), cosine)
+        rows = uniform(0, "sample", 7, torch.arange(classes)) < rate
+        rows[labels] = True
+        if dtype == torch.float32:
+            x, w = x.float(), w.float()
+        loss, dx, dw = plain(x, w, labels, margin, rows)
+        bound = 1e-5 if dtype == torch.float32 else 1e-12
+        for got in ranks:  # the same number everywhere
+            assert abs(got["loss"] - loss) <= bound * loss
+            assert got["loss"] == ranks[0]["loss"]
+        assert relative(torch.cat([got["dx"] for got in ranks]), world * dx) <= bound, (margin, rate, parts, cosine)
+        assert relative(torch.cat([got["dw"] for got in ranks]), dw) <= bound, (margin, rate, parts, cosine)
+        # Only the sampled rows move, though weight decay is on.
+        assert torch.equal(torch.cat([got["moved"] for got in ranks]), rows)
+
+
+def shards(rank, world):
+    """This rank's first rows `[num_local,D]`, and which of them moved in each of three steps `[3,num_local]`."""
+    head, chosen = PartialFC(CosFace(), D, 40, 0.5), []
+    start = head.weight.detach().clone()
+    for step in range(3):
+        head.begin_step(step)
+        before = head.weight.detach().clone()
+        head(torch.ones(2, D), torch.tensor([0, 39])).backward()
+        head.finish_step()
+        chosen.append((head.weight != before).any(1))
+    return {"start": start, "chosen": torch.stack(chosen)}
+
+
+def test_rows_start_and_are_sampled_by_class_id():
+    """The reference seeds every rank alike: shards start the same and sample the same local indices."""
+    alone = shards(0, 1)
+    assert alone["start"].std() == pytest.approx(0.01, rel=0.1)
+    assert not torch.equal(alone["chosen"][0], alone["chosen"][1])
+    for world in (2, 3):
+        parts = run_ranks(world, shards)
+        assert [len(p["start"]) for p in parts] == [40 // world + (r < 40 % world) for r in range(world)]
+        assert torch.equal(torch.cat([p["start"] for p in parts]), alone["start"])
+        assert torch.equal(torch.cat([p["chosen"] for p in parts], 1), alone["chosen"])
+        assert not torch.equal(parts[0]["start"][:13], parts[1]["start"][:13])
+
+
+def refused(rank, world):
+    """What each rank raises when rank 0 alone has a wrong label, and when it has labels that do not fit."""
+    head, said = PartialFC(CosFace(), D, 10), []
+    for bad in (torch.tensor([10]), torch.tensor([-1]), torch.tensor([1, 2])):
+        labels = bad if rank == 0 else torch.tensor([3])
+        with pytest.raises(ValueError) as error:
+            head(torch.ones(1, D), labels)
+        said.append(str(error.value))
+    return said
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_wrong_labels_are_refused_on_every_rank(world):
+    for said in run_ranks(world, refused):
+        assert "label 10 is outside [0, 10)" in said[0] and "label -1" in said[1] and "[B]" in said[2]
+
+
+def test_refusals_at_construction():
+    with pytest.raises(ValueError, match="sample_rate"):
+        PartialFC(CosFace(), D, 10, 0.0)
+    with pytest.raises(ValueError, match="cannot be shared"):
+        PartialFC(CosFace(), D, 0)
+
+
+def test_loss_does_not_saturate():
+    """The reference clamps the probability at 1e-30, so no sample's loss can pass 69.08."""
+    head = PartialFC(CosFace(s=64.0), 2, 2)
+    head.weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    loss = head(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert loss.item() == pytest.approx(64 * 2.4, rel=1e-5)
+
+
+@pytest.mark.parametrize("s", [64.0, 256.0, 1024.0])
+def test_large_scales_neither_underflow_nor_overflow(s):
+    x, w, labels = problem(50, 9, -0.4)
+    head = PartialFC(CosFace(s=s), D, 50).double()
+    head.weight.data.copy_(w)
+    x.requires_grad_()
+    loss = head(x, labels)
+    loss.backward()
+    expected, dx, dw = plain(x.detach(), w, labels, CosFace(s=s))
+    assert abs(loss - expected) <= 1e-12 * expected
+    assert relative(x.grad, dx) < 1e-12 and relative(head.weight.grad, dw) < 1e-12
+
+
+def test_a_row_without_negatives_has_no_loss():
+    head = PartialFC(CosFace(interclass=0.1), 2, 2)
+    head.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.9, 0.1]]))
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = head(x, torch.tensor([0]))
+    loss.backward()
+    assert loss == 0 and x.grad.abs().sum() == 0 and head.weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_update_is_that_of_torch_optim_whatever_the_number_of_calls(optimizer):
+    x, w, labels = problem(30, 12)
+    options = dict(optimizer=optimizer, lr=0.05, momentum=0.9, weight_decay=0.01)
+    whole, split = (PartialFC(CosFace(), D, 30, **options).double() for _ in range(2))
+    theirs = torch.nn.Parameter(whole.weight.detach().clone())
+    reference = (torch.optim.SGD([theirs], lr=0.05, momentum=0.9, weight_decay=0.01) if optimizer == "sgd"
+                 else torch.optim.AdamW([theirs], lr=0.05, weight_decay=0.01))
+    for step in range(5):
+        whole.begin_step(step, calls=1)
+        whole(x, labels).backward()
+        whole.finish_step()
+        split.begin_step(step, calls=2)
+        (split(x[:5], labels[:5]) * 5 / 12).backward()
+        (split(x[5:], labels[5:]) * 7 / 12).backward()
+        split.finish_step()
+        theirs.grad = plain(x, theirs.detach(), labels, CosFace())[2]
+        reference.step()
+        assert torch.allclose(whole.weight, theirs, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(split.weight, whole.weight, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_skipped_step_changes_nothing(optimizer):
+    x, _, labels = problem(30, 12)
+    head = PartialFC(CosFace(), D, 30, 0.5, optimizer=optimizer, weight_decay=0.1).double()
+    head(x, labels).backward()
+    head.finish_step()
+    before = {name: value.clone() for name, value in head.row_state().items()}
+    head(x * torch.nan, labels).backward()
+    head.finish_step(skip=torch.tensor(True))
+    for name, value in head.row_state().items():
+        assert torch.equal(value, before[name]), name

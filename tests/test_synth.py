@@ -1,0 +1,202 @@
+"""synth/: documents and captures are pure functions of their numbers, and types are told apart by fixed art."""
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import synth
+from inference.image import UserError
+from synth.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+ONE_OF_EACH = range(16, 16 + len(FAMILIES))
+
+
+def _digest(image):
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _field_mask(kind):
+    mask = np.zeros(kind.art.shape[:2], bool)
+    for f in kind.fields:
+        mask[f.y:f.y + f.h, f.x:f.x + f.w] = True
+    return mask
+
+
+@pytest.mark.parametrize("type_id", ONE_OF_EACH)
+def test_copies_share_their_art_and_differ_in_their_fields(type_id):
+    kind, a, b = synth.template(1, type_id), synth.render(1, type_id, 0), synth.render(1, type_id, 1)
+    assert a.dtype == np.uint8 and a.shape == kind.art.shape and 320 <= max(a.shape) <= 400
+    differ, fields = (a != b).any(2), _field_mask(kind)
+    assert not differ[~fields].any()
+    assert (a[~fields] == kind.art[~fields]).all()
+    assert differ.sum() > .02 * fields.sum()
+
+
+def test_fields_lie_on_the_page_and_only_ghost_images_may_touch_others():
+    for type_id in range(200):
+        kind = synth.template(2, type_id)
+        for i, f in enumerate(kind.fields):
+            assert f.x >= 0 and f.y >= 0 and f.w > 0 and f.h > 0
+            assert f.x + f.w <= kind.art.shape[1] and f.y + f.h <= kind.art.shape[0], (type_id, f)
+            for g in kind.fields[:i]:
+                wide = min(f.x + f.w, g.x + g.w) - max(f.x, g.x)
+                high = min(f.y + f.h, g.y + g.h) - max(f.y, g.y)
+                assert min(wide, high) <= 3 or "ghost" in (f.kind, g.kind), (type_id, f, g)
+
+
+def test_types_of_one_family_have_different_art():
+    for family in range(len(FAMILIES)):
+        arts = [synth.template(0, family + len(FAMILIES) * i).art for i in range(6)]
+        for i, a in enumerate(arts):
+            for b in arts[:i]:
+                b = cv2.resize(b, a.shape[1::-1], interpolation=cv2.INTER_AREA)
+                assert (np.abs(a.astype(int) - b).max(2) > 30).mean() > .03
+
+
+def test_images_depend_on_nothing_but_their_numbers():
+    def digests(order):
+        found = {}
+        for type_id, copy_id in order:
+            clean = synth.render(3, type_id, copy_id)
+            found[type_id, copy_id] = _digest(clean), _digest(synth.capture(clean, 3, type_id, copy_id))
+        return found
+
+    order = [(t, c) for t in ONE_OF_EACH for c in range(2)]
+    first = digests(order)
+    synth.template.cache_clear()
+    assert digests(order[::-1]) == first
+    assert len({d for pair in first.values() for d in pair}) == 2 * len(order)
+
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import hashlib, synth; " \
+           "print(hashlib.sha256(synth.capture(synth.render(3, 16, 1), 3, 16, 1).tobytes()).hexdigest())"
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                               env={**os.environ, "PYTHONHASHSEED": "7"}).stdout.strip()
+    assert elsewhere == first[16, 1][1]
+
+
+def test_another_seed_type_copy_or_capture_is_another_image():
+    image = synth.render(0, 5, 0)
+    others = [synth.render(*key) for key in ((1, 5, 0), (0, 13, 0), (0, 5, 1))]
+    photos = [synth.capture(image, *key) for key in ((0, 5, 0), (0, 5, 1), (1, 5, 0), (0, 51, 0), (0, 5, "x"))]
+    assert len({_digest(x) for x in [image, *others, *photos]}) == 9
+
+
+@pytest.mark.parametrize("type_id", ONE_OF_EACH)
+def test_a_capture_keeps_size_and_orientation(type_id):
+    image = synth.render(0, type_id, 0)
+    before = image.copy()
+    small = lambda x: cv2.resize(cv2.cvtColor(x, cv2.COLOR_BGR2GRAY), (48, 48), interpolation=cv2.INTER_AREA)
+    likeness = lambda x, y: np.corrcoef(small(x).ravel(), small(y).ravel())[0, 1]
+    turned = {"upright": image, "mirrored": image[:, ::-1], "flipped": image[::-1], "upside down": image[::-1, ::-1]}
+    total = dict.fromkeys(turned, 0.)
+    for n in range(12):
+        photo = synth.capture(image, 0, type_id, n, severity=.7)
+        assert photo.shape == image.shape and photo.dtype == np.uint8
+        for name, other in turned.items():
+            total[name] += likeness(photo, other)
+    assert max(total, key=total.get) == "upright"
+    assert (image == before).all()
+
+
+def test_severity_goes_from_the_image_itself_to_a_poor_photo():
+    image = synth.render(0, 24, 0)
+    change = [np.mean([np.abs(synth.capture(image, 0, n, severity=s).astype(int) - image).mean() for n in range(8)])
+              for s in (0, .5, 1, 2)]
+    assert change == sorted(change) and change[0] < 4 and change[2] > 15
+
+
+def test_odd_sizes_can_be_captured():
+    for shape in ((17, 31, 3), (40, 700, 3), (900, 33, 3)):
+        assert synth.capture(np.full(shape, 128, np.uint8), 0, 1).shape == shape
+
+
+def _files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.jpg")}
+
+
+def test_folders_hold_what_was_asked_for_whatever_the_number_of_processes(tmp_path):
+    assert synth.write_train(tmp_path / "a", 67, 2, seed=0, captures=1, workers=1) == 201
+    assert synth.write_train(tmp_path / "b", 67, 2, seed=0, captures=1, workers=2) == 201
+    one, two = _files(tmp_path / "a"), _files(tmp_path / "b")
+    assert one == two and len(one) == 201
+    assert {"id_card_00000/copy_0.jpg", "id_card_00000/copy_1.jpg", "passport_00001/capture_2.jpg"} <= set(one)
+    assert not list(tmp_path.glob("*.part"))
+    written = cv2.imdecode(np.frombuffer(one["id_card_00000/copy_1.jpg"], np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(written.astype(int) - synth.render(0, 0, 1)).mean() < 4
+
+
+def test_eval_types_follow_the_training_types(tmp_path):
+    assert synth.write_eval(tmp_path / "eval", 3, 2, seed=0, first_type=9) == 9
+    files = _files(tmp_path / "eval")
+    assert {name.split("/")[0] for name in files} == {"passport_00009", "bank_card_00010", "form_00011"}
+    assert {name.split("/")[1] for name in files} == {"reference.jpg", "capture_1.jpg", "capture_2.jpg"}
+
+
+def test_a_finished_folder_is_reused_an_other_one_replaced_a_foreign_one_refused(tmp_path):
+    folder = tmp_path / "train"
+    synth.write_train(folder, 2, 1, seed=0)
+    (folder / "mark").touch()
+    assert synth.write_train(folder, 2, 1, seed=0) == 2 and (folder / "mark").exists()
+    before = _files(folder)
+    synth.write_train(folder, 2, 1, seed=1)
+    assert not (folder / "mark").exists() and _files(folder) != before and _files(folder).keys() == before.keys()
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(UserError, match="did not make"):
+        synth.write_train(tmp_path / "mine", 2, 1, seed=0)
+    assert (tmp_path / "mine" / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_an_interrupted_run_leaves_no_folder_and_the_next_one_finishes(tmp_path, monkeypatch):
+    def fail(job):
+        job[0].mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("synth.folders._write_type", fail)
+        with pytest.raises(KeyboardInterrupt):
+            synth.write_train(tmp_path / "train", 2, 1, seed=0)
+    assert not (tmp_path / "train").exists()
+    assert synth.write_train(tmp_path / "train", 2, 1, seed=0) == 2
+    assert len(_files(tmp_path / "train")) == 2
+
+
+def test_numbers_out_of_range_are_refused(tmp_path):
+    for call in (lambda: synth.write_train(tmp_path / "x", 0, 1, seed=0),
+                 lambda: synth.write_train(tmp_path / "x", 1, 0, seed=0),
+                 lambda: synth.write_train(tmp_path / "x", 1, 1, seed=0, captures=-1),
+                 lambda: synth.write_eval(tmp_path / "x", 1, 1, seed=0, first_type=-1)):
+        with pytest.raises(UserError, match="at least"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def _command(*arguments):
+    return subprocess.run([sys.executable, "-m", "synth", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_writes_train_and_eval_without_a_common_type(tmp_path):
+    done = _command(tmp_path / "out", "--train-types", 3, "--copies", 2, "--eval-types", 2, "--captures", 1)
+    assert done.returncode == 0, done.stderr
+    train, test = ({p.name for p in (tmp_path / "out" / part).iterdir() if p.is_dir()} for part in ("train", "eval"))
+    assert len(train) == 3 and len(test) == 2 and not train & test
+
+
+def test_command_refuses_in_one_line(tmp_path):
+    for arguments in ((), (tmp_path, "--copies", "many"), (tmp_path / "x", "--copies", 0), ("--sheet", tmp_path / "a.gif")):
+        done = _command(*arguments)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_contact_sheet(tmp_path):
+    synth.contact_sheet(tmp_path / "deep" / "sheet.png", seed=0, types=2, cell=120)
+    sheet = cv2.imread(str(tmp_path / "deep" / "sheet.png"))
+    assert sheet.shape[1] == 600 and len(np.unique(sheet)) > 100
