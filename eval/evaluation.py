@@ -115,15 +115,16 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
     embeddings = np.concatenate(embeddings)
     _check_finite(embeddings, used)
     is_reference = np.array([item.is_reference for item in used])
-    verification, identification, counts = _metrics(embeddings, labels, is_reference, worst=WORST)
+    verification, identification, worst = _metrics(embeddings, labels, is_reference, WORST)
     return Evaluation(
         folder=str(folder), items=used, labels=labels, types=types, unreadable=unreadable, embeddings=embeddings,
         verification=verification, identification=identification,
-        false_matches=counts[0], missed_matches=counts[1],
+        false_matches=worst[0], missed_matches=worst[1],
         baseline=_metrics(np.stack(thumbnails), labels, is_reference)[:2] if baseline else None)
 
 
 def _metrics(embeddings, labels, is_reference, worst=0):
+    """Verification, Identification and the two lists of worst pairs; the large histograms end here."""
     points = fixed_point(embeddings)
     counts = count_pairs(points, labels, worst)
     return measure(counts), identify(points, labels, is_reference), (counts.false_matches, counts.missed_matches)

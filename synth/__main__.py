@@ -18,7 +18,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _arguments():
+def _arguments(argv):
     parser = _Parser(prog="python -m synth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", help="folder for train/ and eval/")
     parser.add_argument("--train-types", type=int, default=400, metavar="N", help="document types to train on")
@@ -27,14 +27,14 @@ def _arguments():
     parser.add_argument("--captures", type=int, default=4, metavar="K", help="made photos of each evaluation type")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", metavar="FILE", help="write a contact sheet (.jpg or .png)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not (args.out or args.sheet):
         parser.error("name a folder to write to, or --sheet FILE")
     return args
 
 
-def main():
-    args = _arguments()
+def main(argv=None):
+    args = _arguments(argv)
     try:
         if args.sheet:
             contact_sheet(args.sheet, args.seed)

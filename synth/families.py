@@ -6,7 +6,7 @@ emblem, words, layout and line work do.
 import numpy as np
 
 from synth import art, words
-from synth.draw import ITALIC, MONO, OBLIQUE, SANS, SERIF, SLANTED, TIMES, box, fit, hsv, lines, mix, pick
+from synth.draw import ITALIC, MONO, OBLIQUE, SANS, SERIF, SLANTED, TIMES, box, ellipse, fit, hsv, lines, mix, pick
 from synth.page import VALUES, Page
 
 FORM_END = 326  # below it: date, signature and stamp
@@ -14,16 +14,16 @@ FORM_END = 326  # below it: date, signature and stamp
 
 def _holder(p, x, y, w, h, keys):
     """Entries about a person, one or two to a row, as many rows as fit."""
-    size, row = pick(p.r, (11, 12)), 27
-    i, bottom = 0, y + h
-    while i < len(keys) and y + row <= bottom + 1:
+    size, i, bottom = pick(p.r, (11, 12)), 0, y + h
+    while i < len(keys) and y + 26 <= bottom:
         pair = len(keys) > i + 1 and not {"address", "name"} & set(keys[i:i + 2]) and p.r.uniform() < .55
         for j, key in enumerate(keys[i:i + 1 + pair]):
             p.entry(key, x + j * w * .54, y, w * (.46 if pair else 1), size)
-        i, y = i + 1 + pair, y + row
+        i, y = i + 1 + pair, y + 27
 
 
 def _shuffled(r, first, rest, n):
+    """n keys: `first`, then some of `rest` in random order."""
     return list(first) + [rest[i] for i in r.permutation(len(rest))[:n - len(first)]]
 
 
@@ -37,9 +37,7 @@ def id_card(r):
             box(p.canvas, 0, 42, p.w, 4, p.other)
     head = art.WHITE if band else p.dark
     logo_right, flagged = bool(r.integers(2)), r.uniform() < .4
-    if band:  # a light disc, so that a dark emblem can be seen on the dark band
-        art.ellipse(p.canvas, p.w - 24 if logo_right else 24, 21, 19, 19, art.WHITE)
-    p.emblem(p.w - 24 if logo_right else 24, 21, 15)
+    p.emblem(p.w - 24 if logo_right else 24, 21, 15, disc=band > 0)
     if flagged:
         art.flag(r, p.canvas, 10 if logo_right else p.w - 46, 9, 36, 24, p.hues)
     left, end = (52 if not logo_right or flagged else 14), p.w - (52 if logo_right or flagged else 14)
@@ -63,12 +61,10 @@ def id_card(r):
         p.field("barcode", x, 204, w * .7, 30)
     if low == "chip":
         art.chip(r, p.canvas, x + w - 46, 196, 44, 36)
-    bottom = 202 if low in ("mrz", "barcode") else 234
+    bottom = {"signature": 234, "chip": 192}.get(low, 202)
     if r.uniform() < .5:
         p.field("ghost", x + w - 46, 124, 44, 56, person="holder", colour=p.dark)
         w -= 52
-    if low == "chip":
-        bottom = 192
     keys = _shuffled(r, pick(r, (("surname", "given"), ("given", "surname"), ("name",), ("number", "name"))),
                      ("birth", "sex", "place", "number", "issued", "expires", "height", "address"),
                      int(r.integers(5, 9)))
@@ -104,7 +100,7 @@ def passport(r):
 
 
 def bank_card(r):
-    p = Page(r, "bank_card", 384, 242)
+    p = Page(r, "bank_card", 384, 242, layers=0)
     hue, second = p.hues
     bright = pick(r, (.35, .55, .85))
     p.canvas = art.background(r, p.w, p.h, (hsv(hue, .7, bright), hsv(second, .65, bright * .75)),
@@ -117,11 +113,11 @@ def bank_card(r):
     art.emblem(r, p.canvas, p.w - 38 if logo_right else 38, 36, 24, (art.WHITE,), organisation[0])
     p.text(14 if logo_right else 72, 24, organisation, 21, 240)
     p.text(p.w - 16, 205 if r.uniform() < .5 else 66, title, 14, 110, align="right", bold=False)
-    cy = pick(r, (84, 92, 100))
-    art.chip(r, p.canvas, pick(r, (26, 40)), cy, 48, 38)
+    y = pick(r, (84, 92, 100))
+    art.chip(r, p.canvas, pick(r, (26, 40)), y, 48, 38)
     if r.uniform() < .6:  # the waves of contactless payment
         for i in range(4):
-            art.ellipse(p.canvas, 104, cy + 19, 5 * i + 4, 5 * i + 4, art.WHITE, 2, -40, 40)
+            ellipse(p.canvas, 104, y + 19, 5 * i + 4, 5 * i + 4, art.WHITE, 2, -40, 40)
     size = pick(r, (20, 22))
     p.field("number", 26, 142, p.w - 52, size + 6, size=size, face=MONO[1],
             pattern=pick(r, ("9999 9999 9999 9999", "9999 999999 99999")))
@@ -260,13 +256,11 @@ def ticket(r):
     cut = stub if stub_left else p.w - stub
     x, w = (cut + 12, p.w - stub - 24) if stub_left else (12, p.w - stub - 24)
     side = 8 if stub_left else cut + 8
-    if r.uniform() < .6:
+    band = r.uniform() < .6
+    if band:
         box(p.canvas, x - 12, 0, w + 24, 40, p.dark)
-        head = art.WHITE
-        art.ellipse(p.canvas, x + 12, 20, 17, 17, art.WHITE)
-    else:
-        head = p.dark
-    p.emblem(x + 12, 20, 14)
+    head = art.WHITE if band else p.dark
+    p.emblem(x + 12, 20, 14, disc=band)
     p.text(x + 36, 2, organisation, 18, w - 38, head)
     p.text(x + 36, 23, title.upper(), 11, w - 38, head, bold=False)
     for y in range(0, p.h, 8):
@@ -295,24 +289,27 @@ def label(r):
     p = Page(r, "label", w, h, pale=pick(r, (.03, .25)), layers=pick(r, (0, 1)), strength=.3)
     organisation, title = p.heading("shop")
     art.border(r, p.canvas, 4, p.dark)
-    p.text(w / 2 if (middle := r.uniform() < .4) else 80, 24 if not middle else 74, organisation, 17,
-           w - (110 if not middle else 50), p.dark, "centre" if middle else "left")
-    p.emblem(w / 2 if middle else 50, 46, 26)
-    y = 98 if middle else 80
+    if r.uniform() < .4:
+        p.emblem(w / 2, 46, 26)
+        p.text(w / 2, 74, organisation, 17, w - 50, p.dark, "centre")
+        y = 98
+    else:
+        p.emblem(50, 46, 26)
+        p.text(80, 34, organisation, 17, w - 110, p.dark)
+        y = 80
     inverse = r.uniform() < .6
     if inverse:
         box(p.canvas, 18, y, w - 36, 40, pick(r, (p.dark, p.other, p.ink)))
     size = fit(title.upper(), p.face[1], 27, w - 60)
     p.text(w / 2, y + 20 - size * .62, title.upper(), size, w - 60, art.WHITE if inverse else p.dark, "centre")
     y += 48
-    signs = int(r.integers(0, 4))
+    rows, signs = (h - 70 - y) // 29, min(int(r.integers(0, 4)), (h - 70 - y) // 38)
     for i in range(signs):  # handling signs
         box(p.canvas, w - 50, y + 38 * i, 32, 32, p.ink, 1)
         art.emblem(r, p.canvas, w - 34, y + 16 + 38 * i, 12, (p.ink,))
     wide = w - 36 - (44 if signs else 0)
-    rows = int((h - 70 - y) // 29)
-    keys = _shuffled(r, (), ("lot", "weight", "expires", "number", "from", "to", "address", "remarks"), max(rows, 1))
-    for i, key in enumerate(keys[:rows]):
+    keys = _shuffled(r, (), ("lot", "weight", "expires", "number", "from", "to", "address", "remarks"), rows)
+    for i, key in enumerate(keys):
         p.entry(key, 20, y + 29 * i, wide, 12)
         if i:
             lines(p.canvas, [np.array([(18, y + 29 * i - 2), (18 + wide, y + 29 * i - 2)])], mix(p.ink, art.WHITE, .5))
@@ -350,15 +347,14 @@ def certificate(r):
     for i in range(2 + 4 * tall):
         p.text(w / 2, y + 48 + 13 * i, words.sentence(r, p.language, int(r.integers(5, 8))), 10, w - 64,
                align="centre", bold=False)
-    sealed = pick(r, (0, 1, 2))  # the seal: in the middle, left, or right
-    centres = np.array(((.5, .2, .8), (.22, .5, .8), (.78, .2, .5))[sealed]) * w
+    seal_x, date_x, signature_x = np.array(pick(r, ((.5, .2, .8), (.22, .5, .8), (.78, .2, .5)))) * w
     low = h - 62
     if r.uniform() < .5:
-        art.seal(r, p.canvas, centres[0], low + 18, 27, pick(r, (p.dark, p.other)), organisation)
+        art.seal(r, p.canvas, seal_x, low + 18, 27, pick(r, (p.dark, p.other)), organisation)
     else:
-        p.emblem(centres[0], low + 18, 24)
-    p.entry("date", centres[1] - 38, low, 76, 12)
-    p.entry("signature", centres[2] - 38, low, 76, 26)
+        p.emblem(seal_x, low + 18, 24)
+    p.entry("date", date_x - 38, low, 76, 12)
+    p.entry("signature", signature_x - 38, low, 76, 26)
     return p.done()
 
 

@@ -26,8 +26,8 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
     """Writes the types 0..types-1 as `folder/<type>/copy_N.jpg` (clean) and `capture_N.jpg` (made photos).
 
     N is the copy id: 0..copies-1 for the clean ones, then `captures` more, so no two pictures show the same fields.
-    Returns the number of images in the folder. `workers`: processes, by default the cores this one may use; the bytes
-    do not depend on it. Raises UserError for numbers out of range or a folder that holds something else."""
+    Returns the number of images in the folder. `workers`: processes, by default one per core; the bytes do not depend
+    on it. Raises UserError for numbers out of range or a folder that holds something else."""
     _require(1, types=types, copies=copies)
     _require(0, captures=captures)
     files = [(f"copy_{n}.jpg", n, False) for n in range(copies)]
@@ -102,7 +102,7 @@ def _write(folder, type_ids, files, seed, workers):
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     jobs = [(part / type_name(type_id), seed, type_id, files) for type_id in type_ids]
-    workers = min(workers or len(os.sched_getaffinity(0)), total // 200 + 1)  # a process takes a second to start
+    workers = min(workers or os.cpu_count() or 1, total // 200 + 1)  # a process takes a second to start
     with tqdm(total=total, desc=f"synth {folder.name}", unit="img", mininterval=.5) as bar:
         if workers == 1:
             for job in jobs:

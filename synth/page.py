@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synth import art, words
-from synth.draw import MONO, SANS, SERIF, TIMES, hsv, mix, pick, text
+from synth.draw import MONO, SANS, SERIF, TIMES, ellipse, hsv, mix, pick, text
 from synth.fields import Field
 
 HUES = {"id_card": (.55, .33, .95, .12), "passport": (.58, .98, .3), "bank_card": (.6, .45, .03, .75, .12),
@@ -13,10 +13,10 @@ HUES = {"id_card": (.55, .33, .95, .12), "passport": (.58, .98, .3), "bank_card"
 NUMBERS = ("AA 999999", "A9999999", "999-999-999", "99 99 999999", "AAA-9999-A", "9999/9999", "99999999 A")
 DATES = ("d.m.y", "d/m/y", "y-m-d", "d m y", "m/y")
 VALUES = {"surname": "word", "given": "word", "name": "name", "birth": "date", "place": "word", "number": "number",
-          "issued": "date", "expires": "date", "sex": "letter", "height": ("number", "179 cm"), "address": "address",
-          "signature": "signature", "date": "date", "time": ("number", "19:39"), "seat": ("number", "99A"),
-          "gate": ("number", "A9"), "from": "word", "to": "word", "amount": "amount", "lot": ("number", "A9999"),
-          "weight": ("number", "9.99 kg"), "remarks": "remarks"}  # the kind of field under a label, or (kind, pattern)
+          "issued": "date", "expires": "date", "sex": "letter", "height": "number:179 cm", "address": "address",
+          "signature": "signature", "date": "date", "time": "number:19:39", "seat": "number:99A", "gate": "number:A9",
+          "from": "word", "to": "word", "amount": "amount", "lot": "number:A9999", "weight": "number:9.99 kg",
+          "remarks": "remarks"}  # the kind of field that goes with a label, or kind:pattern
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,31 @@ class Page:
         self.fields = []
 
     def text(self, x, y, string, size, width, colour=None, align="left", face=None, bold=True):
+        """Fixed text in the page's own face and ink; see draw.text."""
         text(self.canvas, x, y, string, (face or self.face)[bold], size, colour or self.ink, align, width)
 
     def field(self, kind, x, y, w, h, **options):
-        options = {"colour": self.ink, "face": self.body[1], "language": self.language, **options}
-        options.setdefault("pattern", {"number": self.number, "date": self.date}.get(kind, ""))
-        self.fields.append(Field(kind, round(x), round(y), round(w), round(h), **options))
+        """Adds a field; number and date formats are the same all over the page."""
+        usual = {"colour": self.ink, "face": self.body[1], "language": self.language,
+                 "pattern": {"number": self.number, "date": self.date}.get(kind, "")}
+        self.fields.append(Field(kind, round(x), round(y), round(w), round(h), **{**usual, **options}))
 
     def entry(self, key, x, y, w, size=12, **options):
         """A small label above the value it names; the height it takes is size + 14."""
         self.text(x, y, words.LABELS[key][self.language], 8, w, mix(self.dark, self.ink, .3), face=SANS, bold=False)
-        value = VALUES[key]
-        kind, pattern = value if isinstance(value, tuple) else (value, None)
-        if pattern is not None:
-            options = {"pattern": pattern, **options}
+        kind, _, pattern = VALUES[key].partition(":")
+        if pattern:
+            options.setdefault("pattern", pattern)
         self.field(options.pop("kind", kind), x, y + 10, w, size + 4, size=size, **options)
 
-    def emblem(self, x, y, radius):
+    def emblem(self, x, y, radius, disc=False):
+        """An emblem in the page's colours, if need be on a white disc, to be seen on a dark band."""
+        if disc:
+            ellipse(self.canvas, x, y, radius + 4, radius + 4, art.WHITE)
         art.emblem(self.r, self.canvas, x, y, radius, (self.dark, self.other), words.name(self.r, self.language)[0])
 
     def heading(self, kind):
+        """The organisation behind the document (a kind of words.ORGANISATIONS) and what it calls it."""
         return words.organisation(self.r, kind, self.language), words.title(self.r, self.family, self.language)
 
     def done(self):

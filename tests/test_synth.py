@@ -11,6 +11,7 @@ import pytest
 
 import synth
 from inference.image import UserError
+from synth.__main__ import main
 from synth.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +39,8 @@ def test_copies_share_their_art_and_differ_in_their_fields(type_id):
     assert differ.sum() > .02 * fields.sum()
 
 
-def test_fields_lie_on_the_page_and_only_ghost_images_may_touch_others():
-    for type_id in range(200):
+def test_fields_lie_on_the_page_and_apart_from_each_other():
+    for type_id in range(160):
         kind = synth.template(2, type_id)
         for i, f in enumerate(kind.fields):
             assert f.x >= 0 and f.y >= 0 and f.w > 0 and f.h > 0
@@ -47,7 +48,7 @@ def test_fields_lie_on_the_page_and_only_ghost_images_may_touch_others():
             for g in kind.fields[:i]:
                 wide = min(f.x + f.w, g.x + g.w) - max(f.x, g.x)
                 high = min(f.y + f.h, g.y + g.h) - max(f.y, g.y)
-                assert min(wide, high) <= 3 or "ghost" in (f.kind, g.kind), (type_id, f, g)
+                assert min(wide, high) <= 3, (type_id, f, g)
 
 
 def test_types_of_one_family_have_different_art():
@@ -105,10 +106,10 @@ def test_a_capture_keeps_size_and_orientation(type_id):
 
 
 def test_severity_goes_from_the_image_itself_to_a_poor_photo():
-    image = synth.render(0, 24, 0)
+    image = synth.render(0, 20, 0)
     change = [np.mean([np.abs(synth.capture(image, 0, n, severity=s).astype(int) - image).mean() for n in range(8)])
               for s in (0, .5, 1, 2)]
-    assert change == sorted(change) and change[0] < 4 and change[2] > 15
+    assert change == sorted(change) and change[0] < change[2] / 5
 
 
 def test_odd_sizes_can_be_captured():
@@ -178,22 +179,24 @@ def test_numbers_out_of_range_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def _command(*arguments):
-    return subprocess.run([sys.executable, "-m", "synth", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-
-
 def test_command_writes_train_and_eval_without_a_common_type(tmp_path):
-    done = _command(tmp_path / "out", "--train-types", 3, "--copies", 2, "--eval-types", 2, "--captures", 1)
-    assert done.returncode == 0, done.stderr
+    main([str(tmp_path / "out"), "--train-types", "3", "--copies", "2", "--eval-types", "2", "--captures", "1"])
     train, test = ({p.name for p in (tmp_path / "out" / part).iterdir() if p.is_dir()} for part in ("train", "eval"))
     assert len(train) == 3 and len(test) == 2 and not train & test
 
 
-def test_command_refuses_in_one_line(tmp_path):
-    for arguments in ((), (tmp_path, "--copies", "many"), (tmp_path / "x", "--copies", 0), ("--sheet", tmp_path / "a.gif")):
-        done = _command(*arguments)
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+def test_bad_arguments_are_refused_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for arguments in ((), ("x", "--copies", "many"), (f"{tmp_path}/x", "--copies", "0"), (f"{tmp_path}/file",),
+                      ("--sheet", f"{tmp_path}/sheet.gif"), ("x", "--frobnicate")):
+        with pytest.raises(UserError) as refusal:
+            main(list(arguments))
+        assert len(str(refusal.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    done = subprocess.run([sys.executable, "-m", "synth"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "--sheet" in done.stderr
 
 
 def test_contact_sheet(tmp_path):
