@@ -107,12 +107,12 @@ def blur_with(kernels: Callable) -> Callable:
 
 @blur_with
 def gaussian_blur(x, d, across, down):
-    return (-(across ** 2 + down ** 2) / (2 * d("gaussian", 0.5, 2.0) ** 2)).exp()
+    return (-(across ** 2 + down ** 2) / (2 * d("gaussian", 0.4, 1.5) ** 2)).exp()
 
 
 @blur_with
 def motion_blur(x, d, across, down):
-    angle, length = d("motion/angle", 0, math.pi), d("motion/length", 1, 4)
+    angle, length = d("motion/angle", 0, math.pi), d("motion/length", 0.5, 3)
     along = across * angle.cos() + down * angle.sin()
     aside = down * angle.cos() - across * angle.sin()
     return (1 - aside.abs()).clamp_min(0) * (length + 0.5 - along.abs()).clamp(0, 1)
@@ -120,7 +120,7 @@ def motion_blur(x, d, across, down):
 
 @blur_with
 def defocus(x, d, across, down):
-    return (d("defocus", 0.8, 3.0) + 0.5 - (across ** 2 + down ** 2).sqrt()).clamp(0, 1)
+    return (d("defocus", 0.6, 2.2) + 0.5 - (across ** 2 + down ** 2).sqrt()).clamp(0, 1)
 
 
 def median_blur(x, d):
@@ -172,17 +172,17 @@ def jpeg(x, d):
 
 
 def gaussian_noise(x, d):
-    return x + d("noise/sigma", 0.01, 0.08) * d.noise_field("noise", 3, *x.shape[2:])
+    return x + d("noise/sigma", 0.01, 0.06) * d.noise_field("noise", 3, *x.shape[2:])
 
 
 def iso_noise(x, d):
     """Sensor noise: common to the channels in brightness, its own in colour, stronger where it is dark."""
     luminance, colour = d.noise_field("iso", 1, *x.shape[2:]), d.noise_field("iso/colour", 3, *x.shape[2:])
-    return x + d("iso/sigma", 0.02, 0.08) * (1.2 - x) * (luminance + 0.5 * colour)
+    return x + d("iso/sigma", 0.01, 0.06) * (1.2 - x) * (luminance + 0.5 * colour)
 
 
 def multiplicative_noise(x, d):
-    return x * (1 + d("multiplicative", 0.03, 0.15) * d.noise_field("multiplicative", 1, *x.shape[2:]))
+    return x * (1 + d("multiplicative", 0.03, 0.1) * d.noise_field("multiplicative", 1, *x.shape[2:]))
 
 
 def illumination(x, d):
@@ -255,12 +255,12 @@ def reference_matrix(d: Draw) -> torch.Tensor:
 
 
 def strong_matrix(d: Draw) -> torch.Tensor:
-    """Turn 15 degrees, scale each side .8 to 1.2, shift .12, shear .15, perspective .15. Homographies `[n,3,3]`."""
-    turn = math.radians(15)
-    wide, high = d.host("wide", 0.8, 1.2), d.host("high", 0.8, 1.2)
-    rest = torch.stack([d.host("shear/x", -0.15, 0.15), d.host("shear/y", -0.15, 0.15),
-                        d.host("perspective/x", -0.15, 0.15), d.host("perspective/y", -0.15, 0.15)], 1)
-    return _compose(d, d.host("angle", -turn, turn), wide, high, d.host("x", -0.24, 0.24), d.host("y", -0.24, 0.24), rest)
+    """Turn 10 degrees, scale each side .85 to 1.15, shift .08, shear .1, perspective .1. Homographies `[n,3,3]`."""
+    turn = math.radians(10)
+    wide, high = d.host("wide", 0.85, 1.15), d.host("high", 0.85, 1.15)
+    rest = torch.stack([d.host("shear/x", -0.1, 0.1), d.host("shear/y", -0.1, 0.1),
+                        d.host("perspective/x", -0.1, 0.1), d.host("perspective/y", -0.1, 0.1)], 1)
+    return _compose(d, d.host("angle", -turn, turn), wide, high, d.host("x", -0.16, 0.16), d.host("y", -0.16, 0.16), rest)
 
 
 def _compose(d, angle, wide, high, x, y, rest) -> torch.Tensor:
@@ -280,10 +280,10 @@ PRESETS = {
     "none": (None, []),
     "reference": (reference_matrix, [(0.5, REFERENCE_BLUR), (0.5, NOISES), (0.5, REFERENCE_COLOUR)]),
     "strong": (strong_matrix, [
-        (0.4, [cover]), (0.5, [illumination]), (0.3, [glare]), (0.8, [jitter, cast, shift_rgb, gamma, jitter, cast, gray]),
-        (0.15, [sepia, shuffle_channels, drop_channel, invert]),
-        (0.5, [motion_blur, gaussian_blur, defocus, zoom_blur, median_blur, resample(2), resample(3), resample(4)]),
-        (0.5, NOISES), (0.3, [jpeg])]),
+        (0.25, [cover]), (0.4, [illumination]), (0.2, [glare]),
+        (0.7, [jitter, cast, shift_rgb, gamma]), (0.1, [gray, sepia, shuffle_channels, drop_channel, invert]),
+        (0.4, [motion_blur, gaussian_blur, defocus, zoom_blur, median_blur, resample(2), resample(3)]),
+        (0.3, NOISES), (0.2, [jpeg])]),
 }
 
 
