@@ -76,8 +76,9 @@ def sepia(x, d):
 
 
 def shuffle_channels(x, d):
-    order = torch.argsort(torch.cat([d(f"order{c}") for c in range(3)], 1), 1)
-    return x.gather(1, order.expand_as(x))
+    orders = torch.tensor([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], device=x.device)
+    order = orders[d("order", 0, 5).long().flatten()]
+    return x.gather(1, order.view(-1, 3, 1, 1).expand_as(x))
 
 
 def drop_channel(x, d):

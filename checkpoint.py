@@ -74,6 +74,9 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, head) -> N
             number, name = key.split(".", 1)
             states.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        for parameter, state in optimizer.state.items():  # in the parameter's memory format: fused kernels assume it
+            state.update({name: torch.empty_like(parameter).copy_(value) for name, value in state.items()
+                          if value.shape == parameter.shape})
         missing = len(head.classes)
         for file in folder.glob("centres-*-*.safetensors"):
             first, stop = (int(number) for number in file.stem.split("-")[1:])

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from augment import Augment
 from backbones import get_model
 from dataset import Batches, ImageFolders, load_batches
+from eval import evaluate_folder
+from eval.folder import find_images
 from losses import get_margin
 from partial_fc import PartialFC
 from runtime import Ranks, UserError, margin_factor
@@ -29,6 +31,8 @@ class RegistrationTask:
 
     def __init__(self, cfg, ranks: Ranks, log):
         self.cfg, self.ranks = cfg, ranks
+        if cfg.eval_data:
+            find_images(cfg.eval_data)  # a wrong folder is told now, not after hours
         self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
         for path, reason in self.images.left_out.items():
             log.info(f"left out: {path}: {reason}")
@@ -96,7 +100,6 @@ class RegistrationTask:
 
     def evaluate(self) -> dict:
         """Zero-shot metrics of the network on `eval_data`: the document that `python -m eval --json` prints."""
-        from eval import evaluate_folder
         return evaluate_folder(self.embed, self.cfg.eval_data, self.cfg.image_size).as_dict()
 
     @torch.no_grad()

@@ -102,16 +102,14 @@ def train(cfg, ranks: Ranks) -> dict:
             running.zero_()
             counted, since = 0, time.perf_counter()
 
-        evaluating = cfg.eval_data and (done == total or cfg.eval_every and done % cfg.eval_every == 0)
-        if evaluating and ranks.rank == 0:
-            metrics = task.evaluate()
-            log.info(f"eval {done}/{total} auroc {metrics['auroc']:.4f} tpr@1e-4 {metrics['tpr_at_fpr']['1e-4']:.4f} "
-                     f"top1 {metrics['top1']:.4f}")
-            (output / "eval.json").write_text(json.dumps(metrics, indent=2) + "\n")
-            results.write({"step": done, "samples": done * cfg.batch_size, "auroc": metrics["auroc"],
-                           "tpr_at_fpr_1e-4": metrics["tpr_at_fpr"]["1e-4"], "top1": metrics["top1"]})
+        evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
+        if evaluating:
+            metrics = evaluate(task, done, ranks, log)
+            if results and metrics:
+                results.write({"step": done, "samples": done * cfg.batch_size, "auroc": metrics["auroc"],
+                               "tpr_at_fpr_1e-4": metrics["tpr_at_fpr"]["1e-4"], "top1": metrics["top1"]})
         if evaluating or done == total or cfg.save_every and done % cfg.save_every == 0:
-            best = save(output, task, optimizer, done, best, metrics.get("auroc") if evaluating else None, ranks)
+            best = save(output, task, optimizer, done, best, metrics if evaluating else {}, ranks)
             since = time.perf_counter()
     bar.close()
     if results:
@@ -153,21 +151,38 @@ def resume(cfg, output: Path, task, optimizer) -> tuple[int, float | None]:
     return manifest["step"], manifest["best"]
 
 
-def save(output: Path, task, optimizer, step: int, best: float | None, auroc: float | None, ranks: Ranks) -> float | None:
-    """Write checkpoints/last, and checkpoints/best when this step's `auroc` is the best; `model.pt` is the best one's
-    network, or the last one's in a run that is never evaluated. Returns the best AUROC so far."""
-    if ranks.world > 1:  # rank 0 alone evaluated
-        said = [auroc]
+def evaluate(task, step: int, ranks: Ranks, log) -> dict:
+    """The task's metrics, found by rank 0 and told to all; {} when they could not be (a diverged network), so that
+    the run goes on and its checkpoint is still written."""
+    said = [{}]
+    if ranks.rank == 0:
+        try:
+            said = [task.evaluate()]
+            log.info(f"eval {step}/{task.total_steps} auroc {said[0]['auroc']:.4f} "
+                     f"tpr@1e-4 {said[0]['tpr_at_fpr']['1e-4']:.4f} top1 {said[0]['top1']:.4f}")
+        except UserError as error:
+            log.warning(f"eval {step}/{task.total_steps} not possible: {error}")
+    if ranks.world > 1:
         torch.distributed.broadcast_object_list(said, src=0)
-        auroc = said[0]
-    better = auroc is not None and (best is None or auroc > best)
-    best = auroc if better else best
+    return said[0]
+
+
+def save(output: Path, task, optimizer, step: int, best: float | None, metrics: dict, ranks: Ranks) -> float | None:
+    """Write checkpoints/last, and checkpoints/best when this step's AUROC is the best; returns the best so far.
+
+    `model.pt` and `eval.json` belong together: the best network, or the last one in a run that is never evaluated.
+    """
+    better = bool(metrics) and (best is None or metrics["auroc"] > best)
+    best = metrics["auroc"] if better else best
     network = task.network.state_dict()
     for name in ("last", "best") if better else ("last",):
         save_checkpoint(output / "checkpoints" / name, network, optimizer, task.head,
                         {"step": step, "best": best, **task.must_agree()})
     if ranks.rank == 0 and (better or best is None):
         save_weights(network, output / "model.pt")
+        (output / "eval.json").unlink(missing_ok=True)
+        if better:
+            (output / "eval.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return best
 
 

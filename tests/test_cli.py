@@ -1,0 +1,115 @@
+"""The README's commands, end to end on made documents: train, torchrun, export, evaluate, register, classify."""
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["network=test_efficientnet", "image_size=32", "embedding_size=32", "batch_size=16", "max_steps=6", "log_every=2",
+         "num_workers=1", "device=cpu"]
+
+
+def run(*command, status=0, cwd=ROOT):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def torchrun(processes, *command):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+                           "--master_addr=127.0.0.1", f"--master_port={port}", *map(str, command)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    run("-m", "synth", folder, "--train-types", 8, "--copies", 2, "--eval-types", 4, "--captures", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(made):
+    done = run("train_v2.py", "configs/demo", f"data={made / 'train'}:1:labelled", f"eval_data={made / 'eval'}",
+               f"output={made / 'run'}", *SMALL)
+    assert "step 6/6 loss" in done.stderr and "eval 6/6 auroc" in done.stderr
+    run("onnx_export.py", made / "run")
+    return made / "run"
+
+
+def test_evaluation_of_the_run_and_of_its_export_agree(made, trained):
+    reports = []
+    for model in (trained, trained / "model.onnx"):
+        done = run("-m", "eval", "--model", model, "--data", made / "eval", "--report", made / "report", "--json")
+        reports.append(json.loads(done.stdout))
+        assert (made / "report" / "report.html").stat().st_size > 10_000
+    assert reports[0]["pairs"] == reports[1]["pairs"] == {"positive": 12, "negative": 54}
+    assert reports[0]["auroc"] == pytest.approx(reports[1]["auroc"], abs=0.02)
+    assert json.loads((trained / "eval.json").read_text())["auroc"] == pytest.approx(reports[0]["auroc"], abs=1e-6)
+
+
+def test_registering_and_classifying(made, trained, tmp_path):
+    references = sorted((made / "eval").glob("*/reference.jpg"))
+    done = run(ROOT / "inference/classify.py", "--model", trained / "model.onnx", "--register", made / "eval", "--json",
+               "--threshold", "0", references[0], "missing.jpg", cwd=tmp_path)
+    first, second = json.loads(done.stdout)
+    assert first["label"] == references[0].parent.name and first["score"] == pytest.approx(1, abs=1e-5)
+    assert second["label"] is None and second["error"]
+
+
+def test_two_processes_on_real_files(made):
+    done = torchrun(2, "train_v2.py", "configs/demo", f"data={made / 'train'}", "expansion=24", f"output={made / 'two'}",
+                    f"eval_data={made / 'eval'}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "num_classes 384" in done.stderr and "world 2" in done.stderr and "step 6/6" in done.stderr
+    files = {file.name for file in (made / "two" / "checkpoints" / "last").iterdir()}
+    assert {"centres-0-192.safetensors", "centres-192-384.safetensors"} <= files
+
+
+def test_more_processes_than_classes(made, tmp_path):
+    one = sorted((made / "train").glob("*/*.jpg"))[0].parent
+    done = torchrun(3, "train_v2.py", "configs/demo", f"data={one}", "expansion=1", f"output={tmp_path}", *SMALL)
+    assert done.returncode != 0
+    assert "error: data: 2 classes cannot be shared by 3 processes" in done.stderr
+
+
+def test_a_file_that_breaks_in_the_loader_ends_every_rank(made, tmp_path):
+    """One rank alone meets the broken file; the run ends with the file's name, and ends for all."""
+    script = tmp_path / "breaks.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import dataset\nfrom pathlib import Path\nimport train_v2\nfrom runtime import run_cli\n"
+        "load = dataset.ImageFolders.load\n"
+        "def breaks(self, image, view):\n"
+        "    if image == 3: self.cache, self.paths[3] = [], Path('gone.jpg')\n"
+        "    return load(self, image, view)\n"
+        "dataset.ImageFolders.load = breaks\n"
+        "run_cli(train_v2.main)\n")
+    done = torchrun(2, script, ROOT, "configs/demo", f"data={made / 'train'}:1", f"output={tmp_path / 'run'}", *SMALL)
+    assert done.returncode != 0
+    assert "error: gone.jpg: file not found" in done.stderr
+
+
+@pytest.mark.parametrize("command, says", [
+    (["train_v2.py", "configs/demo", "data=nowhere"], "nowhere: no such folder"),
+    (["train_v2.py"], "usage: train_v2.py"),
+    (["train_v2.py", "configs/dmo"], "did you mean configs/demo"),
+    (["onnx_export.py", "nowhere"], "nowhere"),
+    (["-m", "eval", "--model", "nowhere.onnx", "--data", "."], "nowhere.onnx: no such file"),
+    (["inference/classify.py", "--model", "README.md", "--register", ".", "x.jpg"], "README.md"),
+])
+def test_mistakes_are_one_line_and_exit_2(command, says):
+    done = run(*command, status=2)
+    assert done.stderr.startswith("error: ") and says in done.stderr and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_run_sh_knows_its_words():
+    done = subprocess.run(["bash", ROOT / "run.sh", "tset"], capture_output=True, text=True)
+    assert done.returncode == 2 and "./run.sh or ./run.sh test" in done.stderr

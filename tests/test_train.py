@@ -1,0 +1,216 @@
+"""The loop: the same training on any number of ranks, resumed, accumulated; what is skipped and what is refused.
+
+The network has no BatchNorm, since that sees each rank's own part of a batch.
+"""
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import task as tasks
+from checkpoint import load_checkpoint, read_manifest
+from configs import load_config
+from runtime import Ranks, UserError
+from tests.ranks import run_ranks
+from train_v2 import make_optimizer, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(7):
+        image = np.random.default_rng(i).integers(0, 256, (4, 5, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "data" / f"{i}.png"), cv2.resize(image, (50, 40), interpolation=cv2.INTER_CUBIC))
+    return tmp_path / "data"
+
+
+def settings(folder, output, *more):
+    return load_config("lcnet_strong", [
+        f"data={folder}", f"output={output}", "network=test_convnext", "norm=ln", "head=flatten", "image_size=32",
+        "embedding_size=16", "expansion=8", "batch_size=13", "max_steps=8", "num_workers=0", "log_every=1",
+        "device=cpu", *more])
+
+
+def rows(output, column="loss"):
+    with open(Path(output) / "results.csv", newline="") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def centres(output, name="last"):
+    files = sorted((Path(output) / "checkpoints" / name).glob("centres-*"), key=lambda f: int(f.stem.split("-")[1]))
+    return torch.cat([load_file(file)["weight"] for file in files])
+
+
+def in_double(rank, world, folder, output, more):
+    torch.set_default_dtype(torch.float64)
+    train(settings(folder, f"{output}/{world}", *more), Ranks(rank, world, CPU))
+
+
+@pytest.mark.parametrize("more", [
+    ["max_steps=50"],
+    ["max_steps=50", "sample_rate=0.5", "accumulate=2", "margin=arcface", "centres_optimizer=adamw", "centres_lr=1e-3"],
+], ids=["full-sgd", "sampled-accumulated-adamw"])
+def test_one_two_and_three_ranks_run_the_same_training(folder, tmp_path, more):
+    for world in (1, 2, 3):
+        run_ranks(world, in_double, folder, tmp_path, more)
+    losses, weights = rows(tmp_path / "1"), centres(tmp_path / "1")
+    assert len(losses) == 50 and losses[-1] < losses[10]
+    for world in (2, 3):
+        assert len(list((tmp_path / str(world) / "checkpoints/last").glob("centres-*"))) == world
+        assert np.allclose(rows(tmp_path / str(world)), losses, rtol=1e-9, atol=0)
+        assert (centres(tmp_path / str(world)) - weights).norm() <= 1e-9 * weights.norm()
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step, does):
+    """Let `does(value)` replace the losses of the optimiser step `step`."""
+    original = tasks.RegistrationTask.losses
+
+    def losses(self, batch):
+        value = original(self, batch)
+        return does(value) if self.head.step == step else value
+    monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
+
+
+def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
+    more = ["save_every=3", "sample_rate=0.5", "accumulate=2"]
+    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
+
+    def stop(value):
+        raise Stopped
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, stop)
+        with pytest.raises(Stopped):
+            train(settings(folder, tmp_path / "halves", *more), Ranks(0, 1, CPU))
+    assert len(rows(tmp_path / "halves")) == 5
+    train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
+    assert rows(tmp_path / "halves") == rows(tmp_path / "whole")           # cut back to step 3, then on: no row twice
+    assert rows(tmp_path / "halves", "step") == list(range(1, 9))
+    one, two = (load_file(tmp_path / name / "checkpoints/last/network.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert torch.equal(centres(tmp_path / "whole"), centres(tmp_path / "halves"))
+
+
+def test_accumulation_is_exact(folder, tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        for accumulate in (1, 3):
+            train(settings(folder, tmp_path / str(accumulate), f"accumulate={accumulate}"), Ranks(0, 1, CPU))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.allclose(rows(tmp_path / "1"), rows(tmp_path / "3"), rtol=1e-12, atol=0)
+    assert torch.allclose(centres(tmp_path / "1"), centres(tmp_path / "3"), rtol=1e-10, atol=1e-14)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monkeypatch):
+    seen = []
+    original = tasks.RegistrationTask.begin_step
+
+    def begin_step(self, step, factor):
+        seen.append([p.detach().clone() for p in (*self.network.parameters(), self.head.weight, self.head.momentum)])
+        return original(self, step, factor)
+    monkeypatch.setattr(tasks.RegistrationTask, "begin_step", begin_step)
+    stop_at(monkeypatch, 3, lambda value: {"nan": sum(value.values()) * torch.nan})
+    train(settings(folder, tmp_path / "run"), Ranks(0, 1, CPU))
+    changed = [any(not torch.equal(a, b) for a, b in zip(before, after)) for before, after in zip(seen, seen[1:])]
+    assert changed == [True, True, True, False, True, True, True]
+    assert rows(tmp_path / "run", "skipped") == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert np.isfinite(rows(tmp_path / "run")).all()
+
+
+def test_norms_and_biases_do_not_decay():
+    """The reference's names for them match nothing, so all of them decay."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4))
+    decay = {id(p): group["weight_decay"] for group in make_optimizer(network, 0.1).param_groups for p in group["params"]}
+    weights = {id(network[0].weight), id(network[3].weight)}
+    assert {key for key, value in decay.items() if value} == weights
+    assert len(decay) == len(list(network.parameters()))
+
+
+def parallelism(rank, world, folder, output):
+    task = tasks.build_task(settings(folder, output), Ranks(rank, world, CPU), print)
+    return {"wraps_network": task.trained.module is task.network,
+            "head_is_apart": not {id(p) for p in task.head.parameters()} & {id(p) for p in task.trained.parameters()},
+            "head_is_plain": type(task.head).__name__}
+
+
+def test_only_the_network_is_averaged_over_ranks(folder, tmp_path):
+    """DistributedDataParallel around a sharded head would average different classes."""
+    for said in run_ranks(2, parallelism, folder, tmp_path):
+        assert said == {"wraps_network": True, "head_is_apart": True, "head_is_plain": "PartialFC"}
+
+
+def test_the_run_folder_holds_everything(folder, tmp_path):
+    types = tmp_path / "types"
+    for i in range(3):
+        (types / str(i)).mkdir(parents=True)
+        for name in ("reference", "photo"):
+            cv2.imwrite(str(types / str(i) / f"{name}.png"), cv2.imread(str(folder / f"{i}.png")))
+    out = tmp_path / "run"
+    metrics = train(settings(folder, out, f"eval_data={types}", "eval_every=3"), Ranks(0, 1, CPU))
+    assert metrics["top1"] == 1  # photo and reference are the same picture
+    assert json.loads((out / "eval.json").read_text())["auroc"] == metrics["auroc"]
+    assert json.loads((out / "config.json").read_text())["batch_size"] == 13
+    assert json.loads((out / "run.json").read_text())["num_classes"] == 56
+    assert len(rows(out, "auroc")) == 3
+    log = (out / "training.log").read_text()
+    assert "step 8/8 loss" in log and "img/s ETA" in log and "margin" in log and "eval 3/8 auroc" in log
+    assert list((out / "tensorboard").iterdir())
+    assert (out / "checkpoints/best/manifest.json").exists() and (out / "model.pt").exists()
+    saved = torch.load(out / "model.pt", weights_only=True)
+    best = load_file(out / "checkpoints/best/network.safetensors")
+    assert all(torch.equal(saved[key], best[key]) for key in best)
+
+
+def test_a_checkpoint_of_another_config_or_a_damaged_one_is_refused(folder, tmp_path):
+    train(settings(folder, tmp_path / "run", "max_steps=2"), Ranks(0, 1, CPU))
+    for change, says in (("embedding_size=8", "embedding_size is 16, here it is 8"), ("expansion=1", "num_classes is 56"),
+                         ("head=gap", "head is 'flatten'"), (f"resume={folder}", "not a checkpoint")):
+        with pytest.raises(UserError, match=says):
+            train(settings(folder, tmp_path / "run", "resume=auto", change), Ranks(0, 1, CPU))
+    last = tmp_path / "run" / "checkpoints" / "last"
+    damages = ("network.safetensors", "damaged"), ("optimizer.safetensors", "damaged"), ("centres-0-56.safetensors", "damaged")
+    for name, says in damages:
+        whole = (last / name).read_bytes()
+        (last / name).write_bytes(whole[:len(whole) // 2])
+        with pytest.raises(UserError, match=says):
+            train(settings(folder, tmp_path / "run", "resume=auto"), Ranks(0, 1, CPU))
+        (last / name).write_bytes(whole)
+    (last / "centres-0-56.safetensors").rename(last / "centres-0-30.safetensors")
+    with pytest.raises(UserError, match="26 rows of class centres are missing"):
+        train(settings(folder, tmp_path / "run", "resume=auto"), Ranks(0, 1, CPU))
+
+
+def test_impossible_runs_are_refused_before_they_start(folder, tmp_path):
+    for change, says in (("eval_data=none", "none: no such folder"), ("data=none", "none: no such folder"),
+                         ("network=test_resnet batch_size=1", "this network needs 2"), (f"output={folder}/0.png", "cannot be written")):
+        with pytest.raises(UserError, match=says):
+            train(settings(folder, tmp_path / "run", *change.split()), Ranks(0, 1, CPU))
+    with pytest.raises(UserError, match="7 classes cannot be shared by 8"):
+        train(settings(folder, tmp_path / "run", "expansion=1"), Ranks(0, 8, CPU))
+
+
+def shards_of(rank, world, folder, output):
+    """Rows of each rank after loading a checkpoint that one process wrote."""
+    cfg = settings(folder, output)
+    task = tasks.build_task(cfg, Ranks(rank, world, CPU), print)
+    checkpoint = Path(output) / "checkpoints" / "last"
+    load_checkpoint(checkpoint, read_manifest(checkpoint, task.must_agree()), task.network,
+                    make_optimizer(task.network, 0.0), task.head)
+    return task.head.weight.detach()
+
+
+def test_rows_of_centres_are_read_by_class_id(folder, tmp_path):
+    train(settings(folder, tmp_path / "run", "max_steps=2"), Ranks(0, 1, CPU))
+    assert torch.equal(torch.cat(run_ranks(3, shards_of, folder, tmp_path / "run")), centres(tmp_path / "run"))
