@@ -17,7 +17,7 @@ from torch import nn
 
 from runtime import normal, uniform
 
-NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from
+NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from; it goes on round its edges
 
 
 class Draw:
@@ -37,13 +37,13 @@ class Draw:
 
     def noise_field(self, name: str, channels: int, height: int, width: int) -> torch.Tensor:
         """Standard normal noise `[n,channels,height,width]`: windows of one fixed field, at drawn places and signs."""
-        windows = self.noise.unfold(0, height, 1).unfold(1, width, 1)
-        planes = []
+        side, planes = len(self.noise), []
         for c in range(channels):
-            top = self.host(f"{name}/top{c}", 0, windows.shape[0]).long().to(self.device)
-            left = self.host(f"{name}/left{c}", 0, windows.shape[1]).long().to(self.device)
-            planes.append(windows[top, left])
-        return torch.stack(planes, 1) * (self(f"{name}/sign", -1, 1)).sign()
+            top, left = (self(f"{name}/{edge}{c}", 0, side).long().view(-1, 1) for edge in ("top", "left"))
+            rows = (top + torch.arange(height, device=self.device)) % side            # [n,height]
+            columns = (left + torch.arange(width, device=self.device)) % side         # [n,width]
+            planes.append(self.noise[rows[:, :, None], columns[:, None, :]])
+        return torch.stack(planes, 1) * self(f"{name}/sign", -1, 1).sign()
 
     def at(self, chosen: torch.Tensor) -> "Draw":
         return Draw(self.seed, self.position[chosen], self.device, self.noise)
@@ -57,9 +57,9 @@ def jitter(x, d):
     return torch.lerp(x.mean(1, keepdim=True), x, d("saturation", 0.9, 1.1))
 
 
-def cast(x, d):
+def channel_gain(x, d):
     """A colour cast: each channel with a gain of its own, as another white balance gives."""
-    return x * torch.cat([d(f"cast{c}", 0.7, 1.3) for c in range(3)], 1)
+    return x * torch.cat([d(f"channel_gain{c}", 0.7, 1.3) for c in range(3)], 1)
 
 
 def shift_rgb(x, d):
@@ -141,7 +141,7 @@ def zoom_blur(x, d):
     return sum(warp(x, zoom) for zoom in zooms) / 4
 
 
-def resample(factor: int) -> Callable:
+def downscale(factor: int) -> Callable:
     """Down to 1/factor and up again."""
     def down_up(x, d):
         small = F.interpolate(x, scale_factor=1 / factor, mode="area")
@@ -201,15 +201,15 @@ def glare(x, d):
     return x + d("glare", 0.3, 1.0) * spot
 
 
-def cover(x, d):
+def cutout(x, d):
     """A rectangle of at most 45 % of each side: flat, mottled, or another part of the picture moved there."""
     across, down = _axes(x)
-    middle_x, middle_y = d("cover/x", -1, 1), d("cover/y", -1, 1)
-    inside = ((across - middle_x).abs() < d("cover/wide", 0.1, 0.45)) & ((down - middle_y).abs() < d("cover/high", 0.1, 0.45))
-    flat = torch.cat([d(f"cover/colour{c}") for c in range(3)], 1)
-    mottled = F.interpolate(d.noise_field("cover", 3, 8, 8), x.shape[2:], mode="bilinear", align_corners=False)
+    middle_x, middle_y = d("cutout/x", -1, 1), d("cutout/y", -1, 1)
+    inside = ((across - middle_x).abs() < d("cutout/wide", 0.1, 0.45)) & ((down - middle_y).abs() < d("cutout/high", 0.1, 0.45))
+    flat = torch.cat([d(f"cutout/colour{c}") for c in range(3)], 1)
+    mottled = F.interpolate(d.noise_field("cutout", 3, 8, 8), x.shape[2:], mode="bilinear", align_corners=False)
     moved = x.roll((x.shape[2] // 2, x.shape[3] // 2), (2, 3))
-    kind = d("cover/kind", 0, 3).floor()
+    kind = d("cutout/kind", 0, 3).floor()
     content = torch.where(kind == 0, flat, torch.where(kind == 1, flat + 0.3 * mottled, moved))
     return torch.where(inside, content, x)
 
@@ -281,9 +281,9 @@ PRESETS = {
     "none": (None, []),
     "reference": (reference_matrix, [(0.5, REFERENCE_BLUR), (0.5, NOISES), (0.5, REFERENCE_COLOUR)]),
     "strong": (strong_matrix, [
-        (0.25, [cover]), (0.4, [illumination]), (0.2, [glare]),
-        (0.7, [jitter, cast, shift_rgb, gamma]), (0.1, [gray, sepia, shuffle_channels, drop_channel, invert]),
-        (0.4, [motion_blur, gaussian_blur, defocus, zoom_blur, median_blur, resample(2), resample(3)]),
+        (0.25, [cutout]), (0.4, [illumination]), (0.2, [glare]),
+        (0.7, [jitter, channel_gain, shift_rgb, gamma]), (0.1, [gray, sepia, shuffle_channels, drop_channel, invert]),
+        (0.4, [motion_blur, gaussian_blur, defocus, zoom_blur, median_blur, downscale(2), downscale(3)]),
         (0.3, NOISES), (0.2, [jpeg])]),
 }
 

@@ -16,30 +16,31 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from runtime import UserError
+from runtime import UserError, first_line, rank_and_world
 
 FORMAT = 1
 
 
-def save_checkpoint(folder: Path, network: dict, optimizer, head, manifest: dict) -> None:
-    """Write `folder` whole or not at all; every rank of the group calls it, each with its own `head` (PartialFC).
+def save_checkpoint(folder: Path, network: dict, optimizer, partial_fc, manifest: dict) -> None:
+    """Write `folder`; should that break off, the one before lies there or beside it as `.NAME.old` (see
+    `newest_checkpoint`). Every rank of the group calls it, each with its own `partial_fc`.
 
     network: the network's state dict. manifest: JSON values; the step is `manifest["step"]`.
     """
-    rank, folder = (dist.get_rank() if dist.is_initialized() else 0), Path(folder)
+    (rank, _), folder = rank_and_world(), Path(folder)
     partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     _barrier()
-    save_file(_contiguous(head.row_state()), partial / f"centres-{head.classes.start}-{head.classes.stop}.safetensors")
+    save_file(_contiguous(partial_fc.row_state()), partial / f"centres-{partial_fc.classes.start}-{partial_fc.classes.stop}.safetensors")
     if rank == 0:
         save_file(_contiguous(network), partial / "network.safetensors")
         states = optimizer.state_dict()["state"]
         save_file({f"{number}.{name}": value for number, state in states.items()
                    for name, value in _contiguous(state).items()}, partial / "optimizer.safetensors")
         (partial / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "updates": head.updates, **manifest}, indent=2) + "\n")
+            json.dumps({"format": FORMAT, "updates": int(partial_fc.updates), **manifest}, indent=2) + "\n")
     _barrier()
     if rank == 0:
         shutil.rmtree(old, ignore_errors=True)
@@ -48,6 +49,12 @@ def save_checkpoint(folder: Path, network: dict, optimizer, head, manifest: dict
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     _barrier()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """`folder`, or the one before it when a save broke off between two renames, or None."""
+    candidates = Path(folder), Path(folder).with_name(f".{Path(folder).name}.old")
+    return next((candidate for candidate in candidates if (candidate / "manifest.json").exists()), None)
 
 
 def read_manifest(folder: Path, must_agree: dict) -> dict:
@@ -64,9 +71,9 @@ def read_manifest(folder: Path, must_agree: dict) -> dict:
     return manifest
 
 
-def load_checkpoint(folder: Path, manifest: dict, network, optimizer, head) -> None:
-    """Fill network, optimiser and this rank's rows of the head from a checkpoint that `read_manifest` accepted."""
-    folder, device = Path(folder), head.weight.device
+def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc) -> None:
+    """Fill network, optimiser and this rank's rows of the class centres from a checkpoint that `read_manifest` accepted."""
+    folder, device = Path(folder), partial_fc.weight.device
     try:
         network.load_state_dict(load_file(folder / "network.safetensors"))
         states: dict = {}
@@ -77,23 +84,24 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, head) -> N
         for parameter, state in optimizer.state.items():  # in the parameter's memory format: fused kernels assume it
             state.update({name: torch.empty_like(parameter).copy_(value) for name, value in state.items()
                           if value.shape == parameter.shape})
-        missing = len(head.classes)
+        missing = len(partial_fc.classes)
         for file in folder.glob("centres-*-*.safetensors"):
             first, stop = (int(number) for number in file.stem.split("-")[1:])
-            begin, end = max(first, head.classes.start), min(stop, head.classes.stop)
+            begin, end = max(first, partial_fc.classes.start), min(stop, partial_fc.classes.stop)
             if begin >= end:
                 continue
             with safe_open(file, "pt", device=str(device)) as rows:
-                for name, value in head.row_state().items():
-                    value[begin - head.classes.start:end - head.classes.start] = rows.get_slice(name)[begin - first:end - first]
+                for name, value in partial_fc.row_state().items():
+                    value[begin - partial_fc.classes.start:end - partial_fc.classes.start] = rows.get_slice(name)[begin - first:end - first]
             missing -= end - begin
     except Exception as error:  # safetensors, JSON and shape errors share no base
-        raise UserError(f"resume={folder}: damaged ({str(error).splitlines()[0][:160]}); "
+        raise UserError(f"resume={folder}: damaged ({first_line(error)}); "
                         "give another checkpoint, or resume=false") from None
     if missing:
         raise UserError(f"resume={folder}: damaged ({missing} rows of class centres are missing); "
                         "give another checkpoint, or resume=false")
-    head.updates, head.step = manifest["updates"], manifest["step"]
+    partial_fc.updates.fill_(manifest["updates"])
+    partial_fc.step = manifest["step"]
 
 
 def save_weights(network: dict, file: Path) -> None:

@@ -3,9 +3,11 @@
 A batch is a dict of tensors: image uint8 [B,3,S,S] RGB, label int64 [B], and for joining and drawing random numbers
 index (which image), view and position (place in the run's stream of samples), int64 [B] each.
 """
+import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +18,11 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from inference.image import ImageError, list_images, load_image, resize, type_label
-from runtime import UserError, permute, share_of
+from inference.image import ImageError, list_images, load_image, map_ahead, resize, type_label
+from runtime import UserError, first_line, permute, rank_and_world, share_of
 
 EXPANSIONS = (1, 8, 24)
-MAX_ASPECT = 50  # a longer strip, squashed to a square, shows nothing
+MAX_ASPECT = 50  # a longer strip, squashed to a square, shows nothing that would make it a class of its own
 
 
 def view_of(image: np.ndarray, view: int) -> np.ndarray:
@@ -77,6 +79,10 @@ class ImageFolders:
             if not names:
                 raise UserError(f"data={root.folder}: no images below this folder (jpg, png, webp, bmp, tif)")
         files = [root.folder / name for root, names in zip(self.roots, found) for name in names]
+        again = {path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1}
+        if again:
+            raise UserError(f"data: {min(again)} lies under several of the roots, so it would be several classes; "
+                            "name each folder once")
         self.cache, self.left_out = _check(files, size, cache, progress)
 
         self.paths, self._class, self._first_sample, self._offset = [], [], [0], [0]
@@ -165,7 +171,7 @@ def load_batches(batches: Batches, first: int, stop: int, workers: int, pin: boo
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError(f"the loader stopped: {str(error).splitlines()[0]}; try num_workers=0 to see why") from None
+        raise UserError(f"the loader stopped: {first_line(error)}; try num_workers=0 to see why") from None
 
 
 def _one_thread(worker: int) -> None:
@@ -175,7 +181,7 @@ def _one_thread(worker: int) -> None:
 
 def _check(files: list[Path], size: int, cache: bool, progress: bool) -> tuple[dict, dict]:
     """Decode every file once: ({path: pixels} when `cache`, {path: why it is left out})."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     mine = files if cache else [files[i] for i in share_of(len(files), rank, world)]
 
     def look(path):
@@ -189,17 +195,21 @@ def _check(files: list[Path], size: int, cache: bool, progress: bool) -> tuple[d
         return path, _shrink(pixels, 3 * size) if cache else None, None
 
     pixels, left_out = {}, {}
-    with ThreadPoolExecutor() as pool:
-        for path, image, reason in tqdm(pool.map(look, mine), "reading images", len(mine), unit="img",
-                                        disable=not progress or rank > 0):
-            if reason:
-                left_out[path] = reason
-            elif cache:
-                pixels[path] = image
+    for path, image, reason in tqdm(map_ahead(look, mine), "reading images", len(mine), unit="img",
+                                    disable=None if progress and rank == 0 else True):
+        if reason:
+            left_out[path] = reason
+        elif cache:
+            pixels[path] = image
     if world > 1:
+        listing = hashlib.blake2b("\0".join(map(str, files)).encode("utf-8", "surrogateescape")).hexdigest()
         parts = [None] * world
-        dist.all_gather_object(parts, left_out)
-        left_out = {path: reason for part in parts for path, reason in part.items()}
+        dist.all_gather_object(parts, (listing, len(files), left_out))
+        for other, (digest, count, _) in enumerate(parts):
+            if digest != listing:  # class ids would mean different images on different ranks
+                raise UserError(f"data: rank {rank} finds {len(files)} images and rank {other} finds {count}, or others; "
+                                "every machine must see the same files under the same paths")
+        left_out = {path: reason for *_, part in parts for path, reason in part.items()}
     return pixels, left_out
 
 

@@ -6,7 +6,6 @@ Input `img` float32 [batch, 3, S, S], RGB in [0, 1]; output `feats` float32 [bat
 `docmetric` holds a JSON object: sizes, channel order, config, classes trained on, and the thresholds that
 OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there.
 """
-import argparse
 import contextlib
 import io
 import json
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones import load_run
+from inference.cli import Parser
 from inference.model import FORMAT, METADATA_KEY, load_model
 from runtime import UserError, run_cli
 
@@ -138,7 +138,7 @@ def _threshold_table(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the run's output folder")
     output_dir = parser.parse_args().output_dir
     model, cfg = load_run(output_dir)

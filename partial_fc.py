@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from losses import Margin
-from runtime import normal, share_of, uniform
+from runtime import normal, rank_and_world, share_of, uniform
 
 
 class PartialFC(nn.Module):
@@ -36,7 +36,7 @@ class PartialFC(nn.Module):
                  optimizer: str = "sgd", lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0,
                  seed: int = 0, device=None, dtype=None):
         super().__init__()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = rank_and_world()
         if num_classes < self.world:
             raise ValueError(f"{num_classes} classes cannot be shared by {self.world} ranks")
         if not 0 < sample_rate <= 1:
@@ -45,17 +45,18 @@ class PartialFC(nn.Module):
             raise ValueError(f"optimizer={optimizer}: the centres know sgd and adamw")
         self.margin, self.num_classes, self.sample_rate, self.seed = margin_loss, num_classes, sample_rate, seed
         self.classes = share_of(num_classes, self.rank, self.world)  # ids of this rank's rows
-        self.optimizer, self.lr, self.decay, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.optimizer, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
 
         weight = torch.empty(len(self.classes), embedding_size, device=device, dtype=dtype)
         dims = torch.arange(embedding_size, device=device)
         for ids in self._ids(device).split(1 << 14):  # in parts: the hashes take 8 bytes each
             weight[ids - self.classes.start] = 0.01 * normal(seed, "centres", ids[:, None], dims).to(weight.dtype)
-        self.weight = nn.Parameter(weight)                               # [num_local,D]
-        self.register_buffer("momentum", torch.zeros_like(weight))       # [num_local,D]
+        self.weight = nn.Parameter(weight)                                      # [num_local,D]
+        self.register_buffer("momentum_buffer", torch.zeros_like(weight))       # [num_local,D]; AdamW's first moment
         if optimizer == "adamw":
             self.register_buffer("second_moment", torch.zeros_like(weight))
-        self.step, self.updates, self._calls, self._expected_calls = 0, 0, 0, None
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))  # steps that were not skipped
+        self.step, self._calls, self._expected_calls = 0, 0, None
         self._active = torch.zeros(len(self.classes), dtype=torch.bool, device=device)  # rows that took part
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -64,7 +65,7 @@ class PartialFC(nn.Module):
         Raises ValueError on every rank when any rank's labels are out of range or do not fit the embeddings.
         """
         self._calls += 1
-        with torch.autocast(embeddings.device.type, enabled=False):  # logits need float32: s * cosine spans 2 s
+        with torch.autocast(embeddings.device.type, enabled=False):  # bfloat16 would round the logits, up to s = 64, to 1/4
             x, labels = self._gather(embeddings.to(self.weight.dtype), labels)         # [B,D], [B]
             local = labels - self.classes.start
             mine = (local >= 0) & (local < len(self.classes))                          # [B]
@@ -93,26 +94,27 @@ class PartialFC(nn.Module):
         """
         assert self._expected_calls in (None, self._calls), f"{self._calls} calls of {self._expected_calls}"
         rows = slice(None) if self.sample_rate == 1 else self._active.nonzero().squeeze(1)
-        w, g, v = self.weight[rows], self.weight.grad[rows], self.momentum[rows]
+        w, g, v = self.weight[rows], self.weight.grad[rows], self.momentum_buffer[rows]
         if self.optimizer == "sgd":
-            v_new = self.decay * v + g + self.weight_decay * w
+            v_new = self.momentum * v + g + self.weight_decay * w
             w_new = w - self.lr * v_new
-        else:  # AdamW, https://arxiv.org/abs/1711.05101, betas (0.9, 0.999)
+        else:  # AdamW, https://arxiv.org/abs/1711.05101, betas (0.9, 0.999); t counts all updates, sampled or not
             u, t = self.second_moment[rows], self.updates + 1
             v_new, u_new = 0.9 * v + 0.1 * g, 0.999 * u + 0.001 * g * g
             step = (v_new / (1 - 0.9 ** t)) / ((u_new / (1 - 0.999 ** t)).sqrt() + 1e-8)
             w_new = w - self.lr * (step + self.weight_decay * w)
             self.second_moment[rows] = u_new if skip is None else torch.where(skip, u, u_new)
         self.weight[rows] = w_new if skip is None else torch.where(skip, w, w_new)
-        self.momentum[rows] = v_new if skip is None else torch.where(skip, v, v_new)
+        self.momentum_buffer[rows] = v_new if skip is None else torch.where(skip, v, v_new)
         self.weight.grad = None
         self._active.zero_()
-        self.updates += 1
+        self.updates += 1 if skip is None else ~skip
         self.step += 1
 
     def row_state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold: tensors whose first dimension runs over `classes`, this rank's class ids."""
-        return {"weight": self.weight.detach(), **dict(self.named_buffers(recurse=False))}
+        rows = ("weight", "momentum_buffer", "second_moment")
+        return {name: value.detach() for name, value in self.state_dict().items() if name in rows}
 
     def _ids(self, device) -> torch.Tensor:
         return torch.arange(self.classes.start, self.classes.stop, device=device)

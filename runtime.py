@@ -12,29 +12,28 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from inference.image import UserError  # one class for the whole project; it lives where torch is not needed
+from inference.cli import run_cli  # these live where torch is not needed
+from inference.image import UserError
+
+__all__ = ["Ranks", "UserError", "first_line", "get_logger", "hash64", "lr_factor", "margin_factor", "normal", "permute",
+           "process_group", "rank_and_world", "run_cli", "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-# ---------------------------------------------------------------- command line
-def run_cli(main) -> None:
-    """Run `main()`; a `UserError` becomes one line on stderr and exit status 2."""
-    try:
-        status = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(status or 0)
+# ---------------------------------------------------------------- messages
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line of at most 160 characters; its type when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
     """Logger `docmetric`: to stderr and to `folder/training.log` on rank 0, warnings alone on the others."""
     logger = logging.getLogger("docmetric")
-    logger.handlers.clear()
+    for handler in logger.handlers[:]:  # of an earlier run in this process
+        logger.removeHandler(handler)
+        handler.close()
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console = _TqdmHandler()
@@ -87,20 +86,26 @@ def process_group(device: str = "auto"):
     else:
         where = torch.device("cpu")
         # torchrun sets one thread per process; the ranks of a CPU run share the cores instead.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_world))
     if world > 1:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo",
-                                    timeout=datetime.timedelta(minutes=10))
+                                    timeout=datetime.timedelta(hours=1))  # the others wait while rank 0 evaluates
         except Exception as error:
             raise UserError(f"cannot join the process group at {os.environ.get('MASTER_ADDR')}:"
-                            f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}); "
+                            f"{os.environ.get('MASTER_PORT')} ({first_line(error)}); "
                             "choose another port with torchrun --master_port") from None
     try:
         yield Ranks(rank, world, where)
     finally:
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, number of ranks) of the process group; (0, 1) without one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def share_of(total: int, part: int, parts: int) -> range:

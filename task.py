@@ -21,21 +21,22 @@ from runtime import Ranks, UserError, margin_factor
 REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
 
 
-def build_task(cfg, ranks: Ranks, log) -> "RegistrationTask":
+def build_task(cfg, ranks: Ranks) -> "RegistrationTask":
     """The task of a config."""
-    return RegistrationTask(cfg, ranks, log)
+    return RegistrationTask(cfg, ranks)
 
 
 class RegistrationTask:
     """Registration learning: every image, or every view of it, is a class; margin softmax over all of them."""
 
-    def __init__(self, cfg, ranks: Ranks, log):
+    columns = ("margin", "centres_lr", "auroc", "tpr_at_fpr_1e-4", "top1")  # its part of results.csv
+
+    def __init__(self, cfg, ranks: Ranks):
         self.cfg, self.ranks = cfg, ranks
         if cfg.eval_data:
             find_images(cfg.eval_data)  # a wrong folder is told now, not after hours
         self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
-        for path, reason in self.images.left_out.items():
-            log.info(f"left out: {path}: {reason}")
+        self.notes = [f"left out: {path}: {reason}" for path, reason in self.images.left_out.items()]
         self.num_classes = self.images.num_classes
         if self.num_classes < ranks.world:
             raise UserError(f"data: {self.num_classes} classes cannot be shared by {ranks.world} processes; "
@@ -52,9 +53,9 @@ class RegistrationTask:
             self.network.compile()
         if ranks.world > 1:  # the network alone: each rank's centres are different classes and must not be averaged
             self.trained = DistributedDataParallel(self.network, [ranks.device] if ranks.device.type == "cuda" else None)
-        self.head = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
-                              optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
-                              weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
+        self.partial_fc = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
+                                    optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
+                                    weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
         self.augment = Augment(cfg.augment, cfg.seed).to(ranks.device)
 
     def describe(self) -> dict:
@@ -80,27 +81,31 @@ class RegistrationTask:
     def begin_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """Set what depends on the step; returns what the log shows of it."""
         cfg, batch = self.cfg, self.cfg.batch_size / REFERENCE_BATCH
-        margin = self.head.margin
+        margin = self.partial_fc.margin
         margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
         # SGD: linear in the batch; AdamW: its square root (see configs/base.py).
         lr = cfg.centres_lr * (batch if cfg.centres_optimizer == "sgd" else batch ** 0.5) * lr_factor
-        self.head.begin_step(step, lr, cfg.accumulate)
-        return {"centres_lr": lr, "margin": margin.strength}
+        self.partial_fc.begin_step(step, lr, cfg.accumulate)
+        return {"margin": margin.strength, "centres_lr": lr}
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         """{name: term} of one micro-batch; the loss is their sum."""
         image = self.augment(batch["image"], batch["position"])
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
             embeddings = self.trained(image)
-        return {self.cfg.margin: self.head(embeddings, batch["label"])}
+        return {self.cfg.margin: self.partial_fc(embeddings, batch["label"])}
 
     def finish_step(self, skip: torch.Tensor) -> None:
         """The update of what has no torch optimiser: the centres."""
-        self.head.finish_step(skip)
+        self.partial_fc.finish_step(skip)
 
     def evaluate(self) -> dict:
         """Zero-shot metrics of the network on `eval_data`: the document that `python -m eval --json` prints."""
         return evaluate_folder(self.embed, self.cfg.eval_data, self.cfg.image_size).as_dict()
+
+    def summary(self, metrics: dict) -> dict[str, float]:
+        """The numbers of an evaluation for the log and `results.csv`; the first decides which checkpoint is the best."""
+        return {"auroc": metrics["auroc"], "tpr_at_fpr_1e-4": metrics["tpr_at_fpr"]["1e-4"], "top1": metrics["top1"]}
 
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ Any key of configs/base.py can follow as key=value. Everything the run makes lie
 """
 import contextlib
 import csv
+import itertools
 import json
 import math
 import sys
@@ -20,13 +21,14 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, read_manifest, save_checkpoint, save_weights
+from checkpoint import load_checkpoint, newest_checkpoint, read_manifest, save_checkpoint, save_weights
 from configs import load_config, save_config
 from runtime import Ranks, UserError, get_logger, lr_factor, process_group, run_cli, share_of
 from task import REFERENCE_BATCH, build_task
 
-COLUMNS = ("step", "samples", "loss", "lr", "centres_lr", "margin", "images_per_second", "skipped",
-           "auroc", "tpr_at_fpr_1e-4", "top1")
+COLUMNS = ("step", "samples", "loss", "lr", "images_per_second", "skipped")
+OF_A_RUN = ("config.json", "run.json", "results.csv", "training.log", "tensorboard", "checkpoints", "model.pt",
+            "model.onnx", "eval.json")
 
 
 def main():
@@ -39,33 +41,39 @@ def main():
 
 def train(cfg, ranks: Ranks) -> dict:
     """The run of `cfg` from its start, or from a checkpoint, to its end. Returns the last evaluation, {} without one."""
-    output = make_output(cfg, ranks)
-    log = get_logger(ranks.rank, output)
+    output = Path(cfg.output)
+    log = get_logger(ranks.rank)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
 
-    task = build_task(cfg, ranks, log)
+    task = build_task(cfg, ranks)
     optimizer = make_optimizer(task.network, cfg.weight_decay)
     base_lr = cfg.lr * (cfg.batch_size / REFERENCE_BATCH) ** 0.5
     start, best = resume(cfg, output, task, optimizer)
     total = task.total_steps
     info = {**task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
+    if ranks.rank == 0:
+        begin_output(output, cfg, info, start)
+        log = get_logger(ranks.rank, output)
+    results = Results(output, task.columns, start) if ranks.rank == 0 else None
     log.info("run: " + ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
                                  for key, value in info.items()))
-    if ranks.rank == 0:
-        (output / "run.json").write_text(json.dumps(info, indent=2) + "\n")
-    results = Results(output, start) if ranks.rank == 0 else None
+    for line in task.notes:
+        log.info(line)
     bar = tqdm(total=total, initial=start, unit="step", disable=ranks.rank > 0 or not sys.stderr.isatty())
 
     batches = task.batches(start)
     metrics: dict = {}
-    running = torch.zeros((), device=ranks.device)     # sum of the losses since the last log, on the device
+    # BatchNorm's statistics change in the forward pass, before anyone knows whether the step counts.
+    statistics = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
+    running = torch.zeros(2, device=ranks.device)      # sum of the losses and number of the steps since the last log
     skipped = torch.zeros((), device=ranks.device)     # steps left out since the start for a loss that was not finite
-    began, counted, since = time.perf_counter(), 0, time.perf_counter()
+    clock = Clock()
     for step in range(start, total):
         factor = lr_factor(step, total, cfg.schedule, cfg.warmup)
         for group in optimizer.param_groups:
             group["lr"] = base_lr * factor
         shown = task.begin_step(step, factor)
+        before = [buffer.clone() for buffer in statistics]
 
         loss = torch.zeros((), device=ranks.device)
         for micro in range(cfg.accumulate):
@@ -82,35 +90,35 @@ def train(cfg, ranks: Ranks) -> dict:
         optimizer.step()
         optimizer.zero_grad()
         task.finish_step(skip)
-        running += loss.where(~skip, 0)
+        for buffer, old in zip(statistics, before):
+            buffer.copy_(torch.where(skip, old, buffer))
+        running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
         skipped += skip
-        counted += 1
+        clock.steps += 1
         bar.update()
 
         done = step + 1
         if done % cfg.log_every == 0 or done == total:
-            row = {"step": done, "samples": done * cfg.batch_size, "loss": running.item() / counted,
-                   "lr": base_lr * factor, **shown, "skipped": int(skipped.item()),
-                   "images_per_second": counted * cfg.batch_size / (time.perf_counter() - since)}
-            eta = (time.perf_counter() - began) / (done - start) * (total - done)
-            log.info(f"step {done}/{total} loss {row['loss']:.4f} lr {row['lr']:.2e} margin {row['margin']:.2f} "
-                     f"{row['images_per_second']:.0f} img/s ETA {eta / 60:.1f} min"
+            summed, counted = running.tolist()
+            speed, eta = clock.read(cfg.batch_size, total - done)
+            row = {"step": done, "samples": done * cfg.batch_size, "loss": summed / counted if counted else math.nan,
+                   "lr": base_lr * factor, **shown, "images_per_second": speed, "skipped": int(skipped.item())}
+            log.info(f"step {done}/{total} loss {row['loss']:.4f} lr {row['lr']:.2e} "
+                     + "".join(f"{name} {value:.3g} " for name, value in shown.items())
+                     + f"{speed:.0f} img/s ETA {eta / 60:.1f} min"
                      + (f" skipped {row['skipped']} steps of non-finite loss" if row["skipped"] else ""))
-            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.0f} img/s")
+            bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} img/s")
             if results:
                 results.write(row)
             running.zero_()
-            counted, since = 0, time.perf_counter()
 
         evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
-        if evaluating:
-            metrics = evaluate(task, done, ranks, log)
-            if results and metrics:
-                results.write({"step": done, "samples": done * cfg.batch_size, "auroc": metrics["auroc"],
-                               "tpr_at_fpr_1e-4": metrics["tpr_at_fpr"]["1e-4"], "top1": metrics["top1"]})
         if evaluating or done == total or cfg.save_every and done % cfg.save_every == 0:
-            best = save(output, task, optimizer, done, best, metrics if evaluating else {}, ranks)
-            since = time.perf_counter()
+            with clock.paused():
+                metrics = evaluate(task, done, ranks, log) if evaluating else {}
+                if results and metrics:
+                    results.write({"step": done, "samples": done * cfg.batch_size, **task.summary(metrics)})
+                best = save(output, task, optimizer, done, best, metrics, ranks)
     bar.close()
     if results:
         results.close()
@@ -118,16 +126,20 @@ def train(cfg, ranks: Ranks) -> dict:
     return metrics
 
 
-def make_output(cfg, ranks: Ranks) -> Path:
-    """The run's folder, with its resolved config."""
-    output = Path(cfg.output)
+def begin_output(output: Path, cfg, info: dict, start: int) -> None:
+    """The run's folder, with its resolved config. A run that starts anew moves what an earlier one left there aside."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if ranks.rank == 0:
-            save_config(cfg, output)
+        earlier = [output / name for name in OF_A_RUN if (output / name).exists()]
+        if start == 0 and earlier:
+            aside = next(folder for n in itertools.count(1) if not (folder := output / f"earlier-{n}").exists())
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+        save_config(cfg, output)
+        (output / "run.json").write_text(json.dumps(info, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
-    return output
 
 
 def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
@@ -139,15 +151,14 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
 
 
 def resume(cfg, output: Path, task, optimizer) -> tuple[int, float | None]:
-    """(step to go on from, best AUROC so far): from the checkpoint that `resume` asks for, or (0, None)."""
+    """(step to go on from, best score so far): from the checkpoint that `resume` asks for, or (0, None)."""
     if cfg.resume == "false":
         return 0, None
-    last = output / "checkpoints" / "last"
-    if cfg.resume == "auto" and not last.exists():
+    folder = newest_checkpoint(output / "checkpoints" / "last") if cfg.resume == "auto" else Path(cfg.resume)
+    if folder is None:
         return 0, None
-    folder = last if cfg.resume == "auto" else Path(cfg.resume)
     manifest = read_manifest(folder, task.must_agree())
-    load_checkpoint(folder, manifest, task.network, optimizer, task.head)
+    load_checkpoint(folder, manifest, task.network, optimizer, task.partial_fc)
     return manifest["step"], manifest["best"]
 
 
@@ -158,8 +169,8 @@ def evaluate(task, step: int, ranks: Ranks, log) -> dict:
     if ranks.rank == 0:
         try:
             said = [task.evaluate()]
-            log.info(f"eval {step}/{task.total_steps} auroc {said[0]['auroc']:.4f} "
-                     f"tpr@1e-4 {said[0]['tpr_at_fpr']['1e-4']:.4f} top1 {said[0]['top1']:.4f}")
+            log.info(f"eval {step}/{task.total_steps} "
+                     + " ".join(f"{name} {value:.4f}" for name, value in task.summary(said[0]).items()))
         except UserError as error:
             log.warning(f"eval {step}/{task.total_steps} not possible: {error}")
     if ranks.world > 1:
@@ -168,15 +179,16 @@ def evaluate(task, step: int, ranks: Ranks, log) -> dict:
 
 
 def save(output: Path, task, optimizer, step: int, best: float | None, metrics: dict, ranks: Ranks) -> float | None:
-    """Write checkpoints/last, and checkpoints/best when this step's AUROC is the best; returns the best so far.
+    """Write checkpoints/last, and checkpoints/best when this step's first metric is the best; returns the best so far.
 
     `model.pt` and `eval.json` belong together: the best network, or the last one in a run that is never evaluated.
     """
-    better = bool(metrics) and (best is None or metrics["auroc"] > best)
-    best = metrics["auroc"] if better else best
+    score = next(iter(task.summary(metrics).values())) if metrics else None
+    better = score is not None and (best is None or score > best)
+    best = score if better else best
     network = task.network.state_dict()
     for name in ("last", "best") if better else ("last",):
-        save_checkpoint(output / "checkpoints" / name, network, optimizer, task.head,
+        save_checkpoint(output / "checkpoints" / name, network, optimizer, task.partial_fc,
                         {"step": step, "best": best, **task.must_agree()})
     if ranks.rank == 0 and (better or best is None):
         save_weights(network, output / "model.pt")
@@ -186,17 +198,39 @@ def save(output: Path, task, optimizer, step: int, best: float | None, metrics: 
     return best
 
 
+class Clock:
+    """Speed and remaining time from the steps alone: `with clock.paused()` keeps evaluations and saves out."""
+
+    def __init__(self):
+        self.steps, self.total_steps, self.total_time = 0, 0, 0.0
+        self.since = time.perf_counter()
+
+    def read(self, batch_size: int, left: int) -> tuple[float, float]:
+        """(images per second since the last call, seconds that `left` steps will take)."""
+        now = time.perf_counter()
+        speed = self.steps * batch_size / (now - self.since)
+        self.total_steps, self.total_time = self.total_steps + self.steps, self.total_time + now - self.since
+        self.steps, self.since = 0, now
+        return speed, left * self.total_time / self.total_steps
+
+    @contextlib.contextmanager
+    def paused(self):
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+
 class Results:
     """`results.csv` and TensorBoard. A run that goes on from step `start` first drops the rows after it."""
 
-    def __init__(self, output: Path, start: int):
+    def __init__(self, output: Path, columns: tuple[str, ...], start: int):
         file = output / "results.csv"
         kept = []
         if start and file.exists():
             with open(file, newline="") as old:
-                kept = [row for row in csv.DictReader(old) if int(row["step"]) <= start]
+                kept = [row for row in csv.DictReader(old) if (row["step"] or "").isdigit() and int(row["step"]) <= start]
         self.file = open(file, "w", newline="")
-        self.writer = csv.DictWriter(self.file, COLUMNS)
+        self.writer = csv.DictWriter(self.file, COLUMNS + columns, extrasaction="ignore")
         self.writer.writeheader()
         self.writer.writerows(kept)
         self.board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1 if start else None)

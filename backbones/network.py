@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs import read_config
-from runtime import UserError
+from runtime import UserError, first_line
 
 from .head import Head
 
@@ -36,11 +36,15 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
     """
     pretrained = cfg.pretrained if pretrained is None else pretrained
-    own = _own_weights(pretrained) if isinstance(pretrained, str) else None
+    own = _own_weights(pretrained, cfg.network) if isinstance(pretrained, str) else None
     features = _features(cfg.network, pretrained if own is None else False)
-    with torch.no_grad():
-        shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
-    head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm)
+    try:
+        with torch.no_grad():
+            shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
+        head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm)
+    except Exception as error:  # each family has its own words for a size it cannot take
+        raise UserError(f"network={cfg.network}, image_size={cfg.image_size}: do not fit together ({first_line(error)}); "
+                        "choose another size, or a network with feature maps [B,C,h,w]") from None
     defaults = timm.get_pretrained_cfg(cfg.network)
     mean, std = (defaults.mean, defaults.std) if defaults else (timm.data.IMAGENET_DEFAULT_MEAN,
                                                                 timm.data.IMAGENET_DEFAULT_STD)
@@ -73,7 +77,7 @@ def read_weights(file: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except Exception as error:  # safetensors, zip and unpickling errors share no base
-        raise UserError(f"{file}: cannot be read as weights ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(f"{file}: cannot be read as weights ({first_line(error)})") from None
 
 
 def load_run(folder) -> tuple[EmbeddingNetwork, dict]:
@@ -87,10 +91,31 @@ def load_run(folder) -> tuple[EmbeddingNetwork, dict]:
     return model.eval(), cfg
 
 
-def _own_weights(file: str) -> dict | None:
-    """The state dict in `file` if it is one of this project's networks, None if it is somebody else's."""
+def _own_weights(file: str, network: str) -> dict | None:
+    """The state dict in `file` if it is one of this project's networks, None if it is timm's for `network`."""
     state = read_weights(Path(file))
-    return state if any(key.startswith("head.embed.") for key in state) else None
+    if any(key.startswith("head.embed.") for key in state):
+        return state
+    # timm fills what it finds and leaves the rest at random without a word, so look first.
+    theirs = _create(network).state_dict()
+    classifier = getattr(timm.get_pretrained_cfg(network), "classifier", None) or ()
+    skipped = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    missing = [key for key, value in theirs.items() if not key.startswith(skipped)
+               and (key not in state or state[key].shape != value.shape)]
+    if missing:
+        raise UserError(f"pretrained={file}: not weights of {network} ({len(missing)} of {len(theirs)} tensors are missing "
+                        f"or of another shape, first {missing[0]})")
+    return None
+
+
+def _create(network: str, **options) -> nn.Module:
+    if ":" in network:
+        raise UserError(f"network={network}: takes a name that timm.list_models() has")
+    try:
+        return timm.create_model(network, **options)
+    except Exception as error:  # unknown name or tag, no features_only, a failed download
+        raise UserError(f"network={network}: timm cannot make it ({first_line(error)}); "
+                        "timm.list_models() names what it has") from None
 
 
 def _features(network: str, pretrained) -> nn.Module:
@@ -100,15 +125,7 @@ def _features(network: str, pretrained) -> nn.Module:
     elif pretrained:
         _check_hub(network)
         options.update(pretrained=True)
-    try:
-        return timm.create_model(network, **options)
-    except RuntimeError as error:
-        if "nknown model" in str(error):
-            raise UserError(f"network={network}: timm has no such model; timm.list_models() names them") from None
-        if pretrained:
-            raise UserError(f"pretrained={pretrained}: no weights for {network} there "
-                            f"({str(error).splitlines()[0][:120]})") from None
-        raise
+    return _create(network, **options)
 
 
 def _check_hub(network: str) -> None:

@@ -4,12 +4,13 @@
 """
 import difflib
 import json
+import math
 import runpy
 from pathlib import Path
 
 from easydict import EasyDict
 
-from runtime import UserError
+from runtime import UserError, first_line
 
 FOLDER = Path(__file__).resolve().parent
 CHOICES = {
@@ -35,6 +36,8 @@ ALSO = {"pretrained": (str,), "m": (list,), "data": (str,), "resume": (bool,)}
 def find_config(path: str) -> Path:
     """The file behind `configs/lcnet_cos`, `lcnet_cos.py` or a path of one's own, from whatever folder one stands in."""
     given = Path(path)
+    if not given.name:
+        raise UserError(f"config {path}: not a file; configs/ has: " + ", ".join(names()))
     for name in (given, given.with_name(given.name + ".py")):
         for candidate in (name, FOLDER.parent / name, FOLDER / name):
             if candidate.is_file():
@@ -81,7 +84,10 @@ def save_config(cfg: EasyDict, folder: Path) -> None:
 def read_config(folder: Path) -> EasyDict:
     """The resolved config of the run in `folder`; JSON, so nothing is executed."""
     try:
-        return EasyDict(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+        values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or "network" not in values:
+            raise ValueError("not a config of this project")
+        return EasyDict({**_assignments(FOLDER / "base.py"), **values})  # a key may be younger than the run
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json, so not the output folder of a run; "
                         "give the `output` folder of train_v2.py") from None
@@ -93,7 +99,7 @@ def _assignments(file: Path) -> dict:
     try:
         scope = runpy.run_path(str(file))
     except Exception as error:  # whatever a user's Python file may do wrong
-        raise UserError(f"config {file.name}: {type(error).__name__}: {error}") from None
+        raise UserError(f"config {file.name}: {type(error).__name__}: {first_line(error)}") from None
     return {k: v for k, v in scope.items() if not k.startswith("_") and not hasattr(v, "__spec__")}
 
 
@@ -105,7 +111,7 @@ def _parse(key: str, text: str, default):
     if isinstance(default, str) or str in ALSO.get(key, ()):
         return text
     try:
-        return json.loads(text)
+        return json.loads(text) if type(default) is not float or text.startswith("[") else float(text)
     except ValueError:
         raise UserError(_wrong_type(key, text, default)) from None
 
@@ -114,8 +120,10 @@ def _checked(key: str, value, default):
     allowed = (type(default),) + ALSO.get(key, ())
     if type(default) is float and type(value) is int:
         value = float(value)
-    if type(value) not in allowed:
+    if type(value) not in allowed or type(value) is float and not math.isfinite(value):
         raise UserError(_wrong_type(key, value, default))
+    if type(value) is list and not all(isinstance(item, str if key == "data" else (int, float)) for item in value):
+        raise UserError(f"{key}={value}: must be a list of " + ("folders" if key == "data" else "numbers"))
     if key in CHOICES and value not in CHOICES[key]:
         near = difflib.get_close_matches(str(value), [str(c) for c in CHOICES[key]], 1)
         raise UserError(f"{key}={value}: not known; " + (f"did you mean {near[0]}? " if near else "")
@@ -139,9 +147,8 @@ def _normalise(cfg: EasyDict, name: str) -> None:
     if isinstance(cfg.data, str):
         whole = Path(cfg.data)
         cfg.data = [cfg.data] if whole.exists() else [part for part in cfg.data.split(",") if part]
-    cfg.resume = str(cfg.resume).lower() if str(cfg.resume).lower() in ("true", "false") else cfg.resume
-    if cfg.resume == "true":
-        cfg.resume = "auto"
+    word = str(cfg.resume).lower()
+    cfg.resume = {"true": "auto", "auto": "auto", "false": "false"}.get(word, cfg.resume)
     cfg.output = cfg.output or str(Path("work_dirs") / name)
     if (cfg.margin == "combined") != isinstance(cfg.m, list) or isinstance(cfg.m, list) and len(cfg.m) != 3:
         raise UserError(f"m={cfg.m}: margin={cfg.margin} takes "

@@ -7,19 +7,18 @@
 A file named reference* is the gallery image of its type. Exit status 2 and one line on stderr when something is
 wrong with what was given.
 """
-import argparse
 import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from eval.evaluation import evaluate_folder
+from inference.cli import Parser, run_cli
 from inference.image import UserError
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m eval", description=__doc__)
     parser.add_argument("--model", required=True, metavar="M.onnx|OUTPUT_DIR", help="an exported model or a run")
     parser.add_argument("--data", required=True, metavar="DIR", help="DIR/<type>/*.jpg")
     parser.add_argument("--report", metavar="DIR", help="write report.html, its pictures and metrics.json there")
@@ -70,12 +69,5 @@ def _run_embed(output):
     return embed, cfg.image_size
 
 
-if __name__ == "__main__":      # not runtime.run_cli: runtime needs torch, evaluating an .onnx file does not
-    sys.stdout.reconfigure(errors="backslashreplace")       # a file name may hold what the terminal cannot show
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+if __name__ == "__main__":
+    run_cli(main)

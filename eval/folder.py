@@ -1,11 +1,8 @@
 """DIR/<type>/*.jpg -> what to compare: the files, their types, which are references, and their pixels."""
-import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.image import EXTENSIONS, ImageError, UserError, list_images, load_image, type_label
+from inference.image import EXTENSIONS, ImageError, UserError, list_images, load_image, map_ahead, type_label
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ def read_images(items, prepare, ahead=64):
     """Decode each file once, in a thread pool; yield (item, prepare(image), None) in the order of `items`.
 
     prepare: uint8 BGR [H, W, 3] -> anything, run in the pool. A file that cannot be used yields
-    (item, None, reason). At most `ahead` results wait, so memory stays bounded for any number of files.
+    (item, None, reason). At most `ahead` results wait, see `map_ahead`.
     """
     def work(item):
         try:
@@ -43,15 +40,4 @@ def read_images(items, prepare, ahead=64):
         except ImageError as error:
             return item, None, str(error)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:        # the reader may stop early: a full queue is not worth waiting for
-            for future in waiting:
-                future.cancel()
+    return map_ahead(work, items, ahead)

@@ -8,7 +8,6 @@
 DIR holds a folder of reference pictures per type (DIR/passport/*.jpg), or one picture per type (DIR/passport.jpg).
 Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 if __name__ == "__main__":  # as a script, Python has this folder on its path instead of the repository's
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from inference.cli import Parser, run_cli  # noqa: E402
 from inference.image import ImageError, UserError  # noqa: E402
 from inference.model import Model, load_model  # noqa: E402
 from inference.registry import Registry  # noqa: E402
@@ -113,14 +113,9 @@ def _choose_threshold(model, threshold, fpr):
                                 f"taking {FALLBACK_THRESHOLD}"]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message} (see --help)")
-
-
 def main(arguments=None) -> int:
     """The command line; returns the exit status."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture to classify")
     parser.add_argument("--model", required=True, help="what onnx_export.py wrote")
     parser.add_argument("--register", required=True, metavar="DIR", help="folder of reference pictures")
@@ -155,18 +150,5 @@ def _line(result, top_k):
     return line
 
 
-def run(arguments=None) -> int:
-    """`main`, with what the user can put right told in one line on stderr and exit status 2."""
-    for stream in (sys.stdout, sys.stderr):  # file names need not be valid in the terminal's encoding
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        return main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    run_cli(main)

@@ -4,6 +4,8 @@ numpy, OpenCV and the standard library only. Pictures are uint8 BGR `[H, W, 3]`,
 """
 import os
 import stat
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 import cv2
@@ -123,6 +125,25 @@ def list_images(root) -> list[str]:
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
     return sorted(found)
+
+
+def map_ahead(function, items, ahead: int = 64):
+    """Yield `function(item)` in the order of `items`, computed by a thread pool at most `ahead` items early.
+
+    OpenCV decodes without Python's lock, so threads are enough; memory stays bounded for any number of files.
+    """
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the reader may stop early: a full queue is not worth waiting for
+            for future in waiting:
+                future.cancel()
 
 
 def type_label(relative_path: str) -> str:

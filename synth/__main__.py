@@ -7,19 +7,14 @@
 The types of OUT/eval are never those of OUT/train. OUT/train/<type>/copy_N.jpg are clean copies;
 OUT/eval/<type>/ has reference.jpg and capture_N.jpg, made photos of other copies.
 """
-import argparse
 
+from inference.cli import Parser, run_cli
 from inference.image import UserError
 from synth import contact_sheet, write_eval, write_train
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line, without the usage in front
-        raise UserError(message)
-
-
 def _arguments(argv):
-    parser = _Parser(prog="python -m synth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m synth", description=__doc__)
     parser.add_argument("out", nargs="?", help="folder for train/ and eval/")
     parser.add_argument("--train-types", type=int, default=400, metavar="N", help="document types to train on")
     parser.add_argument("--copies", type=int, default=8, metavar="K", help="clean copies of each training type")
@@ -48,5 +43,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from runtime import run_cli  # here, so that the processes of the pool need not load torch
     run_cli(main)

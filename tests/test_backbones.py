@@ -57,6 +57,11 @@ def test_pretrained_from_a_checkpoint_of_timm_and_from_our_own(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     again = get_model(cfg, pretrained=str(tmp_path / "model.pt"))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    torch.save(timm.create_model("lcnet_075").state_dict(), tmp_path / "other.pth")
+    torch.save({"foo.weight": torch.zeros(1)}, tmp_path / "foo.pth")
+    for name in ("other.pth", "foo.pth"):
+        with pytest.raises(UserError, match="not weights of lcnet_050"):
+            get_model(cfg, pretrained=str(tmp_path / name))
     with pytest.raises(UserError, match="another network or head"):
         get_model(load_config("lcnet_cos"), pretrained=str(tmp_path / "model.pt"))
 
@@ -70,9 +75,16 @@ def test_unreachable_and_unusable_weights_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "text.pt").write_text("not weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
         get_model(load_config("lcnet_cos"), pretrained=str(tmp_path / "text.pt"))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        get_model(load_config("lcnet_cos"), pretrained=str(tmp_path / "empty.pt"))
+    for network in ("vit_tiny_patch16_224", "lcnet_050.foo", "hf-hub:x/y"):
+        with pytest.raises(UserError, match=network.split(":")[0]) as error:
+            get_model(load_config("lcnet_cos", [f"network={network}"]), pretrained=False)
+        assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no such file"):
         get_model(load_config("lcnet_cos"), pretrained=str(tmp_path / "none.pt"))
-    with pytest.raises(UserError, match="no such model"):
+    with pytest.raises(UserError, match="timm cannot make it"):
         get_model(load_config("lcnet_cos", ["network=lcnet_049"]), pretrained=False)
 
 

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from inference.classify import DocClassifier, run
+from inference.classify import DocClassifier, main
+from inference.cli import exit_status
 from inference.image import ImageError, UserError
 from inference.model import METADATA_KEY, load_model
 from inference.registry import Registry
@@ -217,7 +218,7 @@ def arguments(model, register, *others):
 
 def refused(capsys, command):
     """Runs a command that must fail: exit status 2 and one line, which is returned."""
-    assert run(command) == 2
+    assert exit_status(lambda: main(command)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     return err
@@ -232,8 +233,8 @@ def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
     write(tmp_path / "dot.png", noise(1)[:1, :1])
     write(tmp_path / "long.png", cv2.resize(noise(1), (20_000, 20)))
     names = ["missing.jpg", "good.png", "cut.jpg", "text.jpg", "zero.jpg", "dot.png", "long.png"]
-    status = run(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
-                           "--threshold", 0.9))
+    status = exit_status(lambda: main(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
+                                                 "--threshold", 0.9)))
     out, err = capfd.readouterr()
     assert status == 0 and err == ""
     results = json.loads(out)
@@ -252,17 +253,17 @@ def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
 
 def test_plain_output_and_status(model, register, tmp_path, capsys):
     known, stranger = write(tmp_path / "known.png", noise(3)), write(tmp_path / "stranger.png", noise(9))
-    assert run(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9)) == 0
+    assert exit_status(lambda: main(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9))) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{known}: cards/bank 0.9") or lines[0].startswith(f"{known}: cards/bank 1.0")
     assert lines[1].startswith(f"{stranger}: not registered 0.")
     assert lines[2] == f"{tmp_path / 'missing.png'}: cannot be used: file not found"
-    assert run(arguments(model, register, tmp_path / "missing.png")) == 2
+    assert exit_status(lambda: main(arguments(model, register, tmp_path / "missing.png"))) == 2
 
 
 def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     (register / "zero.png").touch()
-    assert run(arguments(model, register, register / "licence.png", "--json")) == 0
+    assert exit_status(lambda: main(arguments(model, register, register / "licence.png", "--json"))) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["label"] == "licence"
     assert "warning: zero.png: empty file; left out\n" in err and "taking 0.75" in err

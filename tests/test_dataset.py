@@ -1,4 +1,7 @@
 """Views, classes, order and batches of the data; what is left out; what ends a run."""
+import os
+import signal
+
 import cv2
 import numpy as np
 import pytest
@@ -174,7 +177,7 @@ def test_unusable_folders_end_the_run(tmp_path, spoiled):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no")
     for data, says in (([], "no folder given"), (["none"], "none: no such folder"), ([str(spoiled / "000.png")], "not a folder"),
-                       ([str(tmp_path / "nothing")], "no images"), ([str(tmp_path / "bad")], "none of its images")):
+                       ([str(spoiled), str(tmp_path)], "several of the roots"), ([str(tmp_path / "nothing")], "no images"), ([str(tmp_path / "bad")], "none of its images")):
         with pytest.raises(UserError, match=says) as error:
             ImageFolders(data, 24, 32, progress=False)
         assert "\n" not in str(error.value)
@@ -186,4 +189,16 @@ def test_a_file_that_breaks_later_ends_the_run_with_its_name(tmp_path, workers):
     (tmp_path / "a" / "001.png").write_bytes(b"")
     with pytest.raises(UserError, match="001.png: empty file") as error:
         list(load_batches(Batches(images, 3, 1, 0, 0, 1), 0, 2, workers, pin=False))
+    assert "\n" not in str(error.value)
+
+
+class Killed(Batches):
+    def __getitem__(self, k):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_ends_the_run_with_a_line(tmp_path):
+    images = ImageFolders([str(write(tmp_path / "a", 3))], 1, 32, progress=False)
+    with pytest.raises(UserError, match="the loader stopped.*num_workers=0") as error:
+        list(load_batches(Killed(images, 3, 1, 0, 0, 1), 0, 2, workers=1, pin=False))
     assert "\n" not in str(error.value)

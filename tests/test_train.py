@@ -4,6 +4,7 @@ The network has no BatchNorm, since that sees each rank's own part of a batch.
 """
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import task as tasks
+from backbones import load_run
 from checkpoint import load_checkpoint, read_manifest
 from configs import load_config
 from runtime import Ranks, UserError
@@ -39,9 +41,13 @@ def settings(folder, output, *more):
         "device=cpu", *more])
 
 
-def rows(output, column="loss"):
+def rows(output, column):
     with open(Path(output) / "results.csv", newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def losses_of(output):
+    return rows(output, "loss")
 
 
 def centres(output, name="last"):
@@ -61,11 +67,11 @@ def in_double(rank, world, folder, output, more):
 def test_one_two_and_three_ranks_run_the_same_training(folder, tmp_path, more):
     for world in (1, 2, 3):
         run_ranks(world, in_double, folder, tmp_path, more)
-    losses, weights = rows(tmp_path / "1"), centres(tmp_path / "1")
+    losses, weights = losses_of(tmp_path / "1"), centres(tmp_path / "1")
     assert len(losses) == 50 and losses[-1] < losses[10]
     for world in (2, 3):
         assert len(list((tmp_path / str(world) / "checkpoints/last").glob("centres-*"))) == world
-        assert np.allclose(rows(tmp_path / str(world)), losses, rtol=1e-9, atol=0)
+        assert np.allclose(losses_of(tmp_path / str(world)), losses, rtol=1e-9, atol=0)
         assert (centres(tmp_path / str(world)) - weights).norm() <= 1e-9 * weights.norm()
 
 
@@ -79,7 +85,7 @@ def stop_at(monkeypatch, step, does):
 
     def losses(self, batch):
         value = original(self, batch)
-        return does(value) if self.head.step == step else value
+        return does(value) if self.partial_fc.step == step else value
     monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
 
 
@@ -93,9 +99,9 @@ def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
         stop_at(patch, 5, stop)
         with pytest.raises(Stopped):
             train(settings(folder, tmp_path / "halves", *more), Ranks(0, 1, CPU))
-    assert len(rows(tmp_path / "halves")) == 5
+    assert len(losses_of(tmp_path / "halves")) == 5
     train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    assert rows(tmp_path / "halves") == rows(tmp_path / "whole")           # cut back to step 3, then on: no row twice
+    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")           # cut back to step 3, then on: no row twice
     assert rows(tmp_path / "halves", "step") == list(range(1, 9))
     one, two = (load_file(tmp_path / name / "checkpoints/last/network.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -109,7 +115,7 @@ def test_accumulation_is_exact(folder, tmp_path):
             train(settings(folder, tmp_path / str(accumulate), f"accumulate={accumulate}"), Ranks(0, 1, CPU))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert np.allclose(rows(tmp_path / "1"), rows(tmp_path / "3"), rtol=1e-12, atol=0)
+    assert np.allclose(losses_of(tmp_path / "1"), losses_of(tmp_path / "3"), rtol=1e-12, atol=0)
     assert torch.allclose(centres(tmp_path / "1"), centres(tmp_path / "3"), rtol=1e-10, atol=1e-14)
 
 
@@ -118,7 +124,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monk
     original = tasks.RegistrationTask.begin_step
 
     def begin_step(self, step, factor):
-        seen.append([p.detach().clone() for p in (*self.network.parameters(), self.head.weight, self.head.momentum)])
+        seen.append([p.detach().clone() for p in (*self.network.parameters(), self.partial_fc.weight, self.partial_fc.momentum_buffer)])
         return original(self, step, factor)
     monkeypatch.setattr(tasks.RegistrationTask, "begin_step", begin_step)
     stop_at(monkeypatch, 3, lambda value: {"nan": sum(value.values()) * torch.nan})
@@ -126,7 +132,102 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monk
     changed = [any(not torch.equal(a, b) for a, b in zip(before, after)) for before, after in zip(seen, seen[1:])]
     assert changed == [True, True, True, False, True, True, True]
     assert rows(tmp_path / "run", "skipped") == [0, 0, 0, 1, 1, 1, 1, 1]
-    assert np.isfinite(rows(tmp_path / "run")).all()
+    assert np.isfinite(losses_of(tmp_path / "run")).tolist() == [True] * 3 + [False] + [True] * 4  # not a false 0
+
+
+def test_a_broken_batch_does_not_spoil_batchnorm(folder, tmp_path, monkeypatch):
+    augmented = tasks.Augment.forward
+
+    def forward(self, image, position):
+        return augmented(self, image, position) * (torch.nan if position[0] == 3 * 13 else 1)
+    monkeypatch.setattr(tasks.Augment, "forward", forward)
+    train(settings(folder, tmp_path / "run", "network=test_efficientnet", "norm=lbn"), Ranks(0, 1, CPU))
+    assert rows(tmp_path / "run", "skipped")[-1] == 1
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert any("running_var" in name for name in saved)
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_rates_and_margin_follow_the_step_and_the_batch(folder, tmp_path):
+    train(settings(folder, tmp_path / "run", "lr=2e-3", "centres_lr=0.3", "warmup=0.25", "margin_warmup=0.5"), Ranks(0, 1, CPU))
+    factor = [1 / 3, 2 / 3] + [1 - i / 6 for i in range(6)]
+    assert np.allclose(rows(tmp_path / "run", "lr"), 2e-3 * (13 / 512) ** 0.5 * np.array(factor))   # AdamW: square root
+    assert np.allclose(rows(tmp_path / "run", "centres_lr"), 0.3 * 13 / 512 * np.array(factor))      # SGD: linear
+    assert np.allclose(rows(tmp_path / "run", "margin"), [0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+def test_clipping_holds_the_gradient(folder, tmp_path):
+    """A gradient of 1e-12 is far below AdamW's epsilon, so the network must stay where it is."""
+    torch.manual_seed(0)
+    for clip in ("1e-12", "0"):
+        train(settings(folder, tmp_path / clip, f"clip={clip}", "max_steps=1", "weight_decay=0"), Ranks(0, 1, CPU))
+    held, free = (torch.load(tmp_path / clip / "model.pt", weights_only=True) for clip in ("1e-12", "0"))
+    start = tasks.build_task(settings(folder, tmp_path), Ranks(0, 1, CPU)).network.state_dict()
+    distance = [sum((state[name] - start[name]).abs().sum() for name in start).item() for state in (held, free)]
+    assert distance[0] < 1e-3 * distance[1]
+
+
+def test_bfloat16_is_near_float32(folder, tmp_path):
+    for precision in ("fp32", "bf16"):
+        train(settings(folder, tmp_path / precision, f"precision={precision}"), Ranks(0, 1, CPU))
+    fine, coarse = losses_of(tmp_path / "fp32"), losses_of(tmp_path / "bf16")
+    assert np.allclose(fine, coarse, rtol=0.1) and fine != coarse
+
+
+def test_an_earlier_run_is_neither_lost_nor_mixed_in(folder, tmp_path):
+    out = tmp_path / "run"
+    train(settings(folder, out, "max_steps=2"), Ranks(0, 1, CPU))
+    kept = (out / "config.json").read_text()
+    for change in ("data=none", "resume=auto embedding_size=8"):  # refused: nothing of the run may change
+        with pytest.raises(UserError):
+            train(settings(folder, out, *change.split()), Ranks(0, 1, CPU))
+    assert (out / "config.json").read_text() == kept
+    load_run(out)
+    train(settings(folder, out, "max_steps=1", "embedding_size=8"), Ranks(0, 1, CPU))
+    assert load_run(out)[1].embedding_size == 8 and load_run(out / "earlier-1")[1].embedding_size == 16
+    assert len(losses_of(out)) == 1 and len(losses_of(out / "earlier-1")) == 2
+
+
+def stopped_and_resumed(rank, world, folder, output):
+    more = ["save_every=3", "sample_rate=0.5"]
+    train(settings(folder, f"{output}/whole", *more), Ranks(rank, world, CPU))
+    losses = tasks.RegistrationTask.losses
+
+    def stop(self, batch):
+        if self.partial_fc.step == 5:
+            raise Stopped
+        return losses(self, batch)
+    tasks.RegistrationTask.losses = stop
+    with pytest.raises(Stopped):
+        train(settings(folder, f"{output}/halves", *more), Ranks(rank, world, CPU))
+    tasks.RegistrationTask.losses = losses
+    train(settings(folder, f"{output}/halves", "resume=auto", *more), Ranks(rank, world, CPU))
+
+
+def test_two_ranks_resume_and_agree_on_unusable_files(folder, tmp_path):
+    """The spoiled files fall to different ranks; both must leave out both, or class ids would differ."""
+    (folder / "0-spoiled.png").write_bytes(b"")
+    (folder / "9-spoiled.png").write_text("no picture")
+    run_ranks(2, stopped_and_resumed, folder, tmp_path)
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["left_out"] == 2
+    assert (tmp_path / "whole" / "training.log").read_text().count("left out: ") == 2
+    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    assert torch.equal(centres(tmp_path / "halves"), centres(tmp_path / "whole"))
+
+
+def different_data(rank, world, folder, output):
+    if rank == 1:
+        folder = Path(output) / "other"
+    with pytest.raises(UserError) as error:
+        tasks.build_task(settings(folder, output), Ranks(rank, world, CPU))
+    return str(error.value)
+
+
+def test_ranks_that_see_different_files_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "0.png").unlink()
+    said = run_ranks(2, different_data, folder, tmp_path)
+    assert "finds 7 images and rank 1 finds 6" in said[0] and "finds 6 images and rank 0 finds 7" in said[1]
 
 
 def test_norms_and_biases_do_not_decay():
@@ -139,10 +240,10 @@ def test_norms_and_biases_do_not_decay():
 
 
 def parallelism(rank, world, folder, output):
-    task = tasks.build_task(settings(folder, output), Ranks(rank, world, CPU), print)
+    task = tasks.build_task(settings(folder, output), Ranks(rank, world, CPU))
     return {"wraps_network": task.trained.module is task.network,
-            "head_is_apart": not {id(p) for p in task.head.parameters()} & {id(p) for p in task.trained.parameters()},
-            "head_is_plain": type(task.head).__name__}
+            "head_is_apart": not {id(p) for p in task.partial_fc.parameters()} & {id(p) for p in task.trained.parameters()},
+            "head_is_plain": type(task.partial_fc).__name__}
 
 
 def test_only_the_network_is_averaged_over_ranks(folder, tmp_path):
@@ -204,11 +305,11 @@ def test_impossible_runs_are_refused_before_they_start(folder, tmp_path):
 def shards_of(rank, world, folder, output):
     """Rows of each rank after loading a checkpoint that one process wrote."""
     cfg = settings(folder, output)
-    task = tasks.build_task(cfg, Ranks(rank, world, CPU), print)
+    task = tasks.build_task(cfg, Ranks(rank, world, CPU))
     checkpoint = Path(output) / "checkpoints" / "last"
     load_checkpoint(checkpoint, read_manifest(checkpoint, task.must_agree()), task.network,
-                    make_optimizer(task.network, 0.0), task.head)
-    return task.head.weight.detach()
+                    make_optimizer(task.network, 0.0), task.partial_fc)
+    return task.partial_fc.weight.detach()
 
 
 def test_rows_of_centres_are_read_by_class_id(folder, tmp_path):

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The real runs of benchmarks/RESULTS.md. DATA holds the folders documents, photos, posters (to train on) and covers (to judge by).
+#   benchmarks/real_runs.sh cpu DATA     one process, 5,606 images x 1, then covers, export, classify
+#   benchmarks/real_runs.sh two DATA     two gloo processes, documents x 24, 14,544 classes
+#   benchmarks/real_runs.sh gpu DATA     the reference's recipe and the stronger one, side by side, the same time each
+set -euo pipefail
+what=$1 data=$(realpath "$2") python=.venv/bin/python
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+all=$data/documents,$data/photos,$data/posters
+
+judge() { "$python" -m eval --model "$1" --data "$data/covers" --report "$1/report"; }
+
+case $what in
+cpu)
+    out=work_dirs/real_cpu
+    time "$python" train_v2.py configs/lcnet_strong data="$all" expansion=1 cache=true batch_size=256 max_steps=3600 \
+        lr=8e-3 s=32 m=0.3 num_workers=1 save_every=600 log_every=50 output=$out
+    judge $out
+    "$python" onnx_export.py $out
+    rm -rf $out/register && mkdir -p $out/register
+    for type in "$data"/covers/*/; do cp "$type/reference.jpg" "$out/register/$(basename "$type").jpg"; done
+    "$python" inference/classify.py --model $out/model.onnx --register $out/register --threshold 0.7 --top-k 3 \
+        "$data"/covers/007/{canon,droid,e63,palm}.jpg ;;
+two)
+    out=work_dirs/real_two
+    time "$python" -m torch.distributed.run --standalone --nproc_per_node=2 train_v2.py configs/lcnet_strong \
+        data="$data/documents" expansion=24 cache=true batch_size=256 max_steps=400 lr=8e-3 s=32 m=0.3 num_workers=1 \
+        device=cpu output=$out
+    judge $out ;;
+gpu)
+    for recipe in lcnet_cos lcnet_strong; do
+        out=work_dirs/real_gpu_$recipe
+        time "$python" train_v2.py configs/$recipe data="$all" expansion=24 cache=true pretrained=false batch_size=1024 \
+            epochs=40 num_workers=14 output=$out
+        judge $out
+    done ;;
+*) echo "usage: benchmarks/real_runs.sh cpu|two|gpu DATA" >&2; exit 2 ;;
+esac
