@@ -205,7 +205,8 @@ def cutout(x, d):
     """A rectangle of at most 45 % of each side: flat, mottled, or another part of the picture moved there."""
     across, down = _axes(x)
     middle_x, middle_y = d("cutout/x", -1, 1), d("cutout/y", -1, 1)
-    inside = ((across - middle_x).abs() < d("cutout/wide", 0.1, 0.45)) & ((down - middle_y).abs() < d("cutout/high", 0.1, 0.45))
+    inside = (((across - middle_x).abs() < d("cutout/wide", 0.1, 0.45))
+              & ((down - middle_y).abs() < d("cutout/high", 0.1, 0.45)))
     flat = torch.cat([d(f"cutout/colour{c}") for c in range(3)], 1)
     mottled = F.interpolate(d.noise_field("cutout", 3, 8, 8), x.shape[2:], mode="bilinear", align_corners=False)
     moved = x.roll((x.shape[2] // 2, x.shape[3] // 2), (2, 3))

@@ -33,7 +33,8 @@ def save_checkpoint(folder: Path, network: dict, optimizer, partial_fc, manifest
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     _barrier()
-    save_file(_contiguous(partial_fc.row_state()), partial / f"centres-{partial_fc.classes.start}-{partial_fc.classes.stop}.safetensors")
+    classes = partial_fc.classes
+    save_file(_contiguous(partial_fc.row_state()), partial / f"centres-{classes.start}-{classes.stop}.safetensors")
     if rank == 0:
         save_file(_contiguous(network), partial / "network.safetensors")
         states = optimizer.state_dict()["state"]
@@ -73,7 +74,7 @@ def read_manifest(folder: Path, must_agree: dict) -> dict:
 
 def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc) -> None:
     """Fill network, optimiser and this rank's rows of the class centres from a checkpoint that `read_manifest` accepted."""
-    folder, device = Path(folder), partial_fc.weight.device
+    folder, classes = Path(folder), partial_fc.classes
     try:
         network.load_state_dict(load_file(folder / "network.safetensors"))
         states: dict = {}
@@ -84,15 +85,15 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc
         for parameter, state in optimizer.state.items():  # in the parameter's memory format: fused kernels assume it
             state.update({name: torch.empty_like(parameter).copy_(value) for name, value in state.items()
                           if value.shape == parameter.shape})
-        missing = len(partial_fc.classes)
+        missing = len(classes)
         for file in folder.glob("centres-*-*.safetensors"):
             first, stop = (int(number) for number in file.stem.split("-")[1:])
-            begin, end = max(first, partial_fc.classes.start), min(stop, partial_fc.classes.stop)
+            begin, end = max(first, classes.start), min(stop, classes.stop)
             if begin >= end:
                 continue
-            with safe_open(file, "pt", device=str(device)) as rows:
+            with safe_open(file, "pt") as rows:
                 for name, value in partial_fc.row_state().items():
-                    value[begin - partial_fc.classes.start:end - partial_fc.classes.start] = rows.get_slice(name)[begin - first:end - first]
+                    value[begin - classes.start:end - classes.start] = rows.get_slice(name)[begin - first:end - first]
             missing -= end - begin
     except Exception as error:  # safetensors, JSON and shape errors share no base
         raise UserError(f"resume={folder}: damaged ({first_line(error)}); "

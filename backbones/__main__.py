@@ -23,7 +23,8 @@ def measure(cfg) -> tuple[int, float]:
 
 
 def main():
-    print(f"{'config':28} {'network':16} {'head':8} {'norm':4} {'e':>4} {'px':>4} {'parameters':>11} {'MB':>6} {'GFLOPs':>7}")
+    print(f"{'config':28} {'network':16} {'head':8} {'norm':4} {'e':>4} {'px':>4} "
+          f"{'parameters':>11} {'MB':>6} {'GFLOPs':>7}")
     for name in sys.argv[1:] or names():
         cfg = load_config(name)
         parameters, gflops = measure(cfg)

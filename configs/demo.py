@@ -1,4 +1,8 @@
-"""The embedded default: documents that synth/ makes, labelled by type, on a CPU in minutes."""
+"""The embedded default: made documents, labelled by type, on a CPU in minutes. 2.01 MB.
+
+800 types x 1 = 800 classes; 65 epochs x 2,400 images = 156,000 images, 1,219 steps of 128. A low scale and a small margin
+learn fastest in so short a run.
+"""
 data = ["work_dirs/demo/data/train:1:labelled"]
 eval_data = "work_dirs/demo/data/eval"
 pretrained = False
@@ -7,8 +11,10 @@ head = "squeeze"
 norm = "lbn"
 image_size = 96
 augment = "strong"
+s = 16.0
+m = 0.2
 batch_size = 128
-epochs = 40
-lr = 3e-3
+epochs = 65
+lr = 1e-2
 margin_warmup = 0.4
 num_workers = 1

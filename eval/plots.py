@@ -117,7 +117,7 @@ def _pca(embeddings):
 
 def _tsne(embeddings, plane):
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits                 # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
     start = plane / max(plane.std(), 1e-12) * 1e-4              # PCA as the start: no chance in the layout
     tsne = TSNE(init=start.astype(np.float32), perplexity=min(30, (len(plane) - 1) / 3), random_state=0)
     with threadpool_limits(1):      # its many short steps wait for each other: 2 s, but 31 s on two busy cores

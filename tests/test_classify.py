@@ -24,6 +24,10 @@ THRESHOLDS = {"1e-1": {"threshold": 0.6, "tpr": 0.99}, "1e-2": {"threshold": 0.7
               "1e-3": {"threshold": 0.8, "tpr": 0.8}}
 
 
+def status_of(arguments):
+    return exit_status(lambda: main(arguments))
+
+
 def write_model(path, metadata=METADATA, input_name="img", domain="", batch="batch",
                 last="LpNormalization"):
     """A model without weights: a 4x4 thumbnail in colour, minus 0.4, L2-normalised."""
@@ -218,7 +222,7 @@ def arguments(model, register, *others):
 
 def refused(capsys, command):
     """Runs a command that must fail: exit status 2 and one line, which is returned."""
-    assert exit_status(lambda: main(command)) == 2
+    assert status_of(command) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     return err
@@ -233,8 +237,8 @@ def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
     write(tmp_path / "dot.png", noise(1)[:1, :1])
     write(tmp_path / "long.png", cv2.resize(noise(1), (20_000, 20)))
     names = ["missing.jpg", "good.png", "cut.jpg", "text.jpg", "zero.jpg", "dot.png", "long.png"]
-    status = exit_status(lambda: main(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
-                                                 "--threshold", 0.9)))
+    status = status_of(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
+                                 "--threshold", 0.9))
     out, err = capfd.readouterr()
     assert status == 0 and err == ""
     results = json.loads(out)
@@ -253,17 +257,17 @@ def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
 
 def test_plain_output_and_status(model, register, tmp_path, capsys):
     known, stranger = write(tmp_path / "known.png", noise(3)), write(tmp_path / "stranger.png", noise(9))
-    assert exit_status(lambda: main(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9))) == 0
+    assert status_of(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{known}: cards/bank 0.9") or lines[0].startswith(f"{known}: cards/bank 1.0")
     assert lines[1].startswith(f"{stranger}: not registered 0.")
     assert lines[2] == f"{tmp_path / 'missing.png'}: cannot be used: file not found"
-    assert exit_status(lambda: main(arguments(model, register, tmp_path / "missing.png"))) == 2
+    assert status_of(arguments(model, register, tmp_path / "missing.png")) == 2
 
 
 def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     (register / "zero.png").touch()
-    assert exit_status(lambda: main(arguments(model, register, register / "licence.png", "--json"))) == 0
+    assert status_of(arguments(model, register, register / "licence.png", "--json")) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["label"] == "licence"
     assert "warning: zero.png: empty file; left out\n" in err and "taking 0.75" in err

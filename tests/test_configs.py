@@ -41,10 +41,22 @@ def test_a_folder_with_a_comma_is_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("override, says", [
-    ("bach_size=3", "did you mean batch_size"), ("batch_size=x", "must be int"), ("batch_size=1.5", "must be int"),
-    ("lr=fast", "must be float"), ("compile=1", "must be bool"), ("norm=lm", "ln, bn, lbn"), ("margin=cosfaces", "cosface"),
-    ("sample_rate=0", "above 0"), ("sample_rate=1.1", "at most 1"), ("expansion=7", "1, 8, 24"), ("batch_size=0", "at least 1"),
-    ("m=[1,2]", "one number"), ("margin=combined", "a list"), ("lr=Infinity", "must be float"), ("nonsense", "key=value"), ("accumulate=1000", "micro-batches"),
+    ("bach_size=3", "did you mean batch_size"),
+    ("batch_size=x", "must be int"),
+    ("batch_size=1.5", "must be int"),
+    ("lr=fast", "must be float"),
+    ("compile=1", "must be bool"),
+    ("norm=lm", "ln, bn, lbn"),
+    ("margin=cosfaces", "cosface"),
+    ("sample_rate=0", "above 0"),
+    ("sample_rate=1.1", "at most 1"),
+    ("expansion=7", "1, 8, 24"),
+    ("batch_size=0", "at least 1"),
+    ("m=[1,2]", "one number"),
+    ("margin=combined", "a list"),
+    ("lr=Infinity", "must be float"),
+    ("nonsense", "key=value"),
+    ("accumulate=1000", "micro-batches"),
 ])
 def test_a_wrong_setting_is_named(override, says):
     with pytest.raises(UserError, match=says) as error:

@@ -176,8 +176,13 @@ def test_unusable_folders_end_the_run(tmp_path, spoiled):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no")
-    for data, says in (([], "no folder given"), (["none"], "none: no such folder"), ([str(spoiled / "000.png")], "not a folder"),
-                       ([str(spoiled), str(tmp_path)], "several of the roots"), ([str(tmp_path / "nothing")], "no images"), ([str(tmp_path / "bad")], "none of its images")):
+    for data, says in (
+            ([], "no folder given"),
+            (["none"], "none: no such folder"),
+            ([str(spoiled / "000.png")], "not a folder"),
+            ([str(spoiled), str(tmp_path)], "several of the roots"),
+            ([str(tmp_path / "nothing")], "no images"),
+            ([str(tmp_path / "bad")], "none of its images")):
         with pytest.raises(UserError, match=says) as error:
             ImageFolders(data, 24, 32, progress=False)
         assert "\n" not in str(error.value)

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from inference.image import (MAX_PIXELS, MIN_SIDE, ImageError, UserError, as_bgr, decode, list_images, load_image,
-                             resize, type_label)
+from inference.image import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    ImageError,
+    UserError,
+    as_bgr,
+    decode,
+    list_images,
+    load_image,
+    resize,
+    type_label,
+)
 
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from losses import ArcFace, CombinedMargin, CosFace, Softmax
 from partial_fc import PartialFC
-from runtime import normal, share_of, uniform
+from runtime import normal, uniform
 from tests.ranks import run_ranks
 
 D = 16
