@@ -25,7 +25,7 @@ cpu)
 two)
     out=work_dirs/real_two
     time "$python" -m torch.distributed.run --standalone --nproc_per_node=2 train_v2.py configs/lcnet_strong \
-        data="$data/documents" expansion=24 cache=true batch_size=256 max_steps=400 lr=8e-3 s=32 m=0.3 num_workers=1 \
+        data="$data/documents" expansion=24 cache=true batch_size=256 max_steps=600 lr=3e-3 s=16 m=0.2 num_workers=1 \
         device=cpu output=$out
     judge $out ;;
 gpu)
