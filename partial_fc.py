@@ -99,7 +99,7 @@ class PartialFC(nn.Module):
             v_new = self.momentum * v + g + self.weight_decay * w
             w_new = w - self.lr * v_new
         else:  # AdamW, https://arxiv.org/abs/1711.05101, betas (0.9, 0.999); t counts all updates, sampled or not
-            u, t = self.second_moment[rows], self.updates + 1
+            u, t = self.second_moment[rows], (self.updates + 1).double()
             v_new, u_new = 0.9 * v + 0.1 * g, 0.999 * u + 0.001 * g * g
             step = (v_new / (1 - 0.9 ** t)) / ((u_new / (1 - 0.999 ** t)).sqrt() + 1e-8)
             w_new = w - self.lr * (step + self.weight_decay * w)

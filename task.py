@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from augment import Augment
 from backbones import get_model
-from dataset import Batches, ImageFolders, load_batches
+from dataset import Batches, ImageFolders, load_batches, parse_root
 from eval import evaluate_folder
 from eval.folder import find_images
 from losses import get_margin
@@ -33,8 +33,8 @@ class RegistrationTask:
 
     def __init__(self, cfg, ranks: Ranks):
         self.cfg, self.ranks = cfg, ranks
-        if cfg.eval_data:
-            find_images(cfg.eval_data)  # a wrong folder is told now, not after hours
+        if cfg.eval_data and all(parse_root(text, cfg.expansion).folder.is_dir() for text in cfg.data):
+            find_images(cfg.eval_data)  # a wrong folder is told now, not after hours; `data` tells its own first
         self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
         self.notes = [f"left out: {path}: {reason}" for path, reason in self.images.left_out.items()]
         self.num_classes = self.images.num_classes

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["network=test_efficientnet", "image_size=32", "embedding_size=32", "batch_size=16", "max_steps=6", "log_every=2",
-         "num_workers=1", "device=cpu"]
+         "num_workers=1", "device=cpu", "eval_data="]
 
 
 def run(*command, status=0, cwd=ROOT):
@@ -36,8 +36,8 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(made):
-    done = run("train_v2.py", "configs/demo", f"data={made / 'train'}:1:labelled", f"eval_data={made / 'eval'}",
-               f"output={made / 'run'}", *SMALL)
+    done = run("train_v2.py", "configs/demo", f"data={made / 'train'}:1:labelled", f"output={made / 'run'}", *SMALL,
+               f"eval_data={made / 'eval'}")
     assert "step 6/6 loss" in done.stderr and "eval 6/6 auroc" in done.stderr
     run("onnx_export.py", made / "run")
     return made / "run"
@@ -65,7 +65,7 @@ def test_registering_and_classifying(made, trained, tmp_path):
 
 def test_two_processes_on_real_files(made):
     done = torchrun(2, "train_v2.py", "configs/demo", f"data={made / 'train'}", "expansion=24", f"output={made / 'two'}",
-                    f"eval_data={made / 'eval'}", *SMALL)
+                    *SMALL, f"eval_data={made / 'eval'}")
     assert done.returncode == 0, done.stderr
     assert "num_classes 384" in done.stderr and "world 2" in done.stderr and "step 6/6" in done.stderr
     files = {file.name for file in (made / "two" / "checkpoints" / "last").iterdir()}
