@@ -38,7 +38,7 @@ demo() {
     for type in "${types[@]:0:40}"; do cp "${type}reference.jpg" "$out/register/$(basename "$type").jpg"; done
     say "6/6 classifying captures: six of registered types, then three of types never registered"
     for i in 0 5 13 21 30 39 42 50 58; do captured+=("${types[$i]}capture_1.jpg"); done
-    "$PYTHON" inference/classify.py --model $out/model.onnx --register $out/register "${captured[@]}"
+    "$PYTHON" inference/classify.py --model $out/model.onnx --register $out/register --fpr 1e-2 "${captured[@]}"
     say "done: $out/report/report.html"
 }
 
