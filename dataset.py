@@ -56,6 +56,17 @@ def parse_root(text: str, expansion: int) -> Root:
     return Root(Path(folder), int(number or expansion), bool(labelled))
 
 
+def list_roots(data: list[str], expansion: int) -> list[tuple[Root, list[str]]]:
+    """Each root of `data` with the names of its image files. Raises UserError for a folder that cannot be used."""
+    if not data:
+        raise UserError("data: no folder given; write data=FOLDER, or several as data=FOLDER,FOLDER:8")
+    listed = [(root, list_images(root.folder)) for root in (parse_root(text, expansion) for text in data)]
+    for root, names in listed:
+        if not names:
+            raise UserError(f"data={root.folder}: no images below this folder (jpg, png, webp, bmp, tif)")
+    return listed
+
+
 class ImageFolders:
     """The images under several roots, their classes and their samples.
 
@@ -70,15 +81,9 @@ class ImageFolders:
     """
 
     def __init__(self, data: list[str], expansion: int, size: int, cache: bool = False, progress: bool = True):
-        if not data:
-            raise UserError("data: no folder given; write data=FOLDER, or several as data=FOLDER,FOLDER:8")
-        self.size = size
-        self.roots = [parse_root(text, expansion) for text in data]
-        found = [list_images(root.folder) for root in self.roots]
-        for root, names in zip(self.roots, found):
-            if not names:
-                raise UserError(f"data={root.folder}: no images below this folder (jpg, png, webp, bmp, tif)")
-        files = [root.folder / name for root, names in zip(self.roots, found) for name in names]
+        listed = list_roots(data, expansion)
+        self.size, self.roots = size, [root for root, _ in listed]
+        files = [root.folder / name for root, names in listed for name in names]
         again = {path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1}
         if again:
             raise UserError(f"data: {min(again)} lies under several of the roots, so it would be several classes; "
@@ -87,7 +92,7 @@ class ImageFolders:
 
         self.paths, self._class, self._first_sample, self._offset = [], [], [0], [0]
         self._first_image = [0]
-        for root, names in zip(self.roots, found):
+        for root, names in listed:
             names = [name for name in names if root.folder / name not in self.left_out]
             if not names:
                 path, reason = next(iter(self.left_out.items()))

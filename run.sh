@@ -27,7 +27,7 @@ demo() {
     say "1/6 documents: 800 types to train on, 60 others to evaluate on"
     "$PYTHON" -m synth $out/data --train-types 800 --copies 3 --eval-types 60 --captures 4
     say "2/6 training"
-    "$PYTHON" train_v2.py configs/demo
+    "$PYTHON" train_v2.py configs/demo eval_data=$out/data/eval
     say "3/6 evaluation on types and captures never trained on"
     "$PYTHON" -m eval --model $out --data $out/data/eval --report $out/report
     say "4/6 export"

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from augment import Augment
 from backbones import get_model
-from dataset import Batches, ImageFolders, load_batches, parse_root
+from dataset import Batches, ImageFolders, list_roots, load_batches
 from eval import evaluate_folder
 from eval.folder import find_images
 from losses import get_margin
@@ -33,8 +33,15 @@ class RegistrationTask:
 
     def __init__(self, cfg, ranks: Ranks):
         self.cfg, self.ranks = cfg, ranks
-        if cfg.eval_data and all(parse_root(text, cfg.expansion).folder.is_dir() for text in cfg.data):
-            find_images(cfg.eval_data)  # a wrong folder is told now, not after hours; `data` tells its own first
+        # What can be wrong is told before the images are read, which may take long.
+        list_roots(cfg.data, cfg.expansion)
+        if cfg.eval_data:
+            find_images(cfg.eval_data)
+        # DistributedDataParallel hands rank 0's weights to all, so only rank 0 needs to find the pretrained ones.
+        torch.manual_seed(cfg.seed)
+        self.network = get_model(cfg, None if ranks.rank == 0 else False)
+        self._check_batch()
+
         self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
         self.notes = [f"left out: {path}: {reason}" for path, reason in self.images.left_out.items()]
         self.num_classes = self.images.num_classes
@@ -43,10 +50,6 @@ class RegistrationTask:
                             "use fewer (--nproc_per_node), more images, or a larger expansion")
         self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.images) // cfg.batch_size)
 
-        # DistributedDataParallel hands rank 0's weights to all, so only rank 0 needs to find the pretrained ones.
-        torch.manual_seed(cfg.seed)
-        self.network = get_model(cfg, None if ranks.rank == 0 else False)
-        self._check_batch()
         self.network.to(ranks.device, memory_format=torch.channels_last)  # 1.4 times NCHW's speed on a CPU
         self.trained = self.network
         if cfg.compile:

@@ -4,7 +4,6 @@
 learn fastest in so short a run.
 """
 data = ["work_dirs/demo/data/train:1:labelled"]
-eval_data = "work_dirs/demo/data/eval"
 pretrained = False
 cache = True
 head = "squeeze"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["network=test_efficientnet", "image_size=32", "embedding_size=32", "batch_size=16", "max_steps=6", "log_every=2",
-         "num_workers=1", "device=cpu", "eval_data="]
+         "num_workers=1", "device=cpu"]
 
 
 def run(*command, status=0, cwd=ROOT):
