@@ -1,5 +1,7 @@
 """The README's commands, end to end on made documents: train, torchrun, export, evaluate, register, classify."""
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -113,3 +115,25 @@ def test_mistakes_are_one_line_and_exit_2(command, says):
 def test_run_sh_knows_its_words():
     done = subprocess.run(["bash", ROOT / "run.sh", "tset"], capture_output=True, text=True)
     assert done.returncode == 2 and "./run.sh or ./run.sh test" in done.stderr
+
+
+def test_run_sh_takes_the_headless_opencv_where_the_other_does_not_import(tmp_path):
+    """On a bare Debian opencv-python lacks libGL. A stand-in for Python notes what it is asked and fails likewise."""
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin" / "python3"
+    stand_in.write_text(f"""#!/usr/bin/env bash
+echo "$*" >> {tmp_path}/asked
+if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi
+if [ "$*" = "-c import cv2" ] && ! grep -q headless {tmp_path}/asked; then exit 1; fi
+""")
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):
+        done = subprocess.run(["bash", tmp_path / "run.sh", "test", "-x"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text()
+    assert "install --quiet --disable-pip-version-check opencv-python-headless" in asked
+    assert asked.count("-r requirements.txt") == 1  # the second time finds the environment as it should be
+    assert asked.count("-m pytest -x") == 2
