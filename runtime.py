@@ -16,7 +16,7 @@ from inference.cli import run_cli  # these live where torch is not needed
 from inference.image import UserError
 
 __all__ = ["Ranks", "UserError", "first_line", "get_logger", "hash64", "lr_factor", "margin_factor", "normal", "permute",
-           "process_group", "rank_and_world", "run_cli", "share_of", "uniform"]
+           "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -116,6 +116,16 @@ def share_of(total: int, part: int, parts: int) -> range:
 
 
 # ---------------------------------------------------------------- schedules: closed forms of the step
+REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
+
+
+def scaled_lr(lr: float, batch_size: int, optimizer: str) -> float:
+    """`lr`, stated for REFERENCE_BATCH, at a global batch of `batch_size`: linear for "sgd"
+    (https://arxiv.org/abs/1706.02677), by the square root for "adamw" (https://arxiv.org/abs/2205.10287)."""
+    ratio = batch_size / REFERENCE_BATCH
+    return lr * (ratio if optimizer == "sgd" else ratio ** 0.5)
+
+
 def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:
     """Factor on the base learning rate at `step` of `total`.
 

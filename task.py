@@ -16,9 +16,8 @@ from eval import evaluate_folder
 from eval.folder import find_images
 from losses import get_margin
 from partial_fc import PartialFC
-from runtime import Ranks, UserError, margin_factor
+from runtime import Ranks, UserError, margin_factor, scaled_lr
 
-REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
 
 
 def build_task(cfg, ranks: Ranks) -> "RegistrationTask":
@@ -83,11 +82,9 @@ class RegistrationTask:
 
     def begin_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """Set what depends on the step; returns what the log shows of it."""
-        cfg, batch = self.cfg, self.cfg.batch_size / REFERENCE_BATCH
-        margin = self.partial_fc.margin
+        cfg, margin = self.cfg, self.partial_fc.margin
         margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
-        # SGD: linear in the batch; AdamW: its square root (see configs/base.py).
-        lr = cfg.centres_lr * (batch if cfg.centres_optimizer == "sgd" else batch ** 0.5) * lr_factor
+        lr = scaled_lr(cfg.centres_lr, cfg.batch_size, cfg.centres_optimizer) * lr_factor
         self.partial_fc.begin_step(step, lr, cfg.accumulate)
         return {"margin": margin.strength, "centres_lr": lr}
 

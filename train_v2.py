@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from checkpoint import load_checkpoint, newest_checkpoint, read_manifest, save_checkpoint, save_weights
 from configs import load_config, save_config
-from runtime import Ranks, UserError, get_logger, lr_factor, process_group, run_cli, share_of
-from task import REFERENCE_BATCH, build_task
+from runtime import Ranks, UserError, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
+from task import build_task
 
 COLUMNS = ("step", "samples", "loss", "lr", "images_per_second", "skipped")
 OF_A_RUN = ("config.json", "run.json", "results.csv", "training.log", "tensorboard", "checkpoints", "model.pt",
@@ -47,7 +47,7 @@ def train(cfg, ranks: Ranks) -> dict:
 
     task = build_task(cfg, ranks)
     optimizer = make_optimizer(task.network, cfg.weight_decay)
-    base_lr = cfg.lr * (cfg.batch_size / REFERENCE_BATCH) ** 0.5
+    base_lr = scaled_lr(cfg.lr, cfg.batch_size, "adamw")
     start, best = resume(cfg, output, task, optimizer)
     total = task.total_steps
     info = {**task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
