@@ -19,7 +19,6 @@ from partial_fc import PartialFC
 from runtime import Ranks, UserError, margin_factor, scaled_lr
 
 
-
 def build_task(cfg, ranks: Ranks) -> "RegistrationTask":
     """The task of a config."""
     return RegistrationTask(cfg, ranks)
