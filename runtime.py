@@ -15,8 +15,8 @@ import torch.distributed as dist
 from inference.cli import run_cli  # these live where torch is not needed
 from inference.image import UserError
 
-__all__ = ["Ranks", "UserError", "first_line", "get_logger", "hash64", "lr_factor", "margin_factor", "normal", "permute",
-           "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of", "uniform"]
+__all__ = ["Ranks", "UserError", "bernoulli", "first_line", "get_logger", "hash64", "lr_factor", "margin_factor", "normal",
+           "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -183,6 +183,17 @@ def hash64(seed: int, purpose: str, *counters) -> torch.Tensor:
 def uniform(seed: int, purpose: str, *counters) -> torch.Tensor:
     """Uniform float64 in [0, 1), one for each combination of `counters`; see `hash64`."""
     return _shift_right(hash64(seed, purpose, *counters), 11).double() * 2.0 ** -53
+
+
+def bernoulli(rate: float, seed: int, purpose: str, counter, ids: range, device=None) -> torch.Tensor:
+    """bool `[len(ids)]`: for each id whether `uniform(seed, purpose, counter, id) < rate`, without 64 bits for every id."""
+    chosen = torch.empty(len(ids), dtype=torch.bool, device=device)
+    below = math.ceil(rate * 2 ** 53)  # on the 53 bits that `uniform` takes
+    for part in chosen.split(1 << 15 if chosen.device.type == "cpu" else 1 << 24):  # a part's hashes stay in the cache
+        start = ids.start + part.storage_offset()
+        bits = hash64(seed, purpose, counter, torch.arange(start, start + len(part), device=device))
+        torch.lt(_shift_right(bits, 11), below, out=part)
+    return chosen
 
 
 def normal(seed: int, purpose: str, *counters) -> torch.Tensor:

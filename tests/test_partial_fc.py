@@ -3,11 +3,13 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+import class_tiles
 from losses import ArcFace, CombinedMargin, CosFace, Softmax
 from partial_fc import PartialFC
-from runtime import normal, uniform
+from runtime import bernoulli, normal, share_of, uniform
 from tests.ranks import run_ranks
 
 D = 16
@@ -136,6 +138,12 @@ def test_rows_start_and_are_sampled_by_class_id():
         assert not torch.equal(parts[0]["start"][:13], parts[1]["start"][:13])
 
 
+def test_sampled_classes_are_those_of_the_uniform_numbers():
+    ids = range(1000, 100_000)  # several parts, the last of them short
+    expected = uniform(5, "sample", 9, torch.arange(ids.start, ids.stop)) < 0.3
+    assert torch.equal(bernoulli(0.3, 5, "sample", 9, ids), expected)
+
+
 def refused(rank, world):
     """What each rank raises when rank 0 alone has a wrong label, and when it has labels that do not fit."""
     head, said = PartialFC(CosFace(), D, 10), []
@@ -238,3 +246,122 @@ def test_adamw_leaves_the_rows_that_were_not_sampled():
         head.finish_step()
         for name, value in head.row_state().items():
             assert torch.equal((value != before[name]).any(1), rows), name
+
+
+# ---------------------------------------------------------------- the update taken in backward, tile by tile
+def three_steps(rank, world, rate, calls, dense, operands):
+    """Weight and momentum of this rank's rows after three steps of `calls` uneven calls, and whether a gradient was kept."""
+    class_tiles.TILE = 64 * D  # the 101 classes are several tiles
+    head = PartialFC(ArcFace(s=16.0, interclass=0.6), D, 101, rate, lr=0.5, momentum=0.8, weight_decay=0.1,
+                     dense_gradient=dense, operands=operands, dtype=torch.float32 if operands else torch.float64)
+    kept = []
+    for step in range(3):
+        head.begin_step(step, 0.5 / (step + 1), calls)
+        for call in range(calls):
+            x, _, labels = problem(101, 12 + call)
+            here = share_of(len(x), rank, world)
+            x, labels = x[here.start:here.stop] + step, labels[here.start:here.stop]
+            (head(x.to(head.weight.dtype), labels) / calls).backward()
+        kept.append(head.weight.grad is not None)
+        head.finish_step()
+    return {**head.row_state(), "kept": torch.tensor(kept), "updates": head.updates}
+
+
+CALLS = [(rate, calls) for rate in (1.0, 0.3) for calls in (1, 3)]
+
+
+def all_three_steps(rank, world):
+    return [[three_steps(rank, world, *case, dense, None) for dense in (False, True)] for case in CALLS]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_update_in_backward_is_that_of_the_dense_gradient(world):
+    ranks, alone = run_ranks(world, all_three_steps), all_three_steps(0, 1)
+    for i, case in enumerate(CALLS):
+        for name in ("weight", "momentum_buffer"):
+            ours, dense = (torch.cat([part[i][kind][name] for part in ranks]) for kind in (0, 1))
+            assert torch.allclose(ours, dense, rtol=1e-10, atol=1e-13), (case, name)
+            assert torch.allclose(ours, alone[i][1][name], rtol=1e-9, atol=1e-12), (case, name)
+        assert not any(part[i][0]["kept"].any() for part in ranks) and all(part[i][1]["kept"].all() for part in ranks)
+        assert all(kind["updates"] == 3 for part in ranks for kind in part[i])
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_bfloat16_operands_keep_two_digits(rate):
+    """Logits, sums and what is not a matmul stay float32."""
+    w, labels = normal(1, "w", torch.arange(2000)[:, None], torch.arange(256)), torch.arange(32) * 60
+    # Target's cosine .96, .7, .05. A logit is off by about .006; what is left once the target has won hangs on few of them.
+    for aside, bound in (0.3, 3e-2), (1.0, 1e-2), (20.0, 1e-2):
+        x = w[labels] + aside * normal(1, "x", torch.arange(32)[:, None], torch.arange(256))
+        x.requires_grad_()
+        head = PartialFC(CosFace(), 256, 2000, rate, operands=torch.bfloat16)
+        head.weight.data.copy_(w)
+        head.begin_step(7)
+        loss = head(x, labels)
+        loss.backward()
+        expected, dx, dw = plain(x.detach(), w, labels, CosFace(), sampled_rows(2000, rate, labels))
+        assert abs(loss - expected) <= 2e-2 * expected
+        assert 1e-5 < relative(x.grad, dx) <= bound and 1e-5 < relative(head.weight.grad, dw) <= bound
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_a_loss_that_is_not_finite_moves_nothing_in_backward(calls, rate):
+    x, _, labels = problem(30, 12)
+    head = PartialFC(CosFace(), D, 30, rate, weight_decay=0.1).double()
+    before = head.weight.detach().clone()
+    head.begin_step(0, calls=calls)
+    for call in range(calls):
+        head(x * (torch.nan if call == 0 else 1), labels).backward()
+    head.finish_step()
+    assert torch.equal(head.weight, before) and head.updates == 0
+    if calls == 1:
+        assert (head.momentum_buffer == 0).all()
+    head.begin_step(0, calls=1)  # and the next step is as if nothing had been
+    head(x, labels).backward()
+    head.finish_step()
+    assert not torch.equal(head.weight, before) and head.updates == 1
+
+
+def test_a_second_backward_is_refused():
+    x, _, labels = problem(30, 12)
+    head = PartialFC(CosFace(), D, 30).double()
+    loss = head(x, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="second backward"):
+        loss.backward()
+
+
+class LeaveOutOdd(CosFace):
+    def left_out(self, cosine):
+        return (torch.arange(cosine.shape[1]) % 2 == 1).expand_as(cosine)
+
+
+def test_a_margin_may_leave_out_by_a_rule_of_its_own():
+    x, w, labels = problem(20, 6)
+    labels = labels // 2 * 2
+    head, half = PartialFC(LeaveOutOdd(), D, 20).double(), PartialFC(CosFace(), D, 10).double()
+    head.weight.data.copy_(w)
+    half.weight.data.copy_(w[::2])
+    assert head(x, labels).item() == pytest.approx(half(x, labels // 2).item(), rel=1e-12)
+
+
+def bytes_sent(rank, world):
+    """Bytes that this rank hands to, or gets from, each collective of one step, whichever is more."""
+    counted = []
+    for name, first in (("all_gather_into_tensor", 0), ("reduce_scatter_tensor", 1), ("all_reduce", 0)):
+        def counting(*args, original=getattr(dist, name), large=first, **kwargs):
+            counted.append(args[large].nbytes)
+            return original(*args, **kwargs)
+        setattr(dist, name, counting)
+    head = PartialFC(CosFace(), 256, 64)
+    head.begin_step(0, calls=1)
+    part = share_of(1024, rank, world)
+    head(torch.ones(len(part), 256, requires_grad=True), torch.zeros(len(part), dtype=torch.int64)).backward()
+    head.finish_step()
+    return sum(counted)
+
+
+def test_what_crosses_the_ranks_is_the_embeddings_twice_and_little_else():
+    for sent in run_ranks(2, bytes_sent):
+        assert 2 * 1024 * 256 * 4 < sent <= 2.2e6

@@ -1,0 +1,103 @@
+"""The CUDA kernels against the plain form, on the CPU by Triton's interpreter (tests/conftest.py switches it on)."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+import class_tiles
+from centre_updates import DenseGradient, Sgd
+from class_tiles import Shard
+from losses import CosFace
+from runtime import normal, uniform
+
+class_tiles_triton = pytest.importorskip("class_tiles_triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# batch, classes, dims, s, interclass, share of the rows that take part, padding after them
+CASES = [(5, 37, 16, 64.0, None, 1, 0), (33, 300, 40, 64.0, 0.2, 1, 0), (140, 530, 24, 16.0, None, 1, 0),
+         (7, 90, 20, 64.0, None, 0.4, 0), (20, 211, 48, 32.0, 0.3, 0.3, 9), (9, 150, 16, 300.0, None, 1, 0),
+         (6, 130, 32, 1024.0, 0.4, 0.5, 5), (1, 1, 8, 64.0, None, 1, 0), (3, 40, 600, 64.0, None, 1, 0)]
+
+
+def shard_of(batch, classes, dims, s, interclass, rate, padding):
+    x = F.normalize(normal(1, "x", torch.arange(batch)[:, None], torch.arange(dims)))
+    centres = 0.01 * normal(1, "w", torch.arange(classes)[:, None], torch.arange(dims))
+    labels = (uniform(1, "y", torch.arange(batch)) * (classes + 3)).long()  # the last three are another rank's
+    rows, column = None, labels.where(labels < classes, -1)
+    if rate < 1:
+        chosen = uniform(1, "rows", torch.arange(classes)) < rate
+        chosen[labels[labels < classes]] = True
+        rows = chosen.nonzero().squeeze(1)
+        column = torch.searchsorted(rows, labels).where(labels < classes, -1)
+        rows = torch.cat([rows, rows.new_full((padding,), classes)])
+    to = dict(device=DEVICE)
+    return Shard(x.to(**to), centres.to(**to), None if rows is None else rows.to(**to), column.to(**to),
+                 CosFace(s=s, interclass=interclass), torch.bfloat16)
+
+
+def drawn(name, count):
+    return uniform(2, name, torch.arange(count)).float().to(DEVICE)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sums(case):
+    shard = shard_of(*case)
+    for ours, plain in zip(class_tiles_triton.row_sums(shard), class_tiles.row_sums(shard)):
+        assert torch.allclose(ours, plain, rtol=2e-3, atol=1e-30)
+    # and both against all logits at once, in float64
+    peak, total = class_tiles_triton.row_sums(shard)
+    rows = slice(None) if shard.rows is None else shard.rows[shard.rows < len(shard.centres)]
+    cosine = shard.x.bfloat16().double() @ F.normalize(shard.centres[rows]).bfloat16().double().T
+    left_out = torch.zeros_like(cosine, dtype=torch.bool) if case[4] is None else cosine > case[4]
+    here = shard.column >= 0
+    left_out[here.nonzero().squeeze(1), shard.column[here]] = True
+    expected = (case[3] * cosine).masked_fill(left_out, -torch.inf).logsumexp(1)
+    assert torch.allclose(total.double().log() + peak, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("chunk", [1 << 10, 1 << 28], ids=["chunks", "one chunk"])
+def test_gradients(case, chunk, monkeypatch):
+    monkeypatch.setattr(class_tiles_triton, "CHUNK_BYTES", chunk)
+    shard = shard_of(*case)
+    peak, total = class_tiles.row_sums(shard)
+    peak = peak.masked_fill(peak == -torch.inf, 0)
+    coefficient = (drawn("coefficient", case[0]) + 0.1) / total.clamp_min(1e-37)
+    target = -drawn("target", case[0])
+    results = []
+    for module in class_tiles_triton, class_tiles:
+        dense = DenseGradient(torch.zeros_like(shard.centres))
+        results.append((module.gradients(shard, peak, coefficient, target, dense), dense.out))
+    if shard.rows is not None:
+        absent = torch.ones(case[1], dtype=torch.bool)
+        absent[shard.rows[shard.rows < case[1]]] = False
+        assert all((centres[absent] == 0).all() for _, centres in results)
+    for ours, plain in zip(*results):
+        assert relative(ours, plain) < 6e-3  # both round the gradient of the cosines to bfloat16, the one before its factor
+
+
+@pytest.mark.parametrize("rate, padding", [(1, 0), (0.4, 6)])
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("skip", [None, False, True])
+def test_the_step_in_the_kernel_is_that_of_sgd(rate, padding, seen, move, skip):
+    shard = shard_of(6, 70, 24, 64.0, None, rate, padding)
+    total = class_tiles.row_sums(shard)[1]
+    arguments = torch.zeros_like(total), 1 / total, -drawn("target", 6)
+    dense = DenseGradient(torch.zeros_like(shard.centres))
+    class_tiles_triton.gradients(shard, *arguments, dense)
+    momentum = normal(3, "v", torch.arange(70)[:, None], torch.arange(24)).to(DEVICE)
+    seen = (drawn("seen", 70) < 0.5) if seen else None
+    skip = None if skip is None else torch.tensor(skip, device=DEVICE)
+    options = dict(lr=0.3, momentum=0.8, weight_decay=0.2, seen=seen, move=move, skip=skip)
+
+    plain = Sgd(shard.centres.clone(), momentum.clone(), **options)
+    rows = slice(None) if shard.rows is None else shard.rows[shard.rows < 70]
+    plain.take(rows, plain.centres[rows], dense.out[rows].clone())
+    fused = Sgd(shard.centres, momentum.clone(), **options)
+    class_tiles_triton.gradients(shard, *arguments, fused)
+    assert torch.allclose(fused.momentum_buffer, plain.momentum_buffer, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(fused.centres, plain.centres, rtol=1e-5, atol=1e-6)
