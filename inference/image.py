@@ -18,6 +18,9 @@ MAX_PIXELS = 178_956_970  # PIL's limit for a decompression bomb: 512 MiB of BGR
 MAX_BYTES = 512 * 2**20
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
+# JPEG decoders can leave out the higher frequencies of each block of 8x8.
+REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+
 # What is wrong with a file is told once, by ImageError, not on stderr as well.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -30,9 +33,10 @@ class ImageError(UserError):
     """One image cannot be used; the message names the reason."""
 
 
-def load_image(path) -> np.ndarray:
+def load_image(path, for_size: int | None = None) -> np.ndarray:
     """Read a JPEG, PNG, WebP, BMP or TIFF file: uint8 BGR `[H, W, 3]`, upright, transparency on white.
 
+    for_size: the side it will be resized to; a JPEG far larger is then decoded at a fraction of its size (`decode`).
     Raises ImageError with the reason alone ("truncated JPEG"): the caller knows the path.
     """
     try:
@@ -47,11 +51,17 @@ def load_image(path) -> np.ndarray:
         raise ImageError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return decode(data)
+    return decode(data, for_size)
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode an image file's content: uint8 BGR `[H, W, 3]`, upright, transparency on white. Raises ImageError."""
+def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
+    """Decode an image file's content: uint8 BGR `[H, W, 3]`, upright, transparency on white. Raises ImageError.
+
+    for_size: a JPEG both of whose sides are at least four times that long comes at 1/2, 1/4 or 1/8 of its size, no side
+    below twice `for_size` (unless a size that does not divide would shift it by a tenth of a pixel of the result). The
+    low frequencies of its blocks give that directly, in a third of the time for a phone's photo; what
+    `resize` then makes of it differs from the whole picture's average by under one level of 255 in the mean (tests: photos).
+    """
     if not data:
         raise ImageError("empty file")
     header = read_header(data)
@@ -61,8 +71,13 @@ def decode(data: bytes) -> np.ndarray:
         raise ImageError(f"{header.problem} {header.format}")
     if header.width * header.height > MAX_PIXELS:
         raise ImageError(f"{header.width}x{header.height} pixels: larger than the limit of {MAX_PIXELS}")
+    flags = cv2.IMREAD_UNCHANGED
+    if for_size and header.format == "JPEG":
+        flags = next((flag | cv2.IMREAD_IGNORE_ORIENTATION for divisor, flag in REDUCED.items()
+                      if all(side >= 2 * divisor * for_size and side >= 10 * (-side % divisor) * for_size
+                             for side in (header.width, header.height))), flags)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:
@@ -127,12 +142,18 @@ def list_images(root) -> list[str]:
     return sorted(found)
 
 
-def map_ahead(function, items, ahead: int = 64):
+def default_threads() -> int:
+    """One for each core that this process may use (fewer than the machine's under `taskset`), at most 16."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def map_ahead(function, items, ahead: int = 64, threads: int = 0):
     """Yield `function(item)` in the order of `items`, computed by a thread pool at most `ahead` items early.
 
     OpenCV decodes without Python's lock, so threads are enough; memory stays bounded for any number of files.
+    `threads` 0: `default_threads()`.
     """
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or default_threads()) as pool:
         waiting = deque()
         try:
             for item in items:

@@ -5,26 +5,30 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from inference.cli import counted
 from inference.image import UserError, list_images, type_label
 from inference.model import Model
+from inference.search import searcher
 
 
 class Registry:
     """Every readable image below `root` is a reference of the type that `type_label` gives it.
 
     `labels` are the T types, sorted; `bank` maps each to the features of its references, float32 `[R, D]`;
-    `warnings` are lines about files left out, labels that collide, and pictures registered twice.
+    `warnings` are lines about files left out, labels that collide, and pictures registered twice. `gallery` says where
+    the references are searched: "cpu", or "cuda", see `search_cuda`. `progress`: on a terminal, say how far it is.
     Raises UserError when there is nothing to register.
     """
 
-    def __init__(self, root, model: Model):
+    def __init__(self, root, model: Model, gallery: str = "cpu", progress: bool = False):
         files = list_images(root)
         features, digests, self.warnings = {}, {}, _label_collisions(files)
-        for positions, images, reasons in model.prepare_chunks([os.path.join(root, file) for file in files]):
-            for position, image, feature in zip(positions, images, model.embed(images)):
+        parts = model.stream([os.path.join(root, file) for file in files])
+        for part in counted(parts, len(files), "registering", progress):
+            for position, image, feature in zip(part.positions, part.images, part.features):
                 features[files[position]] = feature
                 digests.setdefault(hashlib.sha256(image).digest(), []).append(files[position])
-            self.warnings += [f"{files[position]}: {reason}; left out" for position, reason in reasons.items()]
+            self.warnings += [f"{files[position]}: {reason}; left out" for position, reason in part.reasons.items()]
         if not features:
             why = f"none of its {len(files)} images can be read ({self.warnings[-1]})" if files else "no image in it"
             raise UserError(f"{root}: {why}; a picture of each type must be there")
@@ -34,15 +38,17 @@ class Registry:
         for file, feature in features.items():
             references.setdefault(type_label(file), []).append(feature)
         self.labels = sorted(references)
-        self.bank = {label: np.stack(references[label]) for label in self.labels}
-        counts = [len(self.bank[label]) for label in self.labels]
-        self._features = np.concatenate(list(self.bank.values()))  # (M, D), a type's references side by side
-        self._starts = np.cumsum([0] + counts[:-1])  # (T,) where each type begins
+        stacked = np.concatenate([references[label] for label in self.labels])  # (M, D), a type's references side by side
+        starts = np.cumsum([0] + [len(references[label]) for label in self.labels[:-1]])  # (T,) where each type begins
+        self.bank = dict(zip(self.labels, np.split(stacked, starts[1:])))
+        self._top = searcher(stacked, None if len(starts) == len(stacked) else starts, gallery)
 
-    def search(self, features: np.ndarray) -> np.ndarray:
-        """`[N, D]` -> scores (cos + 1) / 2 against each type, float32 `[N, T]`: a type's best reference counts."""
-        cosines = features @ self._features.T  # (N, M)
-        return np.clip((np.maximum.reduceat(cosines, self._starts, axis=1) + 1) / 2, 0, 1)
+    def top(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """float32 `[N, D]` -> the best k types (all T where there are fewer), best first: scores (cos + 1) / 2, float32
+        `[N, K]`, and their indices in `labels`, int64 `[N, K]`. A type's best reference counts; of equals, the first label.
+        """
+        cosines, types = self._top(features, k)
+        return np.clip((cosines + 1) / 2, 0, 1), types
 
 
 def _label_collisions(files):

@@ -1,5 +1,7 @@
 """Registering and recognising, in Python and on the command line, and everything a user can get wrong there."""
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from inference.classify import DocClassifier, main
-from inference.cli import exit_status
+from inference.cli import counted, exit_status
 from inference.image import ImageError, UserError
-from inference.model import METADATA_KEY, load_model
+from inference.model import METADATA_KEY, PART, Part, _Bound, load_model
 from inference.registry import Registry
 
 SIZE, WIDTH = 16, 48
@@ -148,6 +150,35 @@ def test_a_batch_is_its_images_one_by_one(classifier):
     assert classifier.classify([]) == []
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_files_in_order_with_bad_ones_between(model, register, tmp_path, threads):
+    """More than one part for each thread; a result for each file, where it belongs, that of the file alone."""
+    paths = [write(tmp_path / f"{seed}.png", noise(seed)) for seed in range(200)]
+    bad = [0, 15, 16, 17, 77, 199] + list(range(96, 112))  # a whole part among them
+    for index in bad:
+        paths[index].write_bytes(b"")
+    classifier = DocClassifier(model=model, register_root=register, threshold=0.9, threads=threads)
+    assert classifier.model.threads == threads
+    results = classifier.classify(paths, top_k=2)
+    assert [result["image"] for result in results] == [str(path) for path in paths]
+    assert [index for index, result in enumerate(results) if result["error"] == "empty file"] == sorted(bad)
+    for index in set(range(200)) - set(bad):
+        label, score = classifier(paths[index])
+        assert results[index]["label"] == label and results[index]["score"] == pytest.approx(score, abs=1e-6)
+        assert results[index]["top_k"][0]["score"] == results[index]["score"]
+
+
+def test_results_come_before_all_is_done(classifier, monkeypatch):
+    prepared = []
+    prepare = classifier.model.prepare
+    monkeypatch.setattr(classifier.model, "prepare", lambda image: prepared.append(0) or prepare(image))
+    images = [noise(1)] * 2000
+    results = classifier.stream(images)
+    assert next(results)["label"] == "passport"
+    assert len(prepared) <= (2 * classifier.model.threads + 1) * PART["cpu"]
+    results.close()
+
+
 def test_one_bad_image_raises_with_its_name(classifier, tmp_path):
     with pytest.raises(ImageError, match="nowhere.jpg: file not found"):
         classifier(tmp_path / "nowhere.jpg")
@@ -195,6 +226,42 @@ def test_unreadable_references_are_reported_and_left_out(model, register):
     assert registry.labels == ["cards/bank", "licence", "passport"]
     assert registry.warnings[0] == "empty/zero.png: empty file; left out"
     assert registry.warnings[1].startswith("passport/text.jpg: not an image") and len(registry.warnings) == 2
+
+
+def test_the_best_types_are_those_of_the_plain_maximum(tmp_path):
+    """Random registries: few and many types, some of one reference, some of hundreds."""
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        types = int(rng.integers(1, 60))
+        counts = np.where(rng.random(types) < 0.2, rng.integers(1, 120, types), 1)
+        bank = {f"type {index:02}": rng.standard_normal((count, WIDTH), np.float32) for index, count in enumerate(counts)}
+        bank = {label: features / np.linalg.norm(features, axis=1, keepdims=True) for label, features in bank.items()}
+        registry = registry_of(bank, tmp_path)
+        queries = rng.standard_normal((9, WIDTH), np.float32)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        expected = np.stack([(queries.astype(np.float64) @ bank[label].T).max(axis=1) for label in registry.labels], axis=1)
+        k = int(rng.integers(1, 70))
+        scores, found = registry.top(queries, k)
+        assert found.shape == scores.shape == (9, min(k, types)) and scores.dtype == np.float32
+        assert np.array_equal(found, np.argsort(-expected, axis=1, kind="stable")[:, :k])
+        assert np.abs(scores - (np.take_along_axis(expected, found, axis=1) + 1) / 2).max() < 1e-6
+
+
+def registry_of(bank, folder):
+    """A registry of these features: one picture a reference, whose feature the model is made to give."""
+    class Given:
+        def stream(self, sources):
+            names = [Path(source).relative_to(folder / "bank").parts for source in sources]
+            features = np.stack([bank[label][int(Path(file).stem)] for label, file in names])
+            images = np.arange(len(names)).astype(np.uint64).view(np.uint8).reshape(len(names), 8)
+            yield Part(list(range(len(names))), images, features, {})
+
+    shutil.rmtree(folder / "bank", ignore_errors=True)
+    for label, features in bank.items():
+        (folder / "bank" / label).mkdir(parents=True)
+        for row in range(len(features)):
+            (folder / "bank" / label / f"{row:03}.png").touch()
+    return Registry(folder / "bank", Given())
 
 
 # ---------------------------------------------------------------- thresholds
@@ -265,6 +332,42 @@ def test_plain_output_and_status(model, register, tmp_path, capsys):
     assert status_of(arguments(model, register, tmp_path / "missing.png")) == 2
 
 
+def test_folders_stand_for_the_images_below_them(model, register, tmp_path, capsys):
+    write(tmp_path / "in" / "deep" / "b.png", noise(3))
+    write(tmp_path / "in" / "a.png", noise(4))
+    (tmp_path / "in" / "c.jpg").write_text("not a picture")
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "none").mkdir()
+    command = arguments(model, register, tmp_path / "in", tmp_path / "none", register / "passport" / "a.png", "--json",
+                        "--threshold", 0.9, "--threads", 2, "--backend", "cpu", "--gallery", "cpu")
+    assert status_of(command) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [(Path(result["image"]).name, result["label"]) for result in results] == [
+        ("a.png", "licence"), ("c.jpg", None), ("b.png", "cards/bank"), ("none", None), ("a.png", "passport")]
+    assert results[0]["image"] == str(tmp_path / "in" / "a.png") and "is a folder" in results[3]["error"]
+    assert status_of(arguments(model, register, tmp_path / "none")) == 2
+
+
+def test_progress_is_said_on_a_terminal_alone(monkeypatch, capsys):
+    parts = [Part([0, 1], None, None, {2: "bad"}), Part([3], None, None, {})]
+    now = itertools.count(step=3)
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    assert list(counted(parts, 4, "classifying", True)) == parts and capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(counted(parts, 4, "classifying", False)) == parts and capsys.readouterr() == ("", "")
+    assert list(counted(parts, 4, "classifying", True)) == parts
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("\rclassifying 3/4, ") and "\rclassifying 4/4, " in err and err.endswith("\n")
+
+
+def test_a_reader_that_has_had_enough_is_no_error(model, register):
+    script = [sys.executable, str(ROOT / "inference" / "classify.py")]
+    process = subprocess.Popen(script + arguments(model, register, register, "--threshold", 0.9), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     (register / "zero.png").touch()
     assert status_of(arguments(model, register, register / "licence.png", "--json")) == 0
@@ -282,6 +385,9 @@ def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     (["--fpr", "0.01", "--threshold", "0.5"], "not allowed with"),
     (["--top-k", "0"], "at least 1"),
     (["--tresh", "0.5"], "unrecognized"),
+    (["--backend", "tpu"], "use cpu or cuda"),
+    (["--gallery", "tpu", "--threshold", "0.5"], "use cpu or cuda"),
+    (["--threads", "-1"], "at least 1"),
 ])
 def test_wrong_options(model, register, capsys, options, reason):
     assert reason in refused(capsys, arguments(model, register, register / "licence.png", *options))
@@ -341,6 +447,26 @@ def test_cuda_works_or_is_refused_in_one_line(model, register, capfd):
         assert capfd.readouterr() == ("", "")
     else:
         assert label == "passport"
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no ONNX Runtime for CUDA")
+def test_cuda_gives_the_cpus_features(model):
+    try:
+        gpu = load_model(model, backend="cuda")
+    except UserError:
+        pytest.skip("no CUDA device")
+    images = np.random.default_rng(0).integers(0, 256, (150, SIZE, SIZE, 3), np.uint8)
+    for count in (1, 3, 64, 150):
+        assert np.abs(gpu.embed(images[:count]) - load_model(model).embed(images[:count])).max() < 1e-4
+
+
+def test_padded_runs_as_cuda_takes_them(model):
+    """A run of 5 in the memory of 8, and again with other images: what else lies there does not matter."""
+    loaded = load_model(model)
+    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
+    bound = _Bound(loaded.session, 8, SIZE, "cpu")
+    for part in (images[:8], images[2:7], images[8:]):
+        assert np.array_equal(bound.run(part), loaded.embed(part))
 
 
 def test_standalone_without_torch_from_any_folder(model, register, tmp_path):

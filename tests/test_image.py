@@ -74,6 +74,34 @@ def test_a_damaged_exif_block_does_not_cost_the_picture():
     assert decode(damaged).shape == (40, 60, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6])
+@pytest.mark.parametrize("size, divisor", [(20, 8), (40, 4), (80, 2), (100, 1)])
+def test_a_large_jpeg_is_decoded_small(mode, orientation, size, divisor):
+    """A scene with detail at every scale; what `resize` makes of the small picture is what it makes of the whole one."""
+    rng = np.random.default_rng(0)
+    scene = 128 + sum(cv2.resize(rng.uniform(-1, 1, (side, side, 3)) * strength, (504, 328))
+                      for side, strength in ((3, 60), (9, 40), (27, 25), (81, 12), (200, 6)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(scene.clip(0, 255).astype(np.uint8)).convert(mode), "JPEG", exif=exif, quality=95)
+    whole, small = decode(data), decode(data, size)
+    assert small.shape[:2] == tuple(-(-side // divisor) for side in whole.shape[:2])
+    assert min(small.shape[:2]) >= 2 * size or divisor == 1
+    difference = np.abs(resize(small, size).astype(int) - resize(whole, size))
+    assert difference.mean() < 1 and difference.max() <= (0 if divisor == 1 else 12)
+
+
+def test_only_jpeg_is_decoded_small():
+    data = encode(picture(600, 400), "PNG")
+    assert np.array_equal(decode(data, 32), decode(data))
+
+
+def test_a_jpeg_whose_sides_do_not_divide_is_less_reduced():
+    """At 1/8 the last column would be mostly padding, 5 of 336: the picture would shift by a third of a pixel."""
+    assert decode(encode(picture(331, 503), "JPEG"), 20).shape == (126, 83, 3)
+
+
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_are_scaled_not_cut(name, channels):

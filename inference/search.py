@@ -1,0 +1,167 @@
+"""Exact search by inner product: the k best of M references for each of N queries. numpy only.
+
+One matmul per block of references; the `[N, M]` scores never exist whole. Sorting or partitioning every column would cost
+many times the matmul, so of each block only the maximum of every group of references is taken (one pass over scores
+that lie in the cache), and only the few groups whose maximum reaches what a query's k-th best has so far are looked into.
+"""
+from collections.abc import Callable
+
+import numpy as np
+
+from inference.image import UserError
+
+GROUP = 64  # references that share a maximum
+BLOCK_BYTES = 8 << 20  # scores held at once: small enough for the cache, large enough for few and long matmuls
+QUERIES = 64  # queries at once: enough for the matmul to be bound by arithmetic
+SPARE = 8  # candidates kept beyond k for the re-scoring
+
+
+def top_k(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarray | None = None,
+          block_bytes: int = BLOCK_BYTES) -> tuple[np.ndarray, np.ndarray]:
+    """float32 `[N, D]` and `[M, D]` -> (inner products float32 `[N, K]`, indices int64 `[N, K]`), best first.
+
+    With `starts`, ascending int `[T]`, `starts[0] == 0`, the references are T types: type t is rows
+    `starts[t]:starts[t + 1]`, at least one. Its best reference counts and the indices are those of distinct types.
+    K is k, or the number of references (types) where there are fewer.
+
+    Equal scores: the lower index first. Blocks are searched in float32, whose last bits depend on a block's shape;
+    the best k + 8 are scored again in float64 and rounded to float32, so results do not depend on what is searched
+    together, and equal references have equal scores. (More than 8 further candidates within 1e-7 of the k-th: which
+    of those take the last place is left to rounding.) Memory: about twice `block_bytes`, whatever M.
+    """
+    if queries.ndim != 2 or references.ndim != 2 or queries.shape[1] != references.shape[1]:
+        raise ValueError(f"queries {queries.shape} and references {references.shape}: expected [N, D] and [M, D]")
+    if k < 1:
+        raise ValueError(f"k {k}: must be at least 1")
+    k = min(k, len(references) if starts is None else len(starts))
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for first in range(0, len(queries), QUERIES):
+        part = slice(first, first + QUERIES)
+        scores[part], indices[part] = _search(np.ascontiguousarray(queries[part], np.float32), references, k, starts,
+                                              block_bytes)
+    return scores, indices
+
+
+def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: str = "cpu") -> Callable:
+    """A function (queries, k) -> `top_k` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
+    holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is missing.
+    """
+    if gallery == "cpu":
+        return lambda queries, k: top_k(queries, references, k, starts)
+    if gallery != "cuda":
+        raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")
+    try:
+        from inference.search_cuda import CudaGallery
+    except ImportError as error:
+        raise UserError(f"gallery cuda: needs torch ({error}); install it, or use gallery cpu") from None
+    return CudaGallery(references, starts).top_k
+
+
+def _search(queries, references, k, starts, block_bytes):
+    """`top_k` for as many queries as one matmul takes."""
+    count, total = len(queries), len(references)
+    types = total if starts is None else len(starts)
+    kept = min(k + SPARE, types)
+    width = max(GROUP, min(block_bytes // (4 * count), total + GROUP - 1) // GROUP * GROUP)
+    block = np.empty((count, width), np.float32)
+    best = _Best(count, kept, starts)
+    for first in range(0, total, width):
+        rows = references[first:first + width]
+        np.matmul(queries, rows.T, out=block[:, :len(rows)])
+        block[:, len(rows):] = -np.inf
+        best.add(*_hits(block, len(rows), first, best))
+
+    # The same sum for the same pair, whatever stood beside it in a matmul.
+    exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), references[best.reference].astype(np.float64))
+    exact = exact.astype(np.float32)
+    order = np.lexsort((best.type, -exact), axis=1)[:, :k]
+    return np.take_along_axis(exact, order, axis=1), np.take_along_axis(best.type, order, axis=1)
+
+
+def _hits(block, size, first, best):
+    """block: `[N, width]`, scores of the references `first` to `first + size`, then -inf -> those that may enter `best`,
+    three 1-D arrays: query, reference, score.
+    """
+    count, width = block.shape
+    begins = None if best.starts is None else _types_within(best.starts, first, size)
+    if begins is not None and len(begins) <= width // GROUP:
+        # Types of many references: only the best of each is worth a look, though thousands may be above the floor.
+        scores = block[:, :size]
+        maxima = np.maximum.reduceat(scores, begins, axis=1)  # (N, types in the block)
+        maxima[~(maxima >= best.floor[:, None])] = np.nan
+        query, column = np.nonzero(scores == np.repeat(maxima, np.diff(np.append(begins, size)), axis=1))
+        return query, first + column, scores[query, column]
+
+    if (best.floor == -np.inf).any():  # the first block: nothing to compare with yet
+        best.raise_floor(block[:, :size] if begins is None else np.maximum.reduceat(block[:, :size], begins, axis=1))
+    groups = block.reshape(count, GROUP, width // GROUP)  # a group: columns g, g + width / GROUP, ...
+    query, group = np.nonzero(groups.max(axis=1) >= best.floor[:, None])
+    inside = groups[query, :, group]  # (hits, GROUP)
+    hit, member = np.nonzero((inside >= best.floor[query, None]) & (inside > -np.inf))
+    return query[hit], first + member * (width // GROUP) + group[hit], inside[hit, member]
+
+
+def _types_within(starts, first, size):
+    """Where the types begin among the references `first` to `first + size`, counted from `first`, 0 included."""
+    later = starts[np.searchsorted(starts, first, "right"):np.searchsorted(starts, first + size)]
+    return np.concatenate(([0], later - first))
+
+
+class _Best:
+    """The best types of each query so far: `score`, `type` and `reference` (its best row), `[N, kept]`, unsorted;
+    `floor`, `[N]`, is the lowest score that can still enter. It begins with the first types at -inf, so each query
+    always has `kept` distinct ones, even if its scores are not numbers.
+    """
+
+    def __init__(self, count, kept, starts):
+        self.starts = starts
+        self.type = np.tile(np.arange(kept), (count, 1))
+        self.reference = self.type if starts is None else starts[self.type].astype(np.int64)
+        self.score = np.full((count, kept), -np.inf, np.float32)
+        self.floor = np.full(count, -np.inf, np.float32)
+
+    def raise_floor(self, maxima):
+        """maxima: `[N, t]` over t distinct types. The kept-th largest of them is reached `kept` times."""
+        kept = self.type.shape[1]
+        if maxima.shape[1] >= kept:
+            self.floor = np.maximum(self.floor, np.partition(maxima, -kept, axis=1)[:, -kept])
+
+    def add(self, query, reference, score):
+        """1-D, all of one block of references, behind every block before it."""
+        if not len(query):
+            return
+        count, kept = self.type.shape
+        if self.starts is None:
+            kind = reference
+        else:
+            query, reference, score, kind = _best_of_each_type(query, reference, score, self.starts)
+        query = np.concatenate((np.repeat(np.arange(count), kept), query))
+        reference = np.concatenate((self.reference.ravel(), reference))
+        score = np.concatenate((self.score.ravel(), score))
+        kind = np.concatenate((self.type.ravel(), kind))
+
+        # Only a type at a block's edge, or one that was there from the beginning, can be there twice: the better stays.
+        order = np.lexsort((reference, -score, kind, query))
+        twice = (np.diff(query[order]) == 0) & (np.diff(kind[order]) == 0)
+        order = order[np.concatenate(([True], ~twice))]
+        order = order[np.lexsort((kind[order], -score[order], query[order]))]
+        begins = np.searchsorted(query[order], np.arange(count))  # each query has at least `kept` left
+        chosen = order[begins[:, None] + np.arange(kept)]
+        self.type, self.reference, self.score = kind[chosen], reference[chosen], score[chosen]
+        # What comes later has a higher index, so an equal score is not enough for it.
+        self.floor = np.maximum(self.floor, np.nextafter(self.score[:, -1], np.float32(np.inf)))
+
+
+def _best_of_each_type(query, reference, score, starts):
+    """The hits of each query and type -> the best one alone, the first of equals, and its type.
+
+    A type's rows lie side by side, so this is one pass, however many references of one type are hit.
+    """
+    order = np.lexsort((reference, query))
+    query, reference, score = query[order], reference[order], score[order]
+    kind = np.searchsorted(starts, reference, "right") - 1
+    first = np.flatnonzero(np.concatenate(([True], (np.diff(query) != 0) | (np.diff(kind) != 0))))
+    sizes = np.diff(np.append(first, len(query)))
+    best = np.flatnonzero(score == np.repeat(np.maximum.reduceat(score, first), sizes))
+    best = best[np.searchsorted(best, first)]
+    return query[best], reference[best], score[best], kind[best]

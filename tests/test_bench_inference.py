@@ -1,0 +1,21 @@
+"""The benchmarks of inference run, and say what they found in the common form; their figures are not looked at."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["inference", "search"])
+def test_quick_rows(name):
+    done = subprocess.run([sys.executable, f"benchmarks/bench_{name}.py", "--quick", "--json"], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) >= 4
+    for row in rows:
+        assert set(row) == {"name", "ours", "peer", "limit", "ratio", "unit"} and row["ours"] >= 0
+        assert (row["ratio"] is None) == (not row["ours"] or not row["peer"])

@@ -1,0 +1,183 @@
+"""Exact search against brute force in float64, on the CPU, as on a GPU, and the Triton kernel in its interpreter."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference.image import UserError
+from inference.search import searcher, top_k
+from inference.search_cuda import GROUP, CudaGallery
+
+ROOT = Path(__file__).parent.parent
+
+
+def problem(seed, whole, most=700):
+    """Queries, references and perhaps types; whole numbers have exact sums and many ties, the others some duplicates."""
+    rng = np.random.default_rng(seed)
+    count, total, depth = rng.integers(0, 80 if seed % 5 == 0 else 9), rng.integers(1, most), rng.integers(1, 40)
+    if whole:
+        queries, references = (rng.integers(-2, 3, (rows, depth)).astype(np.float32) for rows in (count, total))
+    else:
+        queries, references = (rng.standard_normal((rows, depth), np.float32) for rows in (count, total))
+        references[rng.integers(0, total, 5)] = references[rng.integers(0, total)]
+    starts = None
+    if seed % 2:
+        types = rng.integers(1, total + 1) if seed % 4 == 1 else 3  # many of few references, or few of many
+        starts = np.unique(np.append(0, rng.integers(0, total, types)))
+    return queries, references, int(rng.integers(1, 40)), starts
+
+
+def brute_force(queries, references, k, starts):
+    """float64: scores of every type `[N, T]`, and the k best indices, the lower first of equals."""
+    scores = queries.astype(np.float64) @ references.astype(np.float64).T
+    if starts is not None:
+        scores = np.maximum.reduceat(scores, starts, axis=1)
+    return scores, np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def check(found, problem, whole):
+    queries, references, k, starts = problem
+    scores, indices = found
+    every, expected = brute_force(queries, references, k, starts)
+    assert scores.dtype == np.float32 and indices.dtype == np.int64 and indices.shape == scores.shape == expected.shape
+    if whole:
+        assert np.array_equal(indices, expected)
+    assert all(len(set(row)) == len(row) for row in indices)
+    assert np.abs(scores - np.take_along_axis(every, expected, axis=1)).max(initial=0) < 1e-5
+    assert np.abs(scores - np.take_along_axis(every, indices, axis=1)).max(initial=0) < 1e-5
+    if scores.size:  # equal scores: the lower index first
+        assert (np.diff(indices, axis=1)[np.diff(scores, axis=1) == 0] > 0).all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_search_is_brute_force(whole):
+    for seed in range(200):
+        case = problem(seed, whole)
+        for block_bytes in (1, 5_000, 8 << 20):  # many blocks, some, one
+            check(top_k(*case, block_bytes=block_bytes), case, whole)
+
+
+def test_duplicates_across_blocks_keep_their_order_and_score():
+    rng = np.random.default_rng(0)
+    references = rng.standard_normal((1000, 64), np.float32)
+    places = np.sort(rng.permutation(1000)[:7])
+    references[places] = references[places[0]]
+    for count in (1, 2, 17, 64):  # other sizes take other ways through BLAS
+        scores, indices = top_k(np.repeat(references[places[:1]], count, axis=0), references, 8, block_bytes=20_000)
+        assert (indices[:, :7] == places).all() and (scores[:, :7] == scores[0, 0]).all()
+        assert (scores[:, 7] < scores[:, 6]).all()
+
+
+def test_what_is_searched_together_changes_nothing():
+    queries, references = (np.random.default_rng(seed).standard_normal((rows, 256), np.float32)
+                           for seed, rows in enumerate((150, 3000)))
+    scores, indices = top_k(queries, references, 5)
+    for row in (0, 64, 149):
+        alone = top_k(queries[row:row + 1], references, 5, block_bytes=50_000)
+        assert np.array_equal(alone[0][0], scores[row]) and np.array_equal(alone[1][0], indices[row])
+
+
+def test_memory_does_not_grow_with_the_references():
+    """Traced allocations of numpy: a budget of 1 MB for 64 x 200,000 scores, which are 51 MB."""
+    import tracemalloc
+    queries, references = np.zeros((64, 4), np.float32), np.zeros((200_000, 4), np.float32)
+    queries[:, 0], references[:, 0] = 1, np.random.default_rng(0).random(200_000)
+    tracemalloc.start()
+    top_k(queries, references, 3, block_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_what_is_no_number_costs_no_other_query_anything():
+    queries, references = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    queries[1] = np.nan
+    _, indices = top_k(queries, references, 2)
+    assert indices[0, 0] == 0 and indices[2, 0] == 2 and set(indices[1]) == {0, 1}
+
+
+def test_wrong_arguments():
+    ones = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match="expected"):
+        top_k(ones, ones[:, :2], 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        top_k(ones, ones, 0)
+    with pytest.raises(UserError, match="use cpu or cuda"):
+        searcher(ones, gallery="tpu")
+
+
+# ---------------------------------------------------------------- as on a GPU
+@pytest.mark.parametrize("whole", [True, False])
+def test_gallery_in_bf16_is_brute_force_of_the_rounded_references(whole):
+    for seed in range(60):
+        queries, references, k, starts = problem(seed, whole, most=7000)
+        rounded = torch.from_numpy(references).bfloat16().float().numpy()
+        found = CudaGallery(references, starts, device="cpu").top_k(queries, k)
+        check(found, (queries, rounded, k, starts), whole)
+
+
+def test_a_proof_is_the_rule_and_what_cannot_be_proven_is_still_right():
+    rng = np.random.default_rng(0)
+    references, queries = rng.standard_normal((20_000, 32), np.float32), rng.standard_normal((64, 32), np.float32)
+    gallery = CudaGallery(references, device="cpu")
+    gallery.top_k(queries, 3)
+    assert gallery.unproven == 0
+    references[::GROUP] = queries[0]  # as many groups with the same maximum as there are
+    gallery = CudaGallery(references, device="cpu")
+    _, indices = gallery.top_k(queries[:1], 20)
+    assert gallery.unproven == 1 and indices[0].tolist() == list(range(0, 20 * GROUP, GROUP))
+    gallery = CudaGallery(references, np.array([0, 19_998, 19_999]), device="cpu")  # the first type fills the groups
+    assert gallery.top_k(queries[:1], 3)[1][0, 0] == 0 and gallery.unproven == 1
+
+
+def test_without_a_gpu_or_torch_it_is_one_line(monkeypatch):
+    ones = np.ones((2, 3), np.float32)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="^gallery cuda: torch finds no CUDA device"):
+            searcher(ones, gallery="cuda")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "inference.search_cuda")
+    with pytest.raises(UserError, match="^gallery cuda: needs torch"):
+        searcher(ones, gallery="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu():
+    for seed in range(20):
+        queries, references, k, starts = problem(seed, False, most=7000)
+        rounded = torch.from_numpy(references).bfloat16().float().numpy()
+        check(CudaGallery(references, starts).top_k(queries, k), (queries, rounded, k, starts), False)
+
+
+KERNEL = """
+import numpy as np, torch
+from inference import search_cuda, search_triton
+rng = np.random.default_rng(0)
+for case in range(25):
+    count, total, depth = rng.integers(1, 90), rng.integers(1, 1500), rng.integers(1, 200)
+    group = int(rng.choice([32, 64, 128, 256]))
+    queries = torch.from_numpy(rng.standard_normal((count, depth), np.float32))
+    references = torch.from_numpy(rng.standard_normal((total, depth), np.float32)).bfloat16()
+    high = queries.bfloat16()
+    low = (queries - high.float()).bfloat16()
+    scores = queries.double() @ references.double().T
+    expected = torch.nn.functional.pad(scores, (0, -total % group), value=-torch.inf).unflatten(1, (-1, group)).amax(2)
+    bound = (2.0 ** -17 + 2 * depth * 2.0 ** -23) * queries.norm(dim=1).max() * references.float().norm(dim=1).max()
+    for function in (search_triton.group_maxima, search_cuda.group_maxima):
+        found = function(high, low, references, group)
+        assert found.shape == expected.shape and found.dtype == torch.float32
+        assert (found - expected).abs().max() <= bound, (case, function)
+print("all right")
+"""
+
+
+def test_the_kernel_in_the_interpreter_is_the_formula():
+    """In a process of its own: the interpreter must be chosen before the kernel is compiled."""
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", KERNEL], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.stdout == "all right\n", done.stderr
