@@ -17,6 +17,7 @@ from torch import nn
 
 from runtime import normal, uniform
 
+AT_ONCE = (256, 8)  # pictures warped together, on a GPU and on a CPU: twice as fast there as all, since they fit its caches
 NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from; it goes on round its edges
 
 
@@ -216,34 +217,57 @@ def cutout(x, d):
 
 
 # ---------------------------------------------------------------- geometry
-def _axes(x):
-    """Coordinates of the pixels, -1 to 1: `[1,1,1,W]` and `[1,1,H,1]`."""
-    height, width = x.shape[2:]
+def _axes(x, size=None):
+    """Coordinates of the pixels of x, or of a square of `size`, -1 to 1: `[1,1,1,W]` and `[1,1,H,1]`."""
+    height, width = (size, size) if size else x.shape[2:]
     across = (torch.arange(width, device=x.device, dtype=x.dtype) * 2 + 1) / width - 1
     down = (torch.arange(height, device=x.device, dtype=x.dtype) * 2 + 1) / height - 1
     return across.view(1, 1, 1, -1), down.view(1, 1, -1, 1)
 
 
-def warp(x: torch.Tensor, matrix: torch.Tensor, fill: torch.Tensor | None = None) -> torch.Tensor:
-    """Resample `x` through homographies `[n,3,3]` from output to input coordinates (-1 to 1).
+def warp(x: torch.Tensor, matrix: torch.Tensor, fill: torch.Tensor | None = None, box: torch.Tensor | None = None,
+         size: int | None = None, mode: str = "bilinear") -> torch.Tensor:
+    """Resample `x` through homographies `[n,3,3]` from output to input coordinates (-1 to 1) -> `[n,3,size,size]`.
 
-    What lies outside continues the border; where `fill` `[n,3,1,1]` is not NaN it has that colour instead.
+    What lies outside the input, or outside `box` (lowest and highest x, y: `[n,2,2]`), continues its border; where `fill`
+    `[n,3,1,1]` is not NaN it has that colour instead. `size` None: the input's.
     """
-    across, down = (axis.flatten() for axis in _axes(x))
-    points = torch.stack([across.expand(len(down), -1), down[:, None].expand(-1, len(across)),
-                          torch.ones_like(x[0, 0])], -1)                              # [H,W,3]
-    mapped = points.view(1, -1, 3) @ matrix.transpose(1, 2)                            # [n,HW,3]
-    grid = (mapped[..., :2] / mapped[..., 2:]).view(len(x), *x.shape[2:], 2)
-    out = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    if fill is None:
-        return out
-    outside = (grid.abs() > 1).any(-1).unsqueeze(1) & ~fill.isnan()
-    return torch.where(outside, fill, out)
+    across, down = (axis.flatten() for axis in _axes(x, size))
+    height, width = len(down), len(across)
+    points = torch.stack([across.expand(height, -1), down[:, None].expand(-1, width),
+                          torch.ones_like(across).expand(height, -1)]).view(3, -1)       # [3,HW]
+    mapped = matrix.to(x) @ points                                                       # [n,3,HW]
+    place = mapped[:, :2] / mapped[:, 2:]                                                # [n,2,HW]: x, y
+    low, high = (-1, 1) if box is None else box.to(x).unsqueeze(3).unbind(1)             # [n,2,1]
+    if fill is not None:
+        inside = ((place >= low) & (place <= high)).all(1).view(-1, 1, height, width)
+    if box is not None:  # to the middles of its outermost pixels: nothing beyond the box is mixed in
+        half = 1 / x.new_tensor([[x.shape[3]], [x.shape[2]]])
+        place = place.clamp(low + half, high - half)
+    grid = place.transpose(1, 2).reshape(-1, height, width, 2)
+    out = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False)
+    return out if fill is None else torch.where(inside | fill.isnan(), out, fill)
+
+
+def _views() -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the 24 views of `dataset.view_of`: homographies `[24,3,3]` from the view's coordinates to its picture's, and the
+    lowest and highest (x, y) of the picture that it shows `[24,2,2]`. Exact, in float64."""
+    turn = torch.tensor([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    flip = torch.tensor([1, -1, 1], dtype=torch.float64).diag()
+    halves = [torch.tensor([[1, 0, 0], [0, high, middle], [0, 0, 1]], dtype=torch.float64)
+              for high, middle in ((1, 0), (0.5, -0.5), (0.5, 0.5))]
+    matrix = torch.stack([turn.matrix_power(view % 4) @ flip.matrix_power(view // 4 % 2) @ halves[view // 8]
+                          for view in range(24)])
+    corners = matrix @ torch.tensor([[-1, 1], [-1, 1], [1, 1]], dtype=torch.float64)   # two opposite ones, as columns
+    return matrix, torch.stack([corners[:, :2].amin(2), corners[:, :2].amax(2)], 1)
+
+
+VIEWS, SHOWN = _views()
 
 
 def reference_matrix(d: Draw) -> torch.Tensor:
     """Half the samples shift .1, scale .1 and turn 15 degrees; the others take a random resized crop of .8 to 1 of the
-    area, its aspect within 3:4 to 4:3 of the whole. Homographies `[n,3,3]`, output to input."""
+    area, its aspect within 3:4 to 4:3 of the whole. Homographies `[n,3,3]`, output to input, on the host."""
     n, turn = len(d.position), math.radians(15)
     crop = d.host("geometry") < 0.5
     angle = d.host("angle", -turn, turn).masked_fill(crop, 0)
@@ -270,7 +294,7 @@ def _compose(d, angle, wide, high, x, y, rest) -> torch.Tensor:
     shear_x, shear_y, perspective_x, perspective_y = rest.T
     rows = [wide * cos, wide * (shear_x - sin), x, high * (shear_y + sin), high * cos, y,
             perspective_x, perspective_y, torch.ones_like(x)]
-    return torch.stack(rows, 1).view(-1, 3, 3).to(torch.get_default_dtype()).to(d.device, non_blocking=True)
+    return torch.stack(rows, 1).view(-1, 3, 3)
 
 
 # ---------------------------------------------------------------- presets
@@ -290,7 +314,11 @@ PRESETS = {
 
 
 class Augment(nn.Module):
-    """uint8 images `[B,3,S,S]` at `position` int64 `[B]` (on the host) -> float `[B,3,S,S]` in [0,1], on their device."""
+    """Whole pictures as the network sees them: the view, the change of size and the drawn geometry in one resampling.
+
+    Against `dataset.view_of` on the picture itself, resized, a view without augmentation is off by what two resamplings
+    blur, and a half's cut by at most half a pixel, of the picture (where its side is odd) or of the square.
+    """
 
     def __init__(self, preset: str, seed: int):
         super().__init__()
@@ -302,13 +330,26 @@ class Augment(nn.Module):
                                  persistent=False)
 
     @torch.no_grad()
-    def forward(self, image: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        x = image.to(torch.get_default_dtype()) / 255
-        if self.matrix is None:
-            return x
-        draw = Draw(self.seed, position.cpu(), x.device, self.noise)
-        colour = torch.cat([draw(f"fill{c}") for c in range(3)], 1)
-        x = warp(x, self.matrix(draw), colour.where(draw("filled") < 0.5, torch.nan))
+    def forward(self, image: torch.Tensor, position: torch.Tensor, view: torch.Tensor | None = None,
+                size: int | None = None) -> torch.Tensor:
+        """image uint8 `[B,3,c,c]`, on any device; position and view (None: 0, the whole picture) int64 `[B]` on the host
+        -> float `[B,3,size,size]` in [0,1] on the image's device; size None: c."""
+        size = size or image.shape[-1]
+        view = torch.zeros_like(position) if view is None else view
+        matrix, shown, fill, mode = VIEWS[view], SHOWN[view], None, "bilinear"
+        if self.matrix is not None:
+            draw = Draw(self.seed, position, image.device, self.noise)
+            matrix = matrix @ self.matrix(draw)
+            colour = torch.cat([draw(f"fill{c}") for c in range(3)], 1)
+            fill = colour.where(draw("filled") < 0.5, torch.nan)
+        elif size == image.shape[-1] and (view < 8).all():
+            mode = "nearest"  # turns and flips of whole pictures: the same pixels, exactly
+        x = torch.empty(len(image), 3, size, size, device=image.device)
+        matrix, shown = (part.to(x.dtype).to(x.device, non_blocking=True) for part in (matrix, shown))
+        for start in range(0, len(x), few := AT_ONCE[x.device.type == "cpu"]):
+            part = slice(start, start + few)
+            x[part] = warp(image[part].to(x.dtype) / 255, matrix[part], None if fill is None else fill[part], shown[part],
+                           size, mode)
         for i, (probability, operations) in enumerate(self.stages):
             which = (draw.host(f"stage{i}") / probability * len(operations)).long()  # beyond the last: none
             for j, operation in enumerate(operations):
@@ -324,16 +365,17 @@ def main():
     import cv2
 
     from configs import load_config
-    from dataset import Batches, ImageFolders
+    from dataset import Batches, ImageFolders, list_roots
     from runtime import UserError
 
     if len(sys.argv) < 3 or not sys.argv[2].endswith(".png"):
         raise UserError("usage: python augment.py CONFIG FILE.png [key=value ...]")
     cfg = load_config(sys.argv[1], sys.argv[3:])
-    images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size)
+    images = ImageFolders(list_roots(cfg.data, cfg.expansion), cfg.image_size, cfg.cache)
     batch = Batches(images, min(32, cfg.batch_size), 1, cfg.seed, 0, 1)[0]
-    after = (Augment(cfg.augment, cfg.seed)(batch["image"], batch["position"]) * 255).round().byte()
-    pairs = torch.cat([batch["image"], after], 3)                                   # [n,3,S,2S]
+    loaded, seen = ((Augment(preset, cfg.seed)(batch["image"], batch["position"], batch["view"], cfg.image_size) * 255)
+                    .round().byte() for preset in ("none", cfg.augment))
+    pairs = torch.cat([loaded, seen], 3)                                            # [n,3,S,2S]
     columns = 4
     pairs = torch.cat([pairs, pairs.new_full((-len(pairs) % columns, *pairs.shape[1:]), 255)])
     rows = pairs.view(-1, columns, *pairs.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)

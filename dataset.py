@@ -1,9 +1,13 @@
 """Folders of images -> classes by expansion -> batches, each a pure function of (seed, position in the run).
 
-A batch is a dict of tensors: image uint8 [B,3,S,S] RGB, label int64 [B], and for joining and drawing random numbers
-index (which image), view and position (place in the run's stream of samples), int64 [B] each.
+A batch is a dict of tensors: image uint8 [B,3,c,c] RGB, the whole picture squashed to a square; label int64 [B]; and for
+joining and drawing random numbers index (which image), view (which part of it, which way up) and position (place in the
+run's stream of samples), int64 [B] each. The view is taken on the image's device, in one resampling with the augmentation.
 """
+import functools
 import hashlib
+import logging
+import math
 import os
 import re
 from collections import Counter
@@ -18,11 +22,16 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from image_cache import CacheUnavailable, ImageCache, default_folder, size_text
 from inference.image import ImageError, list_images, load_image, map_ahead, resize, type_label
 from runtime import UserError, first_line, permute, rank_and_world, share_of
 
 EXPANSIONS = (1, 8, 24)
+AHEAD = 3  # micro-batches that lie ready
+TOGETHER = 4096  # samples whose place in the order is worked out at once: ten times as fast as by 256
 MAX_ASPECT = 50  # a longer strip, squashed to a square, shows nothing that would make it a class of its own
+
+log = logging.getLogger("docmetric")
 
 
 def view_of(image: np.ndarray, view: int) -> np.ndarray:
@@ -67,6 +76,22 @@ def list_roots(data: list[str], expansion: int) -> list[tuple[Root, list[str]]]:
     return listed
 
 
+def square_side(size: int, roots: list[Root]) -> int:
+    """Side of the squares that images of `size` are drawn from: twice `size` where halves are classes, which then keep all
+    their rows; else 1.25 times, so that turning and scaling do not blur; in steps of 8."""
+    wanted = 2 * size if any(root.expansion == 24 for root in roots) else 1.25 * size
+    return math.ceil(wanted / 8) * 8
+
+
+def load_square(path, side: int) -> np.ndarray:
+    """The whole picture as RGB, squashed: uint8 `[3,side,side]`. Raises ImageError with the reason alone."""
+    pixels = load_image(path, side)
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ImageError(f"{width}x{height} pixels: longer than {MAX_ASPECT} times its width")
+    return np.stack(cv2.split(resize(pixels, side))[::-1])
+
+
 class ImageFolders:
     """The images under several roots, their classes and their samples.
 
@@ -74,66 +99,99 @@ class ImageFolders:
     offset[root] + local class * expansion + view, unique by construction; a sample is (image, view).
     Files that cannot be used are left out and listed, with the reason, in `left_out`: {path: reason}.
 
-    data: list of FOLDER[:EXPANSION][:labelled]. cache: hold the decoded images in memory, their longest side brought
-    down to 3 x `size`: a half's cut then moves by at most half a pixel of the smaller image (tests: under 3 of 255 levels
-    in the mean for a picture of strong contrast).
-    Ranks of a process group check a share of the files each and agree on the outcome.
+    listed: what `list_roots` gives. size: the network's input, pixels. cache: True or a folder: decode each file once, into
+    that folder (`image_cache.py`); False: whenever it is wanted. The pixels are the same; `storage` says which it came to.
+    The ranks of a process group see the same files and leave out the same ones.
+    Images are squares of `side` pixels that show the whole picture; the view is taken from them where they are
+    augmented (`Augment`, which states how near that is to `view_of`).
     """
 
-    def __init__(self, data: list[str], expansion: int, size: int, cache: bool = False, progress: bool = True):
-        listed = list_roots(data, expansion)
-        self.size, self.roots = size, [root for root, _ in listed]
-        files = [root.folder / name for root, names in listed for name in names]
-        again = {path for path, count in Counter(map(os.path.realpath, files)).items() if count > 1}
+    def __init__(self, listed: list[tuple[Root, list[str]]], size: int, cache: bool | str = False, progress: bool = True):
+        self.roots = [root for root, _ in listed]
+        self.side = square_side(size, self.roots)
+        files = [os.path.join(os.path.abspath(root.folder), name) for root, names in listed for name in names]
+        again = {path for path, count in Counter(map(_real_path, files)).items() if count > 1}
         if again:
             raise UserError(f"data: {min(again)} lies under several of the roots, so it would be several classes; "
                             "name each folder once")
-        self.cache, self.left_out = _check(files, size, cache, progress)
+        self._cache, rows, self.left_out, self.storage = _cached(files, self.side, cache, progress)
+        if self._cache is None:
+            self.left_out = _check(files, self.side, progress)
+        self.left_out = _agree(files, self.left_out)
 
-        self.paths, self._class, self._first_sample, self._offset = [], [], [0], [0]
-        self._first_image = [0]
+        self.paths, classes, first_sample, offset, first_image = [], [], [0], [0], [0]
         for root, names in listed:
-            names = [name for name in names if root.folder / name not in self.left_out]
+            folder = os.path.abspath(root.folder)
+            names = [name for name in names if os.path.join(folder, name) not in self.left_out]
             if not names:
                 path, reason = next(iter(self.left_out.items()))
                 raise UserError(f"data={root.folder}: none of its images can be used; the first: {path}: {reason}")
             labels = [type_label(name) for name in names] if root.labelled else names
             number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-            self.paths += [root.folder / name for name in names]
-            self._class += [number[label] for label in labels]
-            self._first_image.append(len(self.paths))
-            self._first_sample.append(self._first_sample[-1] + len(names) * root.expansion)
-            self._offset.append(self._offset[-1] + len(number) * root.expansion)
-        if cache:
-            self.cache = [self.cache[path] for path in self.paths]
+            self.paths += [os.path.join(folder, name) for name in names]
+            classes += [number[label] for label in labels]
+            first_image.append(len(self.paths))
+            first_sample.append(first_sample[-1] + len(names) * root.expansion)
+            offset.append(offset[-1] + len(number) * root.expansion)
+        self._class, self._first_sample, self._offset, self._first_image, self._expansion = map(
+            torch.tensor, (classes, first_sample, offset, first_image, [root.expansion for root in self.roots]))
+        self._row = torch.tensor([rows[path] for path in self.paths]) if self.cached else None
+        self._on_device = None
 
     @property
     def num_classes(self) -> int:
-        return self._offset[-1]
+        return self._offset[-1].item()
+
+    @property
+    def cached(self) -> bool:
+        """Whether a square costs no more than a copy."""
+        return self._cache is not None
 
     def __len__(self) -> int:
         """Samples: the sum over the roots of images x expansion."""
-        return self._first_sample[-1]
+        return self._first_sample[-1].item()
 
-    def locate(self, sample: int) -> tuple[int, int, int]:
-        """(image index, view, class id) of sample 0 .. len - 1."""
-        root = int(np.searchsorted(self._first_sample, sample, "right")) - 1
-        expansion = self.roots[root].expansion
-        image, view = divmod(sample - self._first_sample[root], expansion)
-        image += self._first_image[root]
+    def locate(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(image index, view, class id), int64 `[n]` each, of samples `[n]` in 0 .. len - 1."""
+        root = torch.searchsorted(self._first_sample, sample, right=True) - 1
+        expansion, place = self._expansion[root], sample - self._first_sample[root]
+        image, view = place // expansion + self._first_image[root], place % expansion
         return image, view, self._offset[root] + self._class[image] * expansion + view
 
-    def load(self, image: int, view: int) -> np.ndarray:
-        """A view at the network's input size: uint8 RGB `[S,S,3]`. Raises UserError naming the file."""
+    def squares(self, image: torch.Tensor, pin: bool = False) -> torch.Tensor:
+        """The pictures of `image` int64 `[n]`: RGB uint8 `[n,3,side,side]`; on the host (in pinned memory) unless
+        `keep_on` has put them elsewhere. Raises UserError naming a file that can no longer be used."""
+        if self._on_device is not None:
+            return self._on_device.index_select(0, image.to(self._on_device.device, non_blocking=True))
+        out = torch.empty(len(image), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pin)
+        if self.cached:  # numpy's copy takes one thread and lets go of Python's lock; "clip", as "raise" would copy twice
+            np.take(self._cache, self._row[image].numpy(), 0, out.numpy(), "clip")
+        else:
+            for square, i in zip(out.numpy(), image.tolist()):
+                square[:] = self.load(i)
+        return out
+
+    def load(self, image: int) -> np.ndarray:
+        """The square of one image, decoded now: uint8 `[3,side,side]`. Raises UserError naming the file."""
         try:
-            pixels = self.cache[image] if self.cache else load_image(self.paths[image])
+            return load_square(self.paths[image], self.side)
         except ImageError as error:
             raise UserError(f"{self.paths[image]}: {error}; it was readable when the run began") from None
-        return resize(np.ascontiguousarray(view_of(pixels, view)), self.size)[:, :, ::-1]
+
+    def keep_on(self, device: torch.device, room: int) -> bool:
+        """Put all squares on `device`, where batches are then made, if they are cached and take at most `room` bytes."""
+        if not self.cached or len(self.paths) * 3 * self.side ** 2 > room:
+            return False
+        whole = torch.empty(len(self.paths), 3, self.side, self.side, dtype=torch.uint8, device=device)
+        for part in torch.arange(len(whole)).split(1024):
+            whole[part[0]:part[-1] + 1] = self.squares(part)
+        self._on_device = whole
+        self.storage += f"; all of it on {device}"
+        return True
 
 
 class Batches(Dataset):
-    """Item k is this rank's part of the run's k-th micro-batch, by position alone: nothing is drawn, nothing is kept.
+    """Item k is this rank's part of the run's k-th micro-batch, by position alone, whatever was asked for before.
 
     Positions count the samples of the whole run. Epoch e is positions [e * N, (e + 1) * N), each sample once, in an
     order of its own. Step t takes positions [t * batch_size, (t + 1) * batch_size), split into `accumulate`
@@ -143,6 +201,8 @@ class Batches(Dataset):
     def __init__(self, images: ImageFolders, batch_size: int, accumulate: int, seed: int, rank: int, world: int):
         self.images, self.batch_size, self.accumulate = images, batch_size, accumulate
         self.seed, self.rank, self.world = seed, rank, world
+        self.group = max(1, TOGETHER * world * accumulate // batch_size)  # micro-batches
+        self._ready = -1, []
 
     def positions(self, k: int) -> range:
         step, micro = divmod(k, self.accumulate)
@@ -152,30 +212,52 @@ class Batches(Dataset):
         return range(start + part.start, start + part.stop)
 
     def __getitem__(self, k: int) -> dict:
-        position = torch.tensor(self.positions(k), dtype=torch.int64)
-        epoch, place = position // len(self.images), position % len(self.images)
-        sample = permute(place, len(self.images), self.seed, "order", epoch)
-        index, view, label = (torch.tensor(part) for part in zip(*map(self.images.locate, sample.tolist())))
+        return self.item(k)
+
+    def item(self, k: int, pin: bool = False) -> dict:
+        """As `batches[k]`, its image in pinned memory if `pin`; {"error": what to tell} when a file cannot be used."""
+        position, index, view, label = self._samples(k)
         try:
-            pixels = np.stack([self.images.load(i, v) for i, v in zip(index.tolist(), view.tolist())])
+            image = self.images.squares(index, pin)
         except UserError as error:
-            return {"error": str(error)}  # an exception would cross the worker's pipe as a page of traceback
-        return {"image": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), "label": label,
-                "index": index, "view": view, "position": position}
+            return {"error": str(error)}  # an exception would cross a worker's pipe as a page of traceback
+        return {"image": image, "label": label, "index": index, "view": view, "position": position}
+
+    def _samples(self, k: int) -> tuple[torch.Tensor, ...]:
+        """(position, index, view, label) of item k. Of a whole group at once, which costs little more than of one."""
+        ready, samples = self._ready  # read once: threads may ask for other groups meanwhile
+        if ready != k // self.group:
+            ready = k // self.group
+            parts = [self.positions(ready * self.group + i) for i in range(self.group)]
+            position = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+            epoch, place = position // len(self.images), position % len(self.images)
+            index, view, label = self.images.locate(permute(place, len(self.images), self.seed, "order", epoch))
+            samples = list(zip(*(values.split([len(part) for part in parts]) for values in (position, index, view, label))))
+            self._ready = ready, samples
+        return tuple(values.clone() for values in samples[k % self.group])
 
 
 def load_batches(batches: Batches, first: int, stop: int, workers: int, pin: bool) -> Iterator[dict]:
-    """Micro-batches first .. stop - 1, in order, loaded ahead by `workers` processes (0: in this one)."""
-    loader = DataLoader(batches, sampler=range(first, stop), batch_size=None, num_workers=workers, pin_memory=pin,
-                        prefetch_factor=4 if workers else None, worker_init_fn=_one_thread)
+    """Micro-batches first .. stop - 1, in order: copied a few ahead by threads where the images are cached, else decoded
+    ahead by `workers` processes (0: by this one when asked for)."""
+    numbers = range(first, stop)
+    if batches.images.cached:
+        loaded = map_ahead(lambda k: batches.item(k, pin), numbers, AHEAD)
+    elif workers:
+        loaded = _from_processes(batches, numbers, workers, pin)
+    else:
+        loaded = (batches.item(k, pin) for k in numbers)
+    for batch in loaded:
+        if "error" in batch:
+            raise UserError(batch["error"])
+        yield batch
+
+
+def _from_processes(batches: Batches, numbers: range, workers: int, pin: bool) -> Iterator[dict]:
     try:
-        for batch in loader:
-            if "error" in batch:
-                raise UserError(batch["error"])
-            yield batch
+        yield from DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers, pin_memory=pin,
+                              prefetch_factor=4, worker_init_fn=_one_thread)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
         raise UserError(f"the loader stopped: {first_line(error)}; try num_workers=0 to see why") from None
 
 
@@ -184,40 +266,59 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _check(files: list[Path], size: int, cache: bool, progress: bool) -> tuple[dict, dict]:
-    """Decode every file once: ({path: pixels} when `cache`, {path: why it is left out})."""
+def _real_path(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.realpath(path) if os.path.islink(path) else os.path.join(_real_folder(folder), name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)  # asks the disk about every part of the path: too slow to do for every file
+
+
+def _cached(files: list[str], side: int, cache: bool | str, progress: bool) -> tuple[np.ndarray | None, dict, dict, str]:
+    """(squares, {path: row}, {path: why it is left out}, where they are); None for the squares where there is no cache."""
+    if not cache:
+        return None, {}, {}, "images: decoded whenever they are wanted"
+    try:
+        folder = default_folder() if cache is True else Path(cache).expanduser()
+        store = ImageCache(folder, side, lambda path: load_square(path, side))
+        squares, found = store.open(files, progress and rank_and_world()[0] == 0)
+    except CacheUnavailable as error:
+        log.warning(f"image cache: {error}; decoding images whenever they are wanted instead (cache=FOLDER: elsewhere)")
+        return None, {}, {}, "images: decoded whenever they are wanted, since there is no room for the cache"
+    left_out = {path: row for path, row in found.items() if isinstance(row, str)}
+    size = size_text((len(found) - len(left_out)) * 3 * side * side)
+    return squares, found, left_out, f"images: {size} in the cache {store.folder}"
+
+
+def _check(files: list[str], side: int, progress: bool) -> dict[str, str]:
+    """Decode every file of this rank's share once: {path: why it is left out}."""
     rank, world = rank_and_world()
-    mine = files if cache else [files[i] for i in share_of(len(files), rank, world)]
+    mine = [files[i] for i in share_of(len(files), rank, world)]
 
     def look(path):
         try:
-            pixels = load_image(path)
+            load_square(path, side)
         except ImageError as error:
-            return path, None, str(error)
-        height, width = pixels.shape[:2]
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            return path, None, f"{width}x{height} pixels: longer than {MAX_ASPECT} times its width"
-        return path, _shrink(pixels, 3 * size) if cache else None, None
+            return str(error)
 
-    pixels, left_out = {}, {}
-    for path, image, reason in tqdm(map_ahead(look, mine), "reading images", len(mine), unit="img",
-                                    disable=None if progress and rank == 0 else True):
-        if reason:
-            left_out[path] = reason
-        elif cache:
-            pixels[path] = image
-    if world > 1:
-        listing = hashlib.blake2b("\0".join(map(str, files)).encode("utf-8", "surrogateescape")).hexdigest()
-        parts = [None] * world
-        dist.all_gather_object(parts, (listing, len(files), left_out))
-        for other, (digest, count, _) in enumerate(parts):
-            if digest != listing:  # class ids would mean different images on different ranks
-                raise UserError(f"data: rank {rank} finds {len(files)} images and rank {other} finds {count}, or others; "
-                                "every machine must see the same files under the same paths")
-        left_out = {path: reason for *_, part in parts for path, reason in part.items()}
-    return pixels, left_out
+    looked = tqdm(map_ahead(look, mine), "reading images", len(mine), unit="img",
+                  disable=None if progress and rank == 0 else True)
+    return {path: reason for path, reason in zip(mine, looked) if reason}
 
 
-def _shrink(image: np.ndarray, longest: int) -> np.ndarray:
-    factor = longest / max(image.shape[:2])
-    return image if factor >= 1 else cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+def _agree(files: list[str], left_out: dict[str, str]) -> dict[str, str]:
+    """What any rank leaves out, after a check that all have the same files."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return left_out
+    listing = hashlib.blake2b("\0".join(files).encode("utf-8", "surrogateescape")).hexdigest()
+    parts = [None] * world
+    dist.all_gather_object(parts, (listing, len(files), left_out))
+    for other, (digest, count, _) in enumerate(parts):
+        if digest != listing:  # class ids would mean different images on different ranks
+            raise UserError(f"data: rank {rank} finds {len(files)} images and rank {other} finds {count}, or others; "
+                            "every machine must see the same files under the same paths")
+    together = {path: reason for *_, part in parts for path, reason in part.items()}
+    return {path: together[path] for path in files if path in together}

@@ -2,6 +2,7 @@
 
 A further task is a further class with the members of `RegistrationTask`, chosen in `build_task`.
 """
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,9 @@ from eval import evaluate_folder
 from eval.folder import find_images
 from losses import get_margin
 from partial_fc import PartialFC
-from runtime import Ranks, UserError, margin_factor, scaled_lr
+from runtime import Ranks, UserError, first_line, margin_factor, scaled_lr
+
+ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
 
 
 def build_task(cfg, ranks: Ranks) -> "RegistrationTask":
@@ -32,7 +35,7 @@ class RegistrationTask:
     def __init__(self, cfg, ranks: Ranks):
         self.cfg, self.ranks = cfg, ranks
         # What can be wrong is told before the images are read, which may take long.
-        list_roots(cfg.data, cfg.expansion)
+        listed = list_roots(cfg.data, cfg.expansion)
         if cfg.eval_data:
             find_images(cfg.eval_data)
         # DistributedDataParallel hands rank 0's weights to all, so only rank 0 needs to find the pretrained ones.
@@ -40,8 +43,7 @@ class RegistrationTask:
         self.network = get_model(cfg, None if ranks.rank == 0 else False)
         self._check_batch()
 
-        self.images = ImageFolders(cfg.data, cfg.expansion, cfg.image_size, cfg.cache)
-        self.notes = [f"left out: {path}: {reason}" for path, reason in self.images.left_out.items()]
+        self.images = ImageFolders(listed, cfg.image_size, cfg.cache)
         self.num_classes = self.images.num_classes
         if self.num_classes < ranks.world:
             raise UserError(f"data: {self.num_classes} classes cannot be shared by {ranks.world} processes; "
@@ -49,15 +51,18 @@ class RegistrationTask:
         self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.images) // cfg.batch_size)
 
         self.network.to(ranks.device, memory_format=torch.channels_last)  # 1.4 times NCHW's speed on a CPU
-        self.trained = self.network
-        if cfg.compile:
-            self.network.compile()
+        self.trained, cannot = self._compiled() if cfg.compile else (self.network, None)
         if ranks.world > 1:  # the network alone: each rank's centres are different classes and must not be averaged
-            self.trained = DistributedDataParallel(self.network, [ranks.device] if ranks.device.type == "cuda" else None)
+            self.trained = DistributedDataParallel(self.trained, [ranks.device] if ranks.device.type == "cuda" else None)
         self.partial_fc = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
                                     optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
                                     weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
         self.augment = Augment(cfg.augment, cfg.seed).to(ranks.device)
+        if ranks.device.type == "cuda":  # what is left is for activations
+            self.images.keep_on(ranks.device, int(ON_GPU * torch.cuda.mem_get_info(ranks.device)[0]))
+        self.notes = [self.images.storage, *(f"left out: {path}: {why}" for path, why in self.images.left_out.items())]
+        if cannot:
+            self.notes.insert(0, f"compile=true: not possible here ({cannot}); going on without")
 
     def describe(self) -> dict:
         """What `run.json` records of the data and the run's length."""
@@ -70,14 +75,13 @@ class RegistrationTask:
         return {**{key: self.cfg[key] for key in keys}, "num_classes": self.num_classes, "samples": len(self.images)}
 
     def batches(self, first_step: int) -> Iterator[dict]:
-        """This rank's micro-batches from `first_step` to the end of the run, on its device but for `position`."""
+        """This rank's micro-batches from `first_step` to the end of the run: `image` on its device, the rest on the host."""
         cfg = self.cfg
         batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world)
         cuda = self.ranks.device.type == "cuda"
         for batch in load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
                                   cfg.num_workers, pin=cuda):
-            yield {key: value if key == "position" else value.to(self.ranks.device, non_blocking=True)
-                   for key, value in batch.items()}
+            yield {**batch, "image": batch["image"].to(self.ranks.device, non_blocking=True)}
 
     def begin_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """Set what depends on the step; returns what the log shows of it."""
@@ -89,7 +93,7 @@ class RegistrationTask:
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         """{name: term} of one micro-batch; the loss is their sum."""
-        image = self.augment(batch["image"], batch["position"])
+        image = self.augment(batch["image"], batch["position"], batch["view"], self.cfg.image_size)
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
             embeddings = self.trained(image)
         return {self.cfg.margin: self.partial_fc(embeddings, batch["label"])}
@@ -115,6 +119,21 @@ class RegistrationTask:
         out = self.network(x.to(self.network.mean.dtype) / 255).float().cpu().numpy()
         self.network.train(was_training)
         return out
+
+    def _compiled(self) -> tuple[nn.Module, str | None]:
+        """The network compiled, or as it is with the reason why that cannot be: a system without a compiler, say.
+
+        Compiling is put off until the first call, so it is tried here, on a copy; the second time it comes from a cache.
+        """
+        cfg, device = self.cfg, self.ranks.device
+        try:
+            trial = torch.compile(copy.deepcopy(self.network))
+            image = torch.zeros(8, 3, cfg.image_size, cfg.image_size, device=device).to(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                trial(image).sum().backward()
+        except Exception as error:  # of any part of the compiler, or of what it calls
+            return self.network, first_line(error)
+        return torch.compile(self.network), None
 
     def _check_batch(self) -> None:
         smallest = self.cfg.batch_size // self.cfg.accumulate // self.ranks.world

@@ -65,6 +65,7 @@ def train(cfg, ranks: Ranks) -> dict:
     metrics: dict = {}
     # BatchNorm's statistics change in the forward pass, before anyone knows whether the step counts.
     statistics = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
+    sizes = [buffer.numel() for buffer in statistics]
     running = torch.zeros(2, device=ranks.device)      # sum of the losses and number of the steps since the last log
     skipped = torch.zeros((), device=ranks.device)     # steps left out since the start for a loss that was not finite
     clock = Clock()
@@ -73,7 +74,7 @@ def train(cfg, ranks: Ranks) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = base_lr * factor
         shown = task.begin_step(step, factor)
-        before = [buffer.clone() for buffer in statistics]
+        before = flat(statistics)
 
         loss = torch.zeros((), device=ranks.device)
         for micro in range(cfg.accumulate):
@@ -90,8 +91,8 @@ def train(cfg, ranks: Ranks) -> dict:
         optimizer.step()
         optimizer.zero_grad()
         task.finish_step(skip)
-        for buffer, old in zip(statistics, before):
-            buffer.copy_(torch.where(skip, old, buffer))
+        kept = torch.where(skip, before, flat(statistics)).split(sizes)
+        torch._foreach_copy_(statistics, [part.view_as(buffer) for part, buffer in zip(kept, statistics)])
         running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
         skipped += skip
         clock.steps += 1
@@ -148,6 +149,11 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
     groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
               {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, fused=True)
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All numbers of some tensors in a row: a handful of kernels then does what would be one for each of them."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def resume(cfg, output: Path, task, optimizer) -> tuple[int, float | None]:

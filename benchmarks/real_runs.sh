@@ -14,8 +14,8 @@ judge() { "$python" -m eval --model "$1" --data "$data/covers" --report "$1/repo
 case $what in
 cpu)
     out=work_dirs/real_cpu
-    time "$python" train_v2.py configs/lcnet_strong data="$all" expansion=1 cache=true batch_size=256 max_steps=3600 \
-        lr=8e-3 s=32 m=0.3 num_workers=1 save_every=600 log_every=50 output=$out
+    time "$python" train_v2.py configs/lcnet_strong data="$all" expansion=1 batch_size=256 max_steps=3600 \
+        lr=8e-3 s=32 m=0.3 save_every=600 log_every=50 output=$out
     judge $out
     "$python" onnx_export.py $out
     rm -rf $out/register && mkdir -p $out/register
@@ -25,14 +25,14 @@ cpu)
 two)
     out=work_dirs/real_two
     time "$python" -m torch.distributed.run --standalone --nproc_per_node=2 train_v2.py configs/lcnet_strong \
-        data="$data/documents" expansion=24 cache=true batch_size=256 max_steps=600 lr=3e-3 s=16 m=0.2 num_workers=1 \
+        data="$data/documents" expansion=24 batch_size=256 max_steps=600 lr=3e-3 s=16 m=0.2 \
         device=cpu output=$out
     judge $out ;;
 gpu)
     for recipe in lcnet_cos lcnet_strong; do
         out=work_dirs/real_gpu_$recipe
-        time "$python" train_v2.py configs/$recipe data="$all" expansion=24 cache=true pretrained=false batch_size=1024 \
-            epochs=40 num_workers=14 output=$out
+        time "$python" train_v2.py configs/$recipe data="$all" expansion=24 pretrained=false batch_size=1024 \
+            epochs=40 output=$out
         judge $out
     done ;;
 *) echo "usage: benchmarks/real_runs.sh cpu|two|gpu DATA" >&2; exit 2 ;;

@@ -30,7 +30,7 @@ NOT_NEGATIVE = ("lr", "weight_decay", "clip", "s", "max_steps", "centres_lr", "c
                 "centres_weight_decay", "num_workers", "save_every", "eval_every", "interclass")
 FRACTIONS = ("warmup", "margin_warmup")
 # Beside the type of its default, a key may hold these.
-ALSO = {"pretrained": (str,), "m": (list,), "data": (str,), "resume": (bool,)}
+ALSO = {"pretrained": (str,), "cache": (str,), "m": (list,), "data": (str,), "resume": (bool,)}
 
 
 def find_config(path: str) -> Path:

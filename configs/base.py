@@ -9,8 +9,8 @@ data = []                      # folders of images: FOLDER[:EXPANSION][:labelled
 expansion = 24                 # classes made of an image: 1, 8 (quarter turns x flip) or 24 (x full, top half, bottom half)
 image_size = 128               # input of the network, pixels
 augment = "reference"          # none, reference or strong
-num_workers = 2                # decoding processes for each rank
-cache = False                  # hold the decoded images in memory
+cache = True                   # decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or False: each time
+num_workers = 2                # decoding processes for each rank, where there is no cache
 
 # network
 network = "lcnet_050"          # any timm model with features_only

@@ -4,8 +4,8 @@
 learn fastest in so short a run.
 """
 data = ["work_dirs/demo/data/train:1:labelled"]
+cache = "work_dirs/demo/cache"
 pretrained = False
-cache = True
 head = "squeeze"
 norm = "lbn"
 image_size = 96
@@ -16,4 +16,3 @@ batch_size = 128
 epochs = 65
 lr = 1e-2
 margin_warmup = 0.4
-num_workers = 1

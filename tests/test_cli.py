@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["network=test_efficientnet", "image_size=32", "embedding_size=32", "batch_size=16", "max_steps=6", "log_every=2",
-         "num_workers=1", "device=cpu"]
+         "num_workers=1", "device=cpu", "cache=true"]
 
 
 def run(*command, status=0, cwd=ROOT):
@@ -86,14 +86,15 @@ def test_a_file_that_breaks_in_the_loader_ends_every_rank(made, tmp_path):
     script = tmp_path / "breaks.py"
     script.write_text(
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import dataset\nfrom pathlib import Path\nimport train_v2\nfrom runtime import run_cli\n"
+        "import dataset\nimport train_v2\nfrom runtime import run_cli\n"
         "load = dataset.ImageFolders.load\n"
-        "def breaks(self, image, view):\n"
-        "    if image == 3: self.cache, self.paths[3] = [], Path('gone.jpg')\n"
-        "    return load(self, image, view)\n"
+        "def breaks(self, image):\n"
+        "    if image == 3: self.paths[3] = 'gone.jpg'\n"
+        "    return load(self, image)\n"
         "dataset.ImageFolders.load = breaks\n"
         "run_cli(train_v2.main)\n")
-    done = torchrun(2, script, ROOT, "configs/demo", f"data={made / 'train'}:1", f"output={tmp_path / 'run'}", *SMALL)
+    done = torchrun(2, script, ROOT, "configs/demo", f"data={made / 'train'}:1", f"output={tmp_path / 'run'}", *SMALL,
+                    "cache=false")
     assert done.returncode != 0
     assert "error: gone.jpg: file not found" in done.stderr
 

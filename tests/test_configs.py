@@ -35,6 +35,10 @@ def test_a_config_of_ones_own_and_overrides(tmp_path):
     assert isinstance(cfg.lr, float) and cfg.output == str(Path("work_dirs") / "mine") and cfg.resume == "auto"
 
 
+def test_the_cache_is_on_off_or_a_folder():
+    assert [load_config("lcnet_cos", given).cache for given in ([], ["cache=False"], ["cache=a/b"])] == [True, False, "a/b"]
+
+
 def test_a_folder_with_a_comma_is_one_folder(tmp_path):
     (tmp_path / "a,b").mkdir()
     assert load_config("lcnet_cos", [f"data={tmp_path / 'a,b'}"]).data == [str(tmp_path / "a,b")]

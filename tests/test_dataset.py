@@ -1,13 +1,16 @@
 """Views, classes, order and batches of the data; what is left out; what ends a run."""
 import os
 import signal
+import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, ImageFolders, load_batches, parse_root, view_of
+from augment import Augment
+from dataset import Batches, ImageFolders, list_roots, load_batches, load_square, parse_root, view_of
 from runtime import UserError
 
 
@@ -22,6 +25,10 @@ def write(folder, count, suffix=".png", shape=(41, 60), first=0):
     for i in range(count):
         assert cv2.imwrite(str(folder / f"{i:03}{suffix}"), picture(*shape, seed=first + i))
     return folder
+
+
+def folders(data, expansion, size=32, cache=False):
+    return ImageFolders(list_roots([str(text) for text in data], expansion), size, cache, progress=False)
 
 
 def by_definition(image, view):
@@ -60,15 +67,15 @@ def test_class_ids_are_unique_over_mixed_roots(tmp_path):
     a, b = write(tmp_path / "a", 3), write(tmp_path / "b", 2, first=10)
     for name, count in (("x", 2), ("y/z", 3)):
         write(tmp_path / "c" / name, count, first=20)
-    images = ImageFolders([str(a), f"{b}:8", f"{tmp_path / 'c'}:24:labelled"], 1, 32, progress=False)
+    images = folders([a, f"{b}:8", f"{tmp_path / 'c'}:24:labelled"], 1)
     assert images.num_classes == 3 * 1 + 2 * 8 + 2 * 24
     assert len(images) == 3 * 1 + 2 * 8 + 5 * 24
-    located = [images.locate(sample) for sample in range(len(images))]
+    located = [tuple(values) for values in torch.stack(images.locate(torch.arange(len(images))), 1).tolist()]
     assert sorted({label for *_, label in located}) == list(range(images.num_classes))
     assert len({(image, view) for image, view, _ in located}) == len(images)
     owners = {}
     for image, view, label in located:
-        path = images.paths[image]
+        path = Path(images.paths[image])
         owner = path.parent if "c" in path.parent.relative_to(tmp_path).parts else path
         assert owners.setdefault(label, (owner, view)) == (owner, view)
 
@@ -86,7 +93,7 @@ def test_roots_are_read_with_their_options(tmp_path):
 
 @pytest.mark.parametrize("batch_size, accumulate", [(8, 1), (7, 1), (7, 3), (50, 2)])
 def test_order_is_a_function_of_position_alone(tmp_path, batch_size, accumulate):
-    images = ImageFolders([str(write(tmp_path / "a", 5))], 8, 32, progress=False)
+    images = folders([write(tmp_path / "a", 5)], 8)
     alone = Batches(images, batch_size, accumulate, 3, 0, 1)
     steps = 40 * 3 // batch_size + 1
     one = [alone[k] for k in range(steps * accumulate)]
@@ -97,42 +104,108 @@ def test_order_is_a_function_of_position_alone(tmp_path, batch_size, accumulate)
         assert sorted(label[epoch * 40:epoch * 40 + 40].tolist()) == list(range(40))
     assert not torch.equal(label[:40], label[40:80])
     for world in (2, 3):
+        ranks = [Batches(images, batch_size, accumulate, 3, rank, world) for rank in range(world)]
         for k, whole in enumerate(one):
-            parts = [Batches(images, batch_size, accumulate, 3, rank, world)[k] for rank in range(world)
-                     if len(Batches(images, batch_size, accumulate, 3, rank, world).positions(k))]
+            parts = [batches[k] for batches in ranks if len(batches.positions(k))]
             for key in whole:
                 assert torch.equal(torch.cat([part[key] for part in parts]), whole[key])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_and_starting_late_change_nothing(tmp_path, workers):
-    images = ImageFolders([str(write(tmp_path / "a", 5))], 24, 32, progress=False)
+@pytest.mark.parametrize("cache, workers", [(False, 0), (False, 2), (True, 0), (True, 2)])
+def test_workers_and_starting_late_change_nothing(tmp_path, cache, workers):
+    images = folders([write(tmp_path / "a", 5)], 24, cache=cache and str(tmp_path / "cache"))
     batches = Batches(images, 16, 2, 0, 0, 1)
-    loaded = list(load_batches(batches, 3, 9, workers, pin=False))
-    assert len(loaded) == 6
-    for k, batch in enumerate(loaded, 3):
-        assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (8, 3, 32, 32)
-        assert all(torch.equal(batch[key], value) for key, value in batches[k].items())
+    for first, stop in ((3, 9), (700, 703)):
+        loaded = list(load_batches(batches, first, stop, workers, pin=False))
+        assert len(loaded) == stop - first
+        for k, batch in enumerate(loaded, first):
+            assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (8, 3, 64, 64)
+            alone = Batches(images, 16, 2, 0, 0, 1)[k]
+            assert all(torch.equal(batch[key], value) for key, value in alone.items())
 
 
-def test_batches_hold_rgb_views(tmp_path):
-    images = ImageFolders([str(write(tmp_path / "a", 2, shape=(64, 64)))], 24, 32, progress=False)
+def test_batches_hold_whole_rgb_pictures(tmp_path):
+    images = folders([write(tmp_path / "a", 2, shape=(100, 80))], 24)
     batch = Batches(images, 48, 1, 0, 0, 1)[0]
     for pixels, index, view, label in zip(*(batch[key] for key in ("image", "index", "view", "label"))):
-        expected = cv2.resize(view_of(picture(64, 64, int(index)), int(view)), (32, 32), interpolation=cv2.INTER_AREA)
-        assert np.abs(pixels.permute(1, 2, 0).numpy()[:, :, ::-1].astype(int) - expected).max() <= 1
+        expected = cv2.resize(picture(100, 80, int(index)), (64, 64), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy()[:, :, ::-1], expected)
         assert label == index * 24 + view
 
 
-def test_the_cache_keeps_its_tolerance(tmp_path):
-    folder = str(write(tmp_path / "a", 2, shape=(401, 703)))
-    exact, cached = (ImageFolders([folder], 24, 32, cache=cache, progress=False) for cache in (False, True))
-    for view in range(24):
-        difference = exact.load(0, view).astype(int) - cached.load(0, view)
-        assert np.abs(difference).mean() < 3 and np.abs(difference).max() < 24, view
-    small = str(write(tmp_path / "b", 1))
-    exact, cached = (ImageFolders([small], 24, 32, cache=cache, progress=False) for cache in (False, True))
-    assert all(np.array_equal(exact.load(0, v), cached.load(0, v)) for v in range(24))
+@pytest.mark.parametrize("size, expansions, side", [(128, [24], 256), (128, [1], 160), (96, [8, 1], 120), (32, [1, 24], 64)])
+def test_halves_keep_all_their_rows(tmp_path, size, expansions, side):
+    data = [f"{write(tmp_path / str(i), 1)}:{expansion}" for i, expansion in enumerate(expansions)]
+    images = folders(data, 24, size)
+    assert images.side == side and Batches(images, 1, 1, 0, 0, 1)[0]["image"].shape[2:] == (side, side)
+
+
+def overlap(count, size):
+    """Share `[size,count]` of each of `count` pixels in each of `size` equal parts of the line they fill."""
+    edges, pixel = np.linspace(0, count, size + 1), np.arange(count)
+    return np.clip(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None) * size / count
+
+
+def seen(image, view, size):
+    """The definition, by area in float64: RGB `[size,size,3]`."""
+    viewed = view_of(image, view).astype(np.float64)
+    high, wide = overlap(viewed.shape[0], size), overlap(viewed.shape[1], size)
+    return np.einsum("yh,hwc,xw->yxc", high, viewed, wide, optimize=True)[:, :, ::-1]
+
+
+def bits(height, width):
+    """Black and white at random: nothing has more contrast from pixel to pixel."""
+    return np.random.default_rng(0).integers(0, 2, (height, width, 3), np.uint8) * 255
+
+
+@pytest.mark.parametrize("make, height, width, expansion, whole, half", [
+    (picture, 256, 512, 24, (0.3, 0.7), (0.3, 0.7)),    # cuts fall between rows: what is left is rounding
+    (picture, 401, 703, 24, (0.3, 0.7), (0.5, 3)),
+    (bits, 401, 703, 24, (0.3, 0.7), (2, 15)),
+    (picture, 127, 255, 24, (0.3, 0.7), (1.2, 8)),
+    (picture, 63, 41, 24, (0.8, 6), (5, 40)),           # smaller than the square, and cut half a pixel off
+    (picture, 401, 703, 8, (0.6, 6), None),
+    (bits, 401, 703, 8, (5, 30), None),
+    (picture, 63, 41, 8, (1, 7), None),
+])
+def test_views_from_the_square_keep_their_tolerance(tmp_path, make, height, width, expansion, whole, half):
+    """(mean, largest) difference, of 255 levels, from the exact view of the picture itself at 32 pixels, for whole pictures
+    and for halves; and every view is nearest to its own definition."""
+    cv2.imwrite(str(tmp_path / "a.png"), make(height, width))
+    square = torch.from_numpy(load_square(tmp_path / "a.png", 64 if expansion == 24 else 40))
+    view = torch.arange(expansion)
+    out = Augment("none", 0)(square.expand(expansion, -1, -1, -1), torch.zeros_like(view), view, 32)
+    out = out.permute(0, 2, 3, 1).double().numpy() * 255
+    exact = np.stack([seen(make(height, width), v, 32) for v in range(expansion)])
+    difference = np.abs(out[:, None] - exact)                                        # [views,views,32,32,3]
+    assert (difference.mean((2, 3, 4)).argmin(1) == np.arange(expansion)).all()
+    own = difference[range(expansion), range(expansion)]
+    for part, limits in ((own[:8], whole), (own[8:], half)):
+        if limits:
+            assert part.mean((1, 2, 3)).max() < limits[0] and part.max() < limits[1]
+
+
+@pytest.mark.parametrize("preset", ["none", "reference", "strong"])
+def test_a_half_never_shows_the_other(preset):
+    """The other half is white: not a trace of it, at whatever place the augmentation looks."""
+    augment = Augment(preset, 0)
+    augment.stages = []
+    image = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
+    for rotation in range(4):
+        image[:] = torch.from_numpy(np.rot90(np.repeat([[0], [255]], 32, 0).repeat(64, 1), -rotation).copy())
+        for flip in (0, 1):
+            shown = torch.full((200,), rotation + 4 * flip + (16 if flip else 8))
+            out = augment(image, torch.arange(200), shown, 32)
+            filled = out.flatten(2).var(2).sum(1) > 0      # the drawn colour beyond the edge
+            assert (out[~filled] == 0).all() and (preset == "none") == (not filled.any())
+            assert augment(image, torch.arange(200), shown - 8 if flip else shown + 8, 32)[~filled].min() > 0.9999
+
+
+def test_turns_and_flips_of_whole_pictures_are_exact():
+    image = torch.randint(0, 256, (8, 3, 33, 33), dtype=torch.uint8)
+    out = Augment("none", 0)(image, torch.arange(8), torch.arange(8))
+    for v in range(8):
+        assert np.array_equal(out[v].permute(1, 2, 0), view_of(image[v].permute(1, 2, 0).numpy(), v) / np.float32(255))
 
 
 def test_all_kinds_of_files_and_folders(tmp_path):
@@ -143,9 +216,9 @@ def test_all_kinds_of_files_and_folders(tmp_path):
     (folder / "notes.txt").write_text("not an image")
     cv2.imwrite(str(tmp_path / "grey.png"), picture(30, 40)[:, :, 0])
     cv2.imwrite(str(tmp_path / "deep16.png"), picture(30, 40).astype(np.uint16) * 257)
-    images = ImageFolders([str(tmp_path)], 1, 32, progress=False)
+    images = folders([tmp_path], 1)
     assert images.num_classes == 8 and not images.left_out
-    assert all(images.load(i, 0).shape == (32, 32, 3) for i in range(8))
+    assert images.squares(torch.arange(8)).shape == (8, 3, 40, 40)
 
 
 @pytest.fixture
@@ -164,9 +237,11 @@ def spoiled(tmp_path):
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_unusable_files_are_left_out_with_the_reason(spoiled, cache):
-    images = ImageFolders([str(spoiled)], 24, 32, cache=cache, progress=False)
-    assert [path.name for path in images.paths] == ["000.png", "001.png"] and images.num_classes == 48
-    said = {path.name: reason for path, reason in images.left_out.items()}
+    (spoiled / "lost.png").symlink_to("nowhere")
+    images = folders([spoiled], 24, cache=cache)
+    assert [Path(path).name for path in images.paths] == ["000.png", "001.png"] and images.num_classes == 48
+    said = {Path(path).name: reason for path, reason in images.left_out.items()}
+    assert list(images.left_out) == sorted(images.left_out) and said.pop("lost.png") == "file not found"
     for name, reason in {"truncated.jpg": "truncated", "text.jpg": "not an image", "empty.jpg": "empty",
                          "dot.png": "1x1", "strip.png": "20000x20"}.items():
         assert reason in said[name]
@@ -184,13 +259,13 @@ def test_unusable_folders_end_the_run(tmp_path, spoiled):
             ([str(tmp_path / "nothing")], "no images"),
             ([str(tmp_path / "bad")], "none of its images")):
         with pytest.raises(UserError, match=says) as error:
-            ImageFolders(data, 24, 32, progress=False)
+            folders(data, 24)
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_breaks_later_ends_the_run_with_its_name(tmp_path, workers):
-    images = ImageFolders([str(write(tmp_path / "a", 3))], 1, 32, progress=False)
+    images = folders([write(tmp_path / "a", 3)], 1)
     (tmp_path / "a" / "001.png").write_bytes(b"")
     with pytest.raises(UserError, match="001.png: empty file") as error:
         list(load_batches(Batches(images, 3, 1, 0, 0, 1), 0, 2, workers, pin=False))
@@ -203,7 +278,45 @@ class Killed(Batches):
 
 
 def test_a_killed_worker_ends_the_run_with_a_line(tmp_path):
-    images = ImageFolders([str(write(tmp_path / "a", 3))], 1, 32, progress=False)
+    images = folders([write(tmp_path / "a", 3)], 1)
     with pytest.raises(UserError, match="the loader stopped.*num_workers=0") as error:
         list(load_batches(Killed(images, 3, 1, 0, 0, 1), 0, 2, workers=1, pin=False))
     assert "\n" not in str(error.value)
+
+
+class Fails(Batches):
+    def item(self, k, pin=False):
+        if k == 5:
+            raise UserError("a.png: gone")
+        return super().item(k, pin)
+
+
+def test_an_error_in_the_thread_ends_the_run_in_its_place(tmp_path):
+    images = folders([write(tmp_path / "a", 3)], 1, cache=str(tmp_path / "cache"))
+    got = []
+    with pytest.raises(UserError, match="a.png: gone"):
+        for batch in load_batches(Fails(images, 3, 1, 0, 0, 1), 0, 9, 2, pin=False):
+            got.append(batch)
+    assert len(got) == 5
+
+
+def test_stopping_early_leaves_no_thread(tmp_path):
+    images = folders([write(tmp_path / "a", 3)], 1, cache=str(tmp_path / "cache"))
+    before = threading.active_count()
+    loaded = load_batches(Batches(images, 3, 1, 0, 0, 1), 0, 1_000_000, 2, pin=False)
+    next(loaded)
+    assert threading.active_count() > before
+    loaded.close()
+    assert threading.active_count() == before
+
+
+def test_images_that_stay_on_the_device(tmp_path):
+    images = folders([write(tmp_path / "a", 5)], 24, cache=str(tmp_path / "cache"))
+    batches, needed = Batches(images, 16, 1, 0, 0, 1), 5 * 3 * 64 * 64
+    before = [batches[k] for k in range(4)]
+    assert not images.keep_on(torch.device("cpu"), needed - 1) and "on cpu" not in images.storage
+    assert images.keep_on(torch.device("cpu"), needed) and "on cpu" in images.storage
+    images._cache = None  # from here on the pixels come from the copy alone
+    for k, batch in enumerate(before):
+        assert all(torch.equal(batches[k][key], value) for key, value in batch.items())
+    assert not folders([tmp_path / "a"], 24).keep_on(torch.device("cpu"), needed)  # nothing is cached

@@ -109,6 +109,26 @@ def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
     assert torch.equal(centres(tmp_path / "whole"), centres(tmp_path / "halves"))
 
 
+def test_compile(folder, tmp_path, monkeypatch):
+    """The eager backend stands in for the C++ compiler, which takes a minute; then no compiler at all."""
+    compiled, real = [], torch.compile
+
+    def standing_in(module):
+        compiled.append(module)
+        return real(module, backend="eager")
+    train(settings(folder, tmp_path / "plain"), Ranks(0, 1, CPU))
+    monkeypatch.setattr(torch, "compile", standing_in)
+    train(settings(folder, tmp_path / "compiled", "compile=true"), Ranks(0, 1, CPU))
+    assert losses_of(tmp_path / "compiled") == losses_of(tmp_path / "plain") and len(compiled) == 2
+
+    def missing(module):
+        raise RuntimeError("no C++ compiler found\nand more of that")
+    monkeypatch.setattr(torch, "compile", missing)
+    train(settings(folder, tmp_path / "missing", "compile=true"), Ranks(0, 1, CPU))
+    assert losses_of(tmp_path / "missing") == losses_of(tmp_path / "plain")
+    assert "compile=true: not possible here (no C++ compiler found)" in (tmp_path / "missing/training.log").read_text()
+
+
 def test_accumulation_is_exact(folder, tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
@@ -140,8 +160,8 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monk
 def test_a_broken_batch_does_not_spoil_batchnorm(folder, tmp_path, monkeypatch):
     augmented = tasks.Augment.forward
 
-    def forward(self, image, position):
-        return augmented(self, image, position) * (torch.nan if position[0] == 3 * 13 else 1)
+    def forward(self, image, position, *view_and_size):
+        return augmented(self, image, position, *view_and_size) * (torch.nan if position[0] == 3 * 13 else 1)
     monkeypatch.setattr(tasks.Augment, "forward", forward)
     train(settings(folder, tmp_path / "run", "network=test_efficientnet", "norm=lbn"), Ranks(0, 1, CPU))
     assert rows(tmp_path / "run", "skipped")[-1] == 1

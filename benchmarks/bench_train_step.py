@@ -1,0 +1,157 @@
+"""A training step of the network, and a whole training run: ours and the reference's recipe.
+
+    python benchmarks/bench_train_step.py [--quick] [--json] [--data DIR]
+
+Network alone: forward, backward, clipping and AdamW of lcnet_050. Ours is channels_last with the fused optimiser, as it
+is and compiled; the peer NCHW, eager, with torch's default AdamW.
+Whole run: from image files to updated weights, every image 24 classes. Ours is train_v2.py with configs/lcnet_cos; the
+peer the reference's recipe: a DataLoader whose workers decode, turn, crop and augment one image at a time with PIL and
+torchvision, NCHW, AdamW on everything, 30 % of the centres sampled. Both draw the reference's kinds of augmentation. The
+limit is the network's step alone. DIR: images (default: made ones). Set the allocator as run.sh does; the head of the
+table says how it was.
+"""
+import contextlib
+import csv
+import io
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torchvision.transforms.v2 as transforms
+from bench_head import Reference
+from PIL import Image
+from side_by_side import Report, medians, run_cli, synchronize
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from backbones import get_model
+from configs import load_config
+from inference.image import list_images
+from runtime import Ranks
+from synth import write_train
+from train_v2 import make_optimizer, train
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+OURS = "configs/lcnet_cos"
+
+
+class NetworkStep:
+    """Forward, backward, clipping and update of the network on one fixed batch; calling it makes a step."""
+
+    def __init__(self, batch: int, ours: bool, compiled: bool = False):
+        cfg = load_config(OURS, ["pretrained=false"])
+        layout = torch.channels_last if ours else torch.contiguous_format
+        self.network = get_model(cfg, False).to(DEVICE, memory_format=layout)
+        if compiled:
+            self.network.compile()
+        self.optimizer = (make_optimizer(self.network, 1e-3) if ours
+                          else torch.optim.AdamW(self.network.parameters(), weight_decay=1e-3))
+        self.image = torch.rand(batch, 3, cfg.image_size, cfg.image_size, device=DEVICE)
+        self.gradient = torch.randn(batch, cfg.embedding_size, device=DEVICE)
+
+    def __call__(self):
+        self.network(self.image).backward(self.gradient)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def network_alone(report, batch, rounds):
+    """Images per second of our step (the better of plain and compiled), against the peer's; returns ours."""
+    steps = {"ours": NetworkStep(batch, True), "compiled": NetworkStep(batch, True, compiled=True),
+             "peer": NetworkStep(batch, False)}
+    speed = {name: batch / took for name, took in medians(steps, rounds, warm_up=3).items()}
+    for name in "ours", "compiled":
+        report.add(f"lcnet_050, 128 px, batch {batch}: train step of the network, {name}", speed[name], speed["peer"], None,
+                   "images/s", True)
+    return speed["ours"]
+
+
+class OneByOne(Dataset):
+    """The peer's data: item k is image k // 24 in view k % 24, decoded and augmented on its own."""
+
+    def __init__(self, paths, size=128):
+        self.paths, self.size = paths, size
+        pick = transforms.RandomChoice
+
+        def maybe(several):
+            return transforms.RandomApply([pick(several)])
+
+        self.augment = transforms.Compose([
+            pick([transforms.RandomAffine(15, (0.1, 0.1), (0.9, 1.1)), transforms.RandomResizedCrop(size, (0.8, 1.0))]),
+            maybe([transforms.GaussianBlur(5), transforms.GaussianBlur(3), transforms.JPEG((5, 50))]),
+            transforms.ToDtype(torch.float32, scale=True),
+            maybe([transforms.GaussianNoise(sigma=0.02), transforms.GaussianNoise(sigma=0.05)]),
+            maybe([transforms.ColorJitter(0.3, 0.1, 0.1), transforms.Grayscale(3), transforms.RandomChannelPermutation(),
+                   transforms.RandomInvert(1.0)])])
+
+    def __len__(self):
+        return 24 * len(self.paths)
+
+    def __getitem__(self, k):
+        index, view = divmod(k, 24)
+        image = Image.open(self.paths[index]).convert("RGB").rotate(90 * (view % 4), expand=True)
+        if view // 4 % 2:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        width, height = image.size
+        image = image.crop([(0, 0, width, height), (0, 0, width, height // 2), (0, height // 2, width, height)][view // 8])
+        image = transforms.functional.pil_to_tensor(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return self.augment(image), k
+
+
+def peer_run(paths, batch, steps, workers):
+    """Images per second of the reference's recipe after its first step."""
+    network = get_model(load_config(OURS, ["pretrained=false"]), False).to(DEVICE)
+    head = Reference(24 * len(paths), 0.3)
+    optimizer = torch.optim.AdamW([*network.parameters(), head.weight], lr=1e-3, weight_decay=1e-3)
+    head.optimizer = optimizer  # one for all, as there
+    loader = DataLoader(OneByOne(paths), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=CUDA)
+    for step, (image, label) in enumerate(loader):
+        if step == 1:
+            synchronize()
+            began = time.perf_counter()
+        head.step(network(image.to(DEVICE)), label.to(DEVICE))
+        if step == steps:
+            synchronize()
+            return batch * steps / (time.perf_counter() - began)
+    raise ValueError("too few images for so many steps")
+
+
+def our_run(data, folder, batch, steps, workers):
+    """Images per second of train_v2.py, cache built beforehand, after its first steps, as its own log has it."""
+    output = Path(tempfile.mkdtemp(dir=folder))
+    cfg = load_config(OURS, [f"data={data}", f"output={output}", f"cache={folder}/cache", f"num_workers={workers}",
+                             f"batch_size={batch}", f"max_steps={2 * steps}", f"log_every={steps}", "save_every=0",
+                             "pretrained=false"])
+    with contextlib.redirect_stderr(io.StringIO()):
+        train(cfg, Ranks(0, 1, DEVICE))
+    rows = [row for row in csv.DictReader(open(output / "results.csv", newline="")) if row["images_per_second"]]
+    shutil.rmtree(output)
+    return float(rows[-1]["images_per_second"])
+
+
+def main():
+    report = Report(__doc__, ("--data", {"help": "folder of images; by default some are made"}))
+    batch, rounds, steps = (32, 3, 2) if report.quick else (1024, 20, 50) if CUDA else (256, 7, 8)
+    alone = network_alone(report, batch, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        data = report.args.data
+        if not data:
+            data = f"{folder}/made"
+            write_train(data, 40 if report.quick else 2000, 3, seed=0)
+        paths = [Path(data, name) for name in list_images(data)]
+        workers = 16 if CUDA else 2
+        our_run(data, folder, batch, 1, workers)  # builds the cache and whatever is compiled
+        times = [(our_run(data, folder, batch, steps, workers), peer_run(paths, batch, steps, workers))
+                 for _ in range(1 if report.quick else 3)]
+        ours, peer = (statistics.median(speeds) for speeds in zip(*times))
+        report.add(f"whole run, {24 * len(paths):,} classes, batch {batch}", ours, peer, alone, "images/s", True)
+    report.end()
+
+
+if __name__ == "__main__":
+    run_cli(main)
