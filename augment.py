@@ -71,14 +71,17 @@ def gray(x, d):
     return x.mean(1, keepdim=True).expand_as(x)
 
 
+# Constants go to the device as drawn numbers do, without waiting for it; making a tensor there of a list would wait.
+_SEPIA = torch.tensor([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]], dtype=torch.float64)
+_ORDERS = torch.tensor([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+
+
 def sepia(x, d):
-    tone = x.new_tensor([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
-    return torch.einsum("oc,nchw->nohw", tone, x)
+    return torch.einsum("oc,nchw->nohw", _SEPIA.to(x, non_blocking=True), x)
 
 
 def shuffle_channels(x, d):
-    orders = torch.tensor([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], device=x.device)
-    order = orders[d("order", 0, 5).long().flatten()]
+    order = _ORDERS.to(x.device, non_blocking=True)[d("order", 0, 5).long().flatten()]
     return x.gather(1, order.view(-1, 3, 1, 1).expand_as(x))
 
 
@@ -167,7 +170,7 @@ def jpeg(x, d):
     dct[0] /= math.sqrt(2)
     padded = F.pad(x, [0, -width % 8, 0, -height % 8], mode="replicate")
     blocks = padded.unfold(2, 8, 8).unfold(3, 8, 8)                        # [n,3,H/8,W/8,8,8]
-    step = _QUANTISATION.to(x).view(1, 1, 1, 1, 8, 8) * (50 / d("jpeg", 5, 50)).view(-1, 1, 1, 1, 1, 1)
+    step = _QUANTISATION.to(x, non_blocking=True).view(1, 1, 1, 1, 8, 8) * (50 / d("jpeg", 5, 50)).view(-1, 1, 1, 1, 1, 1)
     coefficients = (dct @ (blocks - 0.5) @ dct.T / step).round() * step
     blocks = dct.T @ coefficients @ dct + 0.5
     return blocks.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)[:, :, :height, :width]
@@ -242,7 +245,8 @@ def warp(x: torch.Tensor, matrix: torch.Tensor, fill: torch.Tensor | None = None
     if fill is not None:
         inside = ((place >= low) & (place <= high)).all(1).view(-1, 1, height, width)
     if box is not None:  # to the middles of its outermost pixels: nothing beyond the box is mixed in
-        half = 1 / x.new_tensor([[x.shape[3]], [x.shape[2]]])
+        half = x.new_empty(2, 1)
+        half[0], half[1] = 1 / x.shape[3], 1 / x.shape[2]  # numbers: a tensor made of a list would wait for the GPU
         place = place.clamp(low + half, high - half)
     grid = place.transpose(1, 2).reshape(-1, height, width, 2)
     out = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -57,9 +57,10 @@ def implementation(shard: Shard):
     if shard.x.is_cuda and bfloat16 and not shard.filtered_otherwise:
         try:
             import class_tiles_triton
-            return class_tiles_triton
         except ImportError:  # no Triton on this system
-            pass
+            return sys.modules[__name__]
+        if class_tiles_triton.runs_on(shard.x.device, shard.x.shape[1]):
+            return class_tiles_triton
     return sys.modules[__name__]
 
 
@@ -124,7 +125,9 @@ class _Tile:
         if x.dtype == torch.bfloat16:
             logits *= shard.margin.s
         if shard.margin.interclass is not None or shard.filtered_otherwise:
-            logits.masked_fill_(shard.margin.left_out(logits / shard.margin.s), -torch.inf)
+            left_out = shard.margin.left_out(logits / shard.margin.s)
+            if left_out is not None:
+                logits.masked_fill_(left_out, -torch.inf)
         logits[self.own_row, self.own_column] = -torch.inf
         return logits
 

@@ -3,13 +3,14 @@
     row_sums   kernel: a block of rows against a run of class tiles: matmul, exp, sum; nothing but the sums is written
     gradients  chunk by chunk of classes: kernel: logits again, into the bfloat16 gradient of the cosines `[B,chunk]`;
                two library matmuls, for x and for the centres; kernel: through the normalisation, and the SGD step at once
-Both work on a bfloat16 copy of the centres brought to length 1, made once for each call: reading float32 centres in
-both passes would cost more time than the copy costs memory, a quarter of centres and momentum together.
+Both work on a bfloat16 copy of the centres brought to length 1, made in each pass: the blocks of rows that read it again
+would have to read float32 instead. It takes a quarter of what centres and momentum together do.
 
 TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, which is how the tests hold them against the plain form. There
 the operands are float32 numbers rounded to bfloat16, the interpreter having no bfloat16 product.
 """
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,22 +22,30 @@ from class_tiles import Shard
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OPERAND = tl.float32 if INTERPRETED else tl.bfloat16
 LOG2_E = tl.constexpr(1.4426950408889634)
+WARPS = 8
+LARGE_SHARED = 160 * 1024  # bytes: A100, H100, H200, B200 have more, GeForce and L cards 99 KiB
+MOST_DIMS = 1024
 CHUNK_BYTES = 1 << 28  # of the gradient of the cosines: 131,072 classes at a batch of 1024
+
+
+def runs_on(device: torch.device, dims: int) -> bool:
+    """Whether the kernels fit a GPU: matmuls of bfloat16, from Ampere on, and room for blocks of all dimensions."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and dims <= MOST_DIMS
 
 
 def row_sums(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
     """As class_tiles.row_sums."""
     x, unit, _, taking_part = _operands(shard)
     (batch, dims), device = x.shape, x.device
-    block_b, block_c, _, block_d = _blocks(batch, dims)
-    row_blocks = triton.cdiv(batch, block_b)
-    runs = min(triton.cdiv(len(unit), block_c), max(1, 2 * _processors(device) // row_blocks))
+    blocks = Blocks.of(batch, dims, _shared_memory(device))
+    row_blocks = triton.cdiv(batch, blocks.rows)
+    runs = min(triton.cdiv(len(unit), blocks.sum_classes), max(1, 2 * _processors(device) // row_blocks))
     peaks = x.new_full((runs, batch), -torch.inf, dtype=torch.float32)
     totals = x.new_zeros((runs, batch), dtype=torch.float32)
     _row_sums[(row_blocks, runs)](
         x, unit, _column(shard), taking_part, peaks, totals, batch, len(unit), shard.margin.s, _limit(shard),
-        D=dims, SHIFTED=not shard.unshifted, OPERAND=OPERAND, BLOCK_B=block_b, BLOCK_C=block_c, BLOCK_D=block_d,
-        num_warps=8, num_stages=3)
+        D=dims, SHIFTED=not shard.unshifted, OPERAND=OPERAND, BLOCK_B=blocks.rows, BLOCK_C=blocks.sum_classes,
+        BLOCK_D=blocks.dims, num_warps=WARPS, num_stages=blocks.stages)
     if shard.unshifted:
         return torch.zeros_like(totals[0]), totals.sum(0)
     peak = peaks.amax(0)
@@ -47,8 +56,8 @@ def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, targe
     """As class_tiles.gradients; `update` is a DenseGradient or an Sgd, whose step is part of the kernel."""
     x, unit, inverse_length, taking_part = _operands(shard)
     (batch, dims), count = x.shape, len(unit)
-    block_b, _, block_c, block_d = _blocks(batch, dims)
-    chunk = min(count, max(1, CHUNK_BYTES // (2 * batch * block_c)) * block_c)
+    blocks = Blocks.of(batch, dims, _shared_memory(x.device))
+    chunk = min(count, max(1, CHUNK_BYTES // (2 * batch * blocks.gradient_classes)) * blocks.gradient_classes)
     cosine_gradient = x.new_empty(batch * chunk)
     gradient_x = torch.zeros_like(shard.x)
     column = _column(shard)
@@ -56,10 +65,10 @@ def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, targe
         here = unit[start:start + chunk]
         width = len(here)
         g = cosine_gradient[:batch * width].view(batch, width)
-        _cosine_gradients[(triton.cdiv(batch, block_b), triton.cdiv(width, block_c))](
+        _cosine_gradients[(triton.cdiv(batch, blocks.rows), triton.cdiv(width, blocks.gradient_classes))](
             x, here, column, taking_part, peak, coefficient, target, g, batch, width, start, shard.margin.s,
-            _limit(shard), D=dims, OPERAND=OPERAND, BLOCK_B=block_b, BLOCK_C=block_c, BLOCK_D=block_d,
-            num_warps=8, num_stages=2)
+            _limit(shard), D=dims, OPERAND=OPERAND, BLOCK_B=blocks.rows, BLOCK_C=blocks.gradient_classes,
+            BLOCK_D=blocks.dims, num_warps=WARPS, num_stages=2)
         gradient_x += _product(g, here)
         _step_rows(shard, _product(g.T, x), inverse_length[start:start + chunk], start, taking_part, update)
     return gradient_x
@@ -80,7 +89,7 @@ def _operands(shard: Shard):
         GATHERED=shard.rows is not None, D=dims, BLOCK_N=block, BLOCK_D=block_d)
     if INTERPRETED:
         unit = unit.bfloat16().to(dtype)
-    return shard.x.bfloat16().to(dtype), unit, inverse_length, taking_part
+    return shard.x.bfloat16().to(dtype).contiguous(), unit, inverse_length, taking_part
 
 
 def _step_rows(shard: Shard, gradient: torch.Tensor, inverse_length: torch.Tensor, start: int, taking_part: torch.Tensor,
@@ -118,16 +127,33 @@ def _limit(shard: Shard) -> float:
     return 2.0 if shard.margin.interclass is None else shard.margin.interclass  # no cosine is above 2
 
 
-def _blocks(batch: int, dims: int) -> tuple[int, int, int, int]:
-    """Sides of a program's blocks: rows; classes in `row_sums`, which loads three tiles ahead, and in `gradients`, which
-    has one; dimensions, all of them. At 256 of these they take 160 and 192 of the 227 KiB of a Hopper processor."""
-    block_d = max(16, triton.next_power_of_2(dims))
-    rows = min(128, max(16, triton.next_power_of_2(batch)), max(16, 32768 // block_d))
-    return rows, min(128, max(16, 16384 // block_d)), min(256, max(16, 65536 // block_d)), block_d
+class Blocks(NamedTuple):
+    """What one program works on at a time, by the shared memory of a processor: rows of x, classes in `row_sums`, which
+    loads `stages` tiles of them ahead, classes in `gradients`, which has one tile; and all dimensions."""
+    rows: int
+    sum_classes: int
+    stages: int
+    gradient_classes: int
+    dims: int
+
+    @classmethod
+    def of(cls, batch: int, dims: int, shared: int) -> "Blocks":
+        block_d = max(16, triton.next_power_of_2(dims))
+        rows = max(16, triton.next_power_of_2(batch))
+
+        def side(most, numbers):  # a block of at most so many numbers
+            return min(most, max(16, numbers // block_d))
+        if shared >= LARGE_SHARED:
+            return cls(min(rows, side(128, 32768)), side(128, 16384), 3, side(256, 65536), block_d)
+        return cls(min(rows, side(64, 16384)), side(64, 8192), 2, side(64, 16384), block_d)
 
 
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _shared_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else LARGE_SHARED
 
 
 @triton.jit
@@ -159,7 +185,7 @@ def _row_sums(x, unit, column, taking_part, peaks, totals, batch, n, s, limit,
         c = start + tl.arange(0, BLOCK_C)
         tile = tl.load(unit + c[:, None].to(tl.int64) * D + d[None, :], mask=(c < n)[:, None] & (d < D)[None, :], other=0.0)
         cosine = tl.dot(rows, tl.trans(tile.to(OPERAND)), input_precision="ieee")
-        counts = (c < count)[None, :] & (cosine <= limit) & (c[None, :] != own[:, None])
+        counts = (c < count)[None, :] & ~(cosine > limit) & (c[None, :] != own[:, None])  # ~: a NaN counts, and shows
         logit = tl.where(counts, cosine * s, float("-inf"))
         if SHIFTED:
             higher = tl.maximum(peak, tl.max(logit, 1))
@@ -186,7 +212,7 @@ def _cosine_gradients(x, unit, column, taking_part, peak, coefficient, target, o
     own = tl.load(column + b, mask=b < batch, other=-1) - first
     shift = tl.load(peak + b, mask=b < batch, other=0.0)
     factor = tl.load(coefficient + b, mask=b < batch, other=0.0)
-    counts = (c < count - first)[None, :] & (cosine <= limit)
+    counts = (c < count - first)[None, :] & ~(cosine > limit)
     logit = tl.where(counts, cosine * s - shift[:, None], float("-inf"))
     gradient = tl.exp2(logit * LOG2_E) * factor[:, None]
     gradient = tl.where(c[None, :] == own[:, None], tl.load(target + b, mask=b < batch, other=0.0)[:, None], gradient)

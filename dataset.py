@@ -283,10 +283,10 @@ def _cached(files: list[str], side: int, cache: bool | str, progress: bool) -> t
     try:
         folder = default_folder() if cache is True else Path(cache).expanduser()
         store = ImageCache(folder, side, lambda path: load_square(path, side))
-        squares, found = store.open(files, progress and rank_and_world()[0] == 0)
+        squares, found = store.open(files, progress)
     except CacheUnavailable as error:
         log.warning(f"image cache: {error}; decoding images whenever they are wanted instead (cache=FOLDER: elsewhere)")
-        return None, {}, {}, "images: decoded whenever they are wanted, since there is no room for the cache"
+        return None, {}, {}, "images: decoded whenever they are wanted, since the cache cannot be used"
     left_out = {path: row for path, row in found.items() if isinstance(row, str)}
     size = size_text((len(found) - len(left_out)) * 3 * side * side)
     return squares, found, left_out, f"images: {size} in the cache {store.folder}"

@@ -32,11 +32,12 @@ class PartialFC(nn.Module):
     One update per optimiser step, whatever the number of calls:
         begin_step(step, lr, calls)     # the step the sample is drawn for, the learning rate, how many calls will come
         calls x (forward, backward)     # gradients add up; weigh each loss by its share of the global batch
-        finish_step(skip)               # ends the step; a true flag on the device leaves everything as it was
+        finish_step(skip)               # ends the step; a true flag on the device leaves out what is still to be done
     Where `calls` was told and the optimizer is "sgd", backward steps each tile of centres as soon as its gradient is
     made, and no [C,D] gradient ever exists: with one call it is the update, with several momentum decays at the first
-    and weights move at the end. A call whose loss is not finite then skips the step by itself (with several calls, momentum
-    keeps what the finite ones gave). Otherwise, or with `dense_gradient`, `weight.grad` `[num_local,D]` holds the plain
+    and weights move at the end. A call whose loss, or its gradient, is not finite then skips the step by itself, before
+    anything moves (with several calls, momentum keeps what the finite ones gave); a `skip` that only shows later is too
+    late for what has been stepped. Otherwise, or with `dense_gradient`, `weight.grad` `[num_local,D]` holds the plain
     gradient for this rank's classes (zero rows where a class was not sampled), and `finish_step` makes the update.
 
     margin_loss: a `losses.Margin`. sample_rate: with r < 1 a step uses the positives and those classes whose
@@ -59,6 +60,8 @@ class PartialFC(nn.Module):
             raise ValueError(f"sample_rate={sample_rate}: must be above 0 and at most 1")
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer={optimizer}: the centres know sgd and adamw")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype={dtype}: centres are torch.float32 or torch.float64; for bfloat16 matmuls set operands")
         if operands not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"operands={operands}: must be torch.float32, torch.bfloat16 or None")
         self.margin, self.num_classes, self.sample_rate, self.seed = margin_loss, num_classes, sample_rate, seed
@@ -102,10 +105,14 @@ class PartialFC(nn.Module):
     def finish_step(self, skip: torch.Tensor | None = None) -> None:
         """End the step: what backward has not yet updated is, and the step's gradient is cleared.
 
-        `skip`: a boolean scalar on the device; where true nothing changes (a non-finite loss), and nothing is read back.
+        `skip`: a boolean scalar on the device; where true nothing more changes (a non-finite loss). Nothing is read back
+        but, with a sample, how many rows are still to be updated (AdamW, a dense gradient, several calls).
         """
         assert self._expected_calls in (None, self._calls), f"{self._calls} calls of {self._expected_calls}"
-        skip = self._skip if skip is None else self._skip | skip
+        if self._in_backward and self._calls == 1:
+            skip = self._skip  # what backward went by
+        else:
+            skip = self._skip if skip is None else self._skip | skip
         if not self._in_backward:
             known_skip = _known(skip)
             update = (AdamW(self.weight, self.momentum_buffer, self.second_moment, self.updates, self.lr,
@@ -174,7 +181,7 @@ class PartialFC(nn.Module):
             column[own] = local
             return None, None, column
         chosen = bernoulli(self.sample_rate, self.seed, "sample", self.step, self.classes, local.device)
-        chosen[local] = True
+        chosen.index_fill_(0, local, True)
         if chosen.is_cuda:  # a fixed number of rows, eight deviations above the mean: the count need not be read back
             mean, spread = self.sample_rate * len(chosen), math.sqrt(len(chosen) * self.sample_rate * (1 - self.sample_rate))
             most = min(len(chosen), math.ceil(mean + 8 * spread) + batch)
@@ -201,7 +208,8 @@ class _MarginSoftmax(torch.autograd.Function):
         shard = Shard(x.detach(), weight.detach(), rows, column, head.margin,
                       x.dtype if x.dtype == torch.float64 else operands)
         tiles = implementation(shard)
-        peak, total = tiles.row_sums(shard)                            # [B], [B]
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            peak, total = tiles.row_sums(shard)                            # [B], [B]
 
         with torch.enable_grad():
             cosine = (shard.x[own] * F.normalize(shard.centres[local])).sum(1).requires_grad_()
@@ -233,14 +241,12 @@ class _MarginSoftmax(torch.autograd.Function):
         wrong = excess.sigmoid()                                             # [B] probability of all but the target
         coefficient = scale * wrong / total.clamp_min(torch.finfo(total.dtype).tiny)
         target = torch.zeros_like(wrong).index_put((own,), -scale * wrong[own] * slope)
-        finite = (grad * loss).isfinite()  # of this loss, and of what was made of it
+        finite = (grad * loss).isfinite()  # this loss, and what was made of it
         head._skip |= ~finite
         update = head._update_for(finite)
-        gradient_x = ctx.tiles.gradients(shard, peak, coefficient, target, update)  # [B,D]
-        if ctx.chosen is None:
-            head._active.fill_(True)
-        else:
-            head._active |= ctx.chosen
+        with torch.cuda.device_of(peak):
+            gradient_x = ctx.tiles.gradients(shard, peak, coefficient, target, update)  # [B,D]
+        head._active |= finite if ctx.chosen is None else finite & ctx.chosen
         return gradient_x, update.out if isinstance(update, DenseGradient) else None, None, None, None
 
 

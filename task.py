@@ -123,12 +123,14 @@ class RegistrationTask:
     def _compiled(self) -> tuple[nn.Module, str | None]:
         """The network compiled, or as it is with the reason why that cannot be: a system without a compiler, say.
 
-        Compiling is put off until the first call, so it is tried here, on a copy; the second time it comes from a cache.
+        Compiling is put off until the first call, so it is tried here, on a copy and with a batch of the run's size: the
+        second time it then comes from the compiler's cache.
         """
         cfg, device = self.cfg, self.ranks.device
         try:
             trial = torch.compile(copy.deepcopy(self.network))
-            image = torch.zeros(8, 3, cfg.image_size, cfg.image_size, device=device).to(memory_format=torch.channels_last)
+            image = torch.zeros(cfg.batch_size // cfg.accumulate // self.ranks.world, 3, cfg.image_size, cfg.image_size,
+                                device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 trial(image).sum().backward()
         except Exception as error:  # of any part of the compiler, or of what it calls

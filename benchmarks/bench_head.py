@@ -7,14 +7,9 @@ nothing else. The reference (insightface's PartialFC v2, after its description: 
 gradient, all centres in the optimiser, a random top-k where it samples) is written here. On a CPU everything runs under
 glibc's default allocator and under one that keeps its memory (what run.sh sets): page faults are much of the peers' time.
 """
-import json
-import os
-import subprocess
-import sys
-
 import torch
 import torch.nn.functional as F
-from side_by_side import Report, medians, peak_memory, run_cli, synchronize
+from side_by_side import ONE_ALLOCATOR, Report, medians, peak_memory, run_cli, synchronize, under_each_allocator
 from torch import nn
 
 import class_tiles
@@ -27,8 +22,6 @@ from tests.test_partial_fc import bytes_sent, plain, relative
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 D = 256
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-ALLOCATORS = {"default malloc": {}, "malloc that keeps its memory": KEPT}
 
 
 class Reference(nn.Module):
@@ -137,6 +130,9 @@ def compare(report, classes, batch, rate=1.0, rounds=5, names=("reference", "cro
     head = PartialFC(CosFace(), D, classes, rate, device=DEVICE)
     steps = {"ours": step_of(head, x, labels)}
     memory, peers = {"ours": _peak(steps["ours"])}, {}
+    if CUDA:
+        report.add(f"C={classes:,} B={batch} rate {rate}: all memory of ours", torch.cuda.max_memory_allocated() / 2 ** 30,
+                   unit="GiB")
     for name in names:
         try:
             peers[name] = (Reference if name == "reference" else CrossEntropy)(classes, rate)
@@ -156,9 +152,6 @@ def compare(report, classes, batch, rate=1.0, rounds=5, names=("reference", "cro
         report.add(f"{what}: extra memory against {name}", memory["ours"] / 2 ** 20,
                    memory[name] / 2 ** 20 if name in memory else None, None, "MiB")
     report.add(f"{what}: share of the four-matmul limit", 100 * took["limit"] / took["ours"], None, 100, "%", True)
-    if CUDA:
-        report.add(f"{what}: all memory of ours", torch.cuda.max_memory_allocated() / 2 ** 30, None, None, "GiB")
-    return took["ours"]
 
 
 def _peak(step):
@@ -205,13 +198,12 @@ def of_a_rank(rank, world, classes, batch, rounds):
     return medians({"step": step_of(PartialFC(CosFace(), D, classes), x, labels)}, rounds)["step"]
 
 
-def on_this_allocator(report):
+def against_peers(report):
     quick = report.quick
     if CUDA:
         for classes in (20_000,) if quick else (390_144, 1_281_833):
             compare(report, classes, 1024, rounds=20)
             torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         compare(report, 50_000 if quick else 10_000_000, 1024, rounds=5, names=("reference",))
         compare(report, 50_000 if quick else 10_000_000, 1024, rate=0.1, rounds=5, names=("reference",))
         growth(report, [c // (50 if quick else 1) for c in (160_229, 390_144, 1_281_833)], 1024, 10)
@@ -221,16 +213,8 @@ def on_this_allocator(report):
 
 
 def main():
-    report = Report(__doc__, ("--one-allocator", {"action": "store_true", "help": "under this process's allocator alone"}))
-    if CUDA or report.args.one_allocator:
-        on_this_allocator(report)
-    else:
-        for name, settings in ALLOCATORS.items():
-            report.say(f"-- {name}")
-            environment = {key: value for key, value in os.environ.items() if key not in KEPT} | settings
-            command = [sys.executable, __file__, "--one-allocator", "--json"] + ["--quick"] * report.quick
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-            report.rows += [{**row, "name": f"{name}, {row['name']}"} for row in json.loads(done.stdout)["rows"]]
+    report = Report(__doc__, ONE_ALLOCATOR)
+    under_each_allocator(report, lambda: against_peers(report))
     if not report.args.one_allocator:
         accuracy(report, 2_000 if report.quick else 20_000, 256)
         if not CUDA:

@@ -1,14 +1,14 @@
 """A training step of the network, and a whole training run: ours and the reference's recipe.
 
-    python benchmarks/bench_train_step.py [--quick] [--json] [--data DIR]
+    python benchmarks/bench_train_step.py [--quick] [--json] [--data DIR...]
 
 Network alone: forward, backward, clipping and AdamW of lcnet_050. Ours is channels_last with the fused optimiser, as it
 is and compiled; the peer NCHW, eager, with torch's default AdamW.
 Whole run: from image files to updated weights, every image 24 classes. Ours is train_v2.py with configs/lcnet_cos; the
 peer the reference's recipe: a DataLoader whose workers decode, turn, crop and augment one image at a time with PIL and
 torchvision, NCHW, AdamW on everything, 30 % of the centres sampled. Both draw the reference's kinds of augmentation. The
-limit is the network's step alone. DIR: images (default: made ones). Set the allocator as run.sh does; the head of the
-table says how it was.
+limit is the network's step alone. On a CPU everything runs under glibc's default allocator, as the reference does, and
+under the one that run.sh sets, as ours does. DIR: folders of images (default: made ones).
 """
 import contextlib
 import csv
@@ -23,7 +23,7 @@ import torch
 import torchvision.transforms.v2 as transforms
 from bench_head import Reference
 from PIL import Image
-from side_by_side import Report, medians, run_cli, synchronize
+from side_by_side import ONE_ALLOCATOR, Report, medians, peak_memory, run_cli, synchronize, under_each_allocator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -61,14 +61,16 @@ class NetworkStep:
 
 
 def network_alone(report, batch, rounds):
-    """Images per second of our step (the better of plain and compiled), against the peer's; returns ours."""
+    """Images per second and memory of our step, plain and compiled, against the peer's; returns the better speed."""
     steps = {"ours": NetworkStep(batch, True), "compiled": NetworkStep(batch, True, compiled=True),
              "peer": NetworkStep(batch, False)}
     speed = {name: batch / took for name, took in medians(steps, rounds, warm_up=3).items()}
+    memory = {name: peak_memory(step) / 2 ** 20 for name, step in steps.items()}
     for name in "ours", "compiled":
-        report.add(f"lcnet_050, 128 px, batch {batch}: train step of the network, {name}", speed[name], speed["peer"], None,
-                   "images/s", True)
-    return speed["ours"]
+        what = f"lcnet_050, 128 px, batch {batch}: train step of the network, {name}"
+        report.add(what, speed[name], speed["peer"], None, "images/s", True)
+        report.add(f"{what}: peak memory", memory[name], memory["peer"], None, "MiB")
+    return max(speed["ours"], speed["compiled"])
 
 
 class OneByOne(Dataset):
@@ -104,29 +106,30 @@ class OneByOne(Dataset):
 
 
 def peer_run(paths, batch, steps, workers):
-    """Images per second of the reference's recipe after its first step."""
+    """Images per second of the reference's recipe, once what its workers had ready at the start is used up."""
     network = get_model(load_config(OURS, ["pretrained=false"]), False).to(DEVICE)
     head = Reference(24 * len(paths), 0.3)
     optimizer = torch.optim.AdamW([*network.parameters(), head.weight], lr=1e-3, weight_decay=1e-3)
     head.optimizer = optimizer  # one for all, as there
     loader = DataLoader(OneByOne(paths), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=CUDA)
+    ahead = 2 * workers + 1
     for step, (image, label) in enumerate(loader):
-        if step == 1:
+        if step == ahead:
             synchronize()
             began = time.perf_counter()
-        head.step(network(image.to(DEVICE)), label.to(DEVICE))
-        if step == steps:
+        if step == ahead + steps:
             synchronize()
             return batch * steps / (time.perf_counter() - began)
+        head.step(network(image.to(DEVICE)), label.to(DEVICE))
     raise ValueError("too few images for so many steps")
 
 
-def our_run(data, folder, batch, steps, workers):
+def our_run(data, folder, batch, steps, workers, *more):
     """Images per second of train_v2.py, cache built beforehand, after its first steps, as its own log has it."""
     output = Path(tempfile.mkdtemp(dir=folder))
-    cfg = load_config(OURS, [f"data={data}", f"output={output}", f"cache={folder}/cache", f"num_workers={workers}",
+    cfg = load_config(OURS, [f"data={','.join(data)}", f"output={output}", f"cache={folder}/cache", f"num_workers={workers}",
                              f"batch_size={batch}", f"max_steps={2 * steps}", f"log_every={steps}", "save_every=0",
-                             "pretrained=false"])
+                             "pretrained=false", *more])
     with contextlib.redirect_stderr(io.StringIO()):
         train(cfg, Ranks(0, 1, DEVICE))
     rows = [row for row in csv.DictReader(open(output / "results.csv", newline="")) if row["images_per_second"]]
@@ -134,22 +137,37 @@ def our_run(data, folder, batch, steps, workers):
     return float(rows[-1]["images_per_second"])
 
 
-def main():
-    report = Report(__doc__, ("--data", {"help": "folder of images; by default some are made"}))
-    batch, rounds, steps = (32, 3, 2) if report.quick else (1024, 20, 50) if CUDA else (256, 7, 8)
-    alone = network_alone(report, batch, rounds)
+def whole_run(report, alone, batch, steps, rounds):
     with tempfile.TemporaryDirectory() as folder:
         data = report.args.data
         if not data:
-            data = f"{folder}/made"
-            write_train(data, 40 if report.quick else 2000, 3, seed=0)
-        paths = [Path(data, name) for name in list_images(data)]
+            data = [f"{folder}/made"]
+            write_train(data[0], 30 if report.quick else 2000, 3, seed=0)
+        paths = [Path(root, name) for root in data for name in list_images(root)]
         workers = 16 if CUDA else 2
-        our_run(data, folder, batch, 1, workers)  # builds the cache and whatever is compiled
-        times = [(our_run(data, folder, batch, steps, workers), peer_run(paths, batch, steps, workers))
-                 for _ in range(1 if report.quick else 3)]
-        ours, peer = (statistics.median(speeds) for speeds in zip(*times))
-        report.add(f"whole run, {24 * len(paths):,} classes, batch {batch}", ours, peer, alone, "images/s", True)
+        variants = {"": ()}
+        if not report.quick:  # compiling takes long
+            variants[" compile=true sample_rate=0.3"] = ("compile=true", "sample_rate=0.3")
+        for more in variants.values():  # builds the cache and whatever is compiled
+            our_run(data, folder, batch, 1, workers, *more)
+        speeds = {name: [] for name in [*variants, "peer"]}
+        for _ in range(rounds):
+            for name, more in variants.items():
+                speeds[name].append(our_run(data, folder, batch, steps, workers, *more))
+            speeds["peer"].append(peer_run(paths, batch, steps, workers))
+        speed = {name: statistics.median(measured) for name, measured in speeds.items()}
+        for name in variants:
+            report.add(f"whole run{name}, {24 * len(paths):,} classes, batch {batch}", speed[name], speed["peer"], alone,
+                       "images/s", True)
+
+
+def main():
+    report = Report(__doc__, ONE_ALLOCATOR, ("--data", {"nargs": "+", "metavar": "DIR", "help": "folders of images"}))
+    batch, rounds, steps = (32, 3, 2) if report.quick else (1024, 20, 50) if CUDA else (256, 7, 8)
+
+    def run():
+        whole_run(report, network_alone(report, batch, rounds), batch, steps, 1 if report.quick else 3)
+    under_each_allocator(report, run)
     report.end()
 
 

@@ -7,11 +7,13 @@ the machine itself allows (measured in the same run), null where none applies. `
 everything runs; its figures are not to be quoted. `--json` prints one document: {machine, rows}.
 """
 import argparse
+import ctypes
 import gc
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +25,8 @@ import torch  # noqa: E402
 
 from runtime import UserError, run_cli  # noqa: E402
 
-__all__ = ["Report", "UserError", "medians", "peak_memory", "run_cli", "synchronize"]
+__all__ = ["ONE_ALLOCATOR", "Report", "UserError", "medians", "peak_memory", "run_cli", "synchronize",
+           "under_each_allocator"]
 
 
 class Report:
@@ -53,6 +56,27 @@ class Report:
     def end(self) -> None:
         if self.args.json:
             print(json.dumps({"machine": machine(), "rows": self.rows}, indent=2))
+
+
+# glibc gives large buffers back to the kernel and takes them again, page by page; the other setting is that of run.sh.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+ALLOCATORS = {"default malloc": {}, "malloc that keeps its memory": KEPT}
+ONE_ALLOCATOR = ("--one-allocator", {"action": "store_true", "help": "on a CPU: under this process's allocator alone"})
+
+
+def under_each_allocator(report: Report, run: Callable[[], None]) -> None:
+    """`run()`, which adds rows; on a CPU once for each of ALLOCATORS, in processes of their own."""
+    if torch.cuda.is_available() or report.args.one_allocator:
+        run()
+        return
+    for name, settings in ALLOCATORS.items():
+        report.say(f"-- {name}")
+        environment = {key: value for key, value in os.environ.items() if key not in KEPT} | settings
+        command = [sys.executable, *sys.argv, "--one-allocator", *(["--json"] if not report.args.json else [])]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"{sys.argv[0]} --one-allocator ended with {done.returncode}; what it said is above")
+        report.rows += [{**row, "name": f"{name}, {row['name']}"} for row in json.loads(done.stdout)["rows"]]
 
 
 def machine() -> str:
@@ -96,6 +120,7 @@ def peak_memory(function: Callable[[], object]) -> int:
         function()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or taking it again would not show
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
     function()

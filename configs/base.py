@@ -10,6 +10,7 @@ expansion = 24                 # classes made of an image: 1, 8 (quarter turns x
 image_size = 128               # input of the network, pixels
 augment = "reference"          # none, reference or strong
 cache = True                   # decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or False: each time
+                               # a new cache takes at most half of what is free on the disk; else: each time
 num_workers = 2                # decoding processes for each rank, where there is no cache
 
 # network

@@ -82,7 +82,7 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
     """Evaluate `embed` on DIR/<type>/*.jpg, over all pairs, and 1:N; see `Evaluation`.
 
     embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (cosines are taken).
-    baseline: measure the thumbnail too, from the same decoded images.
+    baseline: measure the thumbnail too, from the same decoded images (large JPEGs at twice S or more, see `decode`).
     progress: bars on stderr when it is a terminal.
     Raises UserError when the folder cannot be evaluated (missing, empty, one type only, no two of a type) or when
     an embedding is not finite. Unreadable files are listed with their reason and left out.
@@ -99,7 +99,7 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
             embeddings.append(np.asarray(embed(np.stack(batch)), dtype=np.float32))
             batch.clear()
 
-    images = read_images(items, prepare, ahead=2 * batch_size)
+    images = read_images(items, prepare, image_size, ahead=2 * batch_size)  # decoded as `classify` does: the same scores
     for item, pixels, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
         if reason is not None:
             unreadable.append((item.name, reason))

@@ -28,15 +28,15 @@ def find_images(folder):
     return items
 
 
-def read_images(items, prepare, ahead=64):
+def read_images(items, prepare, for_size=None, ahead=64):
     """Decode each file once, in a thread pool; yield (item, prepare(image), None) in the order of `items`.
 
-    prepare: uint8 BGR [H, W, 3] -> anything, run in the pool. A file that cannot be used yields
-    (item, None, reason). At most `ahead` results wait, see `map_ahead`.
+    prepare: uint8 BGR [H, W, 3] -> anything, run in the pool. for_size: see `load_image`. A file that cannot be used
+    yields (item, None, reason). At most `ahead` results wait, see `map_ahead`.
     """
     def work(item):
         try:
-            return item, prepare(load_image(item.path)), None
+            return item, prepare(load_image(item.path, for_size)), None
         except ImageError as error:
             return item, None, str(error)
 

@@ -49,7 +49,8 @@ def group_maxima(high: torch.Tensor, low: torch.Tensor, references: torch.Tensor
     stages = 2 if not references.is_cuda or torch.cuda.get_device_properties(
         references.device).shared_memory_per_block_optin < 3 * 48 * 1024 else 3
     # Triton's interpreter, which the tests use without a GPU, multiplies the bits of bf16 numbers: it gets fp32 ones.
-    _group_maxima[triton.cdiv(total, TILE), triton.cdiv(count, QUERIES)](
-        high, low, references, maxima, count, total, depth, groups, GROUP=group, QUERIES=QUERIES, TILE=TILE, DEPTH=DEPTH,
-        UPCAST=not references.is_cuda, num_warps=8, num_stages=stages)
+    with torch.cuda.device_of(references):  # Triton launches on the current device
+        _group_maxima[triton.cdiv(total, TILE), triton.cdiv(count, QUERIES)](
+            high, low, references, maxima, count, total, depth, groups, GROUP=group, QUERIES=QUERIES, TILE=TILE,
+            DEPTH=DEPTH, UPCAST=not references.is_cuda, num_warps=8, num_stages=stages)
     return maxima

@@ -1,4 +1,9 @@
 """The CUDA kernels against the plain form, on the CPU by Triton's interpreter (tests/conftest.py switches it on)."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,7 +48,9 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sums(case):
+@pytest.mark.parametrize("shared", [100_000, 232_448], ids=["small blocks", "large blocks"])
+def test_sums(case, shared, monkeypatch):
+    monkeypatch.setattr(class_tiles_triton, "_shared_memory", lambda device: shared)
     shard = shard_of(*case)
     for ours, plain in zip(class_tiles_triton.row_sums(shard), class_tiles.row_sums(shard)):
         assert torch.allclose(ours, plain, rtol=2e-3, atol=1e-30)
@@ -56,6 +63,30 @@ def test_sums(case):
     left_out[here.nonzero().squeeze(1), shard.column[here]] = True
     expected = (case[3] * cosine).masked_fill(left_out, -torch.inf).logsumexp(1)
     assert torch.allclose(total.double().log() + peak, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_embeddings_that_are_not_contiguous():
+    shard = shard_of(*CASES[0])
+    expected = class_tiles.row_sums(shard)[1]
+    shard.x = shard.x.T.contiguous().T
+    assert torch.allclose(class_tiles_triton.row_sums(shard)[1], expected, rtol=2e-3)
+
+
+def test_a_centre_that_is_not_a_number_shows():
+    shard = shard_of(*CASES[0])
+    shard.centres[3, 2] = torch.nan
+    for module in class_tiles, class_tiles_triton:
+        assert module.row_sums(shard)[1].isnan()[shard.column != 3].all()
+
+
+def test_the_kernels_compile_and_fit_on_gpus_of_all_kinds():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, root / "tests/compile_kernels.py"], env=environment | {"PYTHONPATH": str(root)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 22 and all(line.startswith("fits") for line in lines), done.stdout
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -6,6 +6,7 @@ from augment import PRESETS, Augment
 from losses import ArcFace, CosFace
 from partial_fc import PartialFC
 from runtime import Ranks, hash64, normal
+from task import RegistrationTask
 from tests.test_partial_fc import plain, relative, sampled_rows
 from tests.test_train import folder, losses_of, settings  # noqa: F401
 from train_v2 import train
@@ -76,6 +77,39 @@ def test_augmentation(preset):
     image, position = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8), torch.arange(16)
     here, there = Augment(preset, 0)(image, position), Augment(preset, 0).cuda()(image.cuda(), position).cpu()
     assert (here - there).abs().median() < 1e-3 and (here - there).abs().mean() < 1e-2  # JPEG's rounding may tip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_augmentation_does_not_wait_for_the_gpu(preset):
+    image, position = torch.randint(0, 256, (512, 3, 80, 80), dtype=torch.uint8, device="cuda"), torch.arange(512)
+    augment = Augment(preset, 0).cuda()
+    augment(image, position, position % 24, 64)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(image, position, position % 24, 64)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_does_not_wait_for_the_gpu_between_two_logs(folder, tmp_path, monkeypatch):  # noqa: F811
+    """The second time round, as kernels are compiled in the first steps."""
+    begin, finish = RegistrationTask.begin_step, RegistrationTask.finish_step
+
+    def begin_step(self, step, lr_factor):
+        if step == 4:
+            torch.cuda.set_sync_debug_mode("error")
+        return begin(self, step, lr_factor)
+
+    def finish_step(self, skip):
+        finish(self, skip)
+        if self.partial_fc.step == 8:  # the number of the step after; first comes the log, which reads numbers back
+            torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.setattr(RegistrationTask, "begin_step", begin_step)
+    monkeypatch.setattr(RegistrationTask, "finish_step", finish_step)
+    try:
+        train(settings(folder, tmp_path, "log_every=4"), Ranks(0, 1, torch.device("cuda", 0)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 import image_cache
-from dataset import Batches
+from dataset import Batches, ImageFolders, list_roots
 from image_cache import HEADER, CacheUnavailable, ImageCache
 from inference.image import ImageError
 from runtime import UserError
@@ -133,17 +134,26 @@ BUILD = """
 import sys; sys.path[:0] = [{root!r}]
 from tests.test_image_cache import Counting
 from pathlib import Path
-paths = sorted(map(str, Path({data!r}).iterdir()))
-print("go", flush=True)
-Counting({cache!r}, wait=0.002).open(paths, progress=False)
+paths = sorted(map(str, Path({data!r}).iterdir()), reverse={reverse})
+cache = Counting({cache!r}, wait=0.002)
+print("ready", flush=True)
+sys.stdin.readline()
+cache.open(paths, progress=False)
+print(len(cache.decoded))
 """
 
 
-def start_build(tmp_path):
-    """A process that builds; it has begun when this returns."""
-    code = BUILD.format(root=str(ROOT), data=str(tmp_path / "data"), cache=str(tmp_path / "cache"))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    process.stdout.readline()
+def ready_build(tmp_path, reverse=False):
+    """A process that builds once `release` lets it."""
+    code = BUILD.format(root=str(ROOT), data=str(tmp_path / "data"), cache=str(tmp_path / "cache"), reverse=reverse)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def release(process):
+    process.stdin.write("go\n")
+    process.stdin.flush()
     return process
 
 
@@ -155,7 +165,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, index):
     def lines():
         return index.read_bytes().count(b"\n") - 1 if index.exists() else 0
     for delay in np.random.default_rng().uniform(0.1, 0.6, 3):
-        process = start_build(tmp_path)
+        process = release(ready_build(tmp_path))
         time.sleep(delay)
         while not lines():  # the first time some must have been written
             time.sleep(0.01)
@@ -166,11 +176,18 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, index):
     assert before % image_cache.AT_ONCE == 0 and sorted(found.values()) == list(range(2000))
 
 
-def test_two_builders_at_once(tmp_path, paths):
-    builders = [start_build(tmp_path) for _ in range(2)]
-    assert [process.wait() for process in builders] == [0, 0]
-    found = check(tmp_path / "cache", paths, 0)
-    assert sorted(row for row in found.values() if isinstance(row, int)) == list(range(19))  # nothing twice
+def test_two_builders_at_once(tmp_path):
+    """In opposite orders, so that either would overwrite the other's rows; 600 files of 2 ms are no matter of a moment."""
+    (tmp_path / "data").mkdir()
+    for i in range(600):
+        (tmp_path / "data" / f"{i:04}.bin").write_bytes(b"%04d" % i)
+    builders = [ready_build(tmp_path, reverse) for reverse in (False, True)]
+    for process in builders:
+        release(process)
+    decoded = [int(process.communicate()[0]) for process in builders]
+    assert sorted(decoded) == [0, 600]
+    found = check(tmp_path / "cache", sorted(map(str, (tmp_path / "data").iterdir())), 0)
+    assert sorted(found.values()) == list(range(600))
 
 
 def test_who_waits_says_so_and_who_needs_nothing_does_not_wait(tmp_path, paths, index, caplog):
@@ -226,14 +243,35 @@ def test_files_of_something_else_are_left_alone(tmp_path, paths, index, name):
 
 
 def test_without_room_images_are_decoded_each_time(tmp_path, monkeypatch, caplog):
-    folder = write(tmp_path / "a", 3)
+    folder, needed = write(tmp_path / "a", 3), 3 * 3 * 640 ** 2
     logging.getLogger("docmetric").propagate = True
-    usage = namedtuple("usage", "total used free")(10**9, 10**9, 10**6)
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda folder: usage)
-    images = folders([folder], 24, cache=str(tmp_path / "c"))
+    usage, room = namedtuple("usage", "total used free"), 2 * needed - 1
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, room))
+    images = folders([folder], 24, 320, cache=str(tmp_path / "c"))
     assert not images.cached and "decoded whenever they are wanted" in images.storage
-    assert "1 MiB free, too little" in caplog.text and "\n" not in caplog.records[0].message
-    assert Batches(images, 4, 1, 0, 0, 1)[0]["image"].shape == (4, 3, 64, 64)
+    assert "7 MiB free, of which a cache takes at most half: too little for 4 MiB" in caplog.text
+    assert "\n" not in caplog.records[0].message
+    assert Batches(images, 4, 1, 0, 0, 1)[0]["image"].shape == (4, 3, 640, 640)
+    room += 1  # the cache's half is just enough
+    assert folders([folder], 24, 320, cache=str(tmp_path / "c")).cached
+
+
+def test_without_file_locks_images_are_decoded_each_time(tmp_path, monkeypatch, caplog):
+    """As on Windows, where there is no fcntl."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    logging.getLogger("docmetric").propagate = True
+    images = folders([write(tmp_path / "a", 1)], 24, cache=str(tmp_path / "c"))
+    assert not images.cached and "this system has no file locks" in caplog.text
+
+
+def test_whoever_builds_shows_its_progress(tmp_path, monkeypatch):
+    """Not the first rank alone, since any may be the one that builds."""
+    shown = []
+    monkeypatch.setattr(dataset, "rank_and_world", lambda: (1, 1))
+    monkeypatch.setattr(image_cache, "tqdm",
+                        lambda items, says, *rest, disable, **more: shown.append((says, disable)) or items)
+    ImageFolders(list_roots([str(write(tmp_path / "a", 1))], 1), 32, str(tmp_path / "c"))
+    assert shown == [("image cache, 0 MiB: decoding", None)]
 
 
 def test_a_place_that_cannot_be_written(tmp_path, paths):

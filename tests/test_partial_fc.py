@@ -166,6 +166,8 @@ def test_refusals_at_construction():
         PartialFC(CosFace(), D, 10, 0.0)
     with pytest.raises(ValueError, match="cannot be shared"):
         PartialFC(CosFace(), D, 0)
+    with pytest.raises(ValueError, match="set operands"):
+        PartialFC(CosFace(), D, 10, dtype=torch.bfloat16)
 
 
 def test_loss_does_not_saturate():
@@ -321,6 +323,29 @@ def test_a_loss_that_is_not_finite_moves_nothing_in_backward(calls, rate):
     head(x, labels).backward()
     head.finish_step()
     assert not torch.equal(head.weight, before) and head.updates == 1
+
+
+def test_a_call_that_is_left_out_does_not_keep_momentum_from_decaying():
+    x, _, labels = problem(30, 12)
+    momenta = []
+    for bad in (0, 1, None):
+        head = PartialFC(CosFace(), D, 30, momentum=0.9).double()
+        head.momentum_buffer.fill_(1.0)
+        head.begin_step(0, calls=2)
+        for call in (0, 1):
+            (head(x * (torch.nan if call == bad else 1), labels) * (0.0 if bad is None and call else 1.0)).backward()
+        momenta.append(head.momentum_buffer)
+    assert torch.allclose(momenta[0], momenta[1]) and torch.allclose(momenta[1], momenta[2])
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_in_backward():
+    x, _, labels = problem(30, 12)
+    head = PartialFC(CosFace(), D, 30).double()
+    before = head.weight.detach().clone()
+    head.begin_step(0, calls=1)
+    (head(x, labels) * torch.nan).backward()
+    head.finish_step()
+    assert torch.equal(head.weight, before) and (head.momentum_buffer == 0).all() and head.updates == 0
 
 
 def test_a_second_backward_is_refused():
