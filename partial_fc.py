@@ -173,7 +173,8 @@ class PartialFC(nn.Module):
             raise ValueError(f"label {wrong[0].item()} is outside [0, {self.num_classes})")
         return x, labels
 
-    def _participants(self, batch: int, own: torch.Tensor, local: torch.Tensor):
+    def _participants(self, batch: int, own: torch.Tensor, local: torch.Tensor
+                      ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
         """The centres that take part: (mask `[num_local]`, their rows ascending `[n]`), (None, None) for all; and each
         label's place among them `[batch]`, -1 where its class is elsewhere."""
         column = torch.full((batch,), -1, device=local.device)
@@ -209,7 +210,7 @@ class _MarginSoftmax(torch.autograd.Function):
                       x.dtype if x.dtype == torch.float64 else operands)
         tiles = implementation(shard)
         with torch.cuda.device_of(x):  # Triton launches on the current device
-            peak, total = tiles.row_sums(shard)                            # [B], [B]
+            peak, total = tiles.row_sums(shard)                              # [B], [B]
 
         with torch.enable_grad():
             cosine = (shard.x[own] * F.normalize(shard.centres[local])).sum(1).requires_grad_()
