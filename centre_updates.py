@@ -1,7 +1,7 @@
 """What becomes of the gradient of some class centres, as soon as it is made: kept, or stepped at once.
 
 Each has `take(rows, weight, gradient)`: rows, a slice or int64 `[n]`, are those of the shard; weight `[n,D]` is what
-`centres[rows]` gave (a view for a slice, a copy for indices), gradient `[n,D]` may be used up.
+`rows_of(centres, rows)` gave, gradient `[n,D]` may be used up.
 """
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class Sgd:
     skip: torch.Tensor | None = None
 
     def take(self, rows, weight, gradient):
-        v, factor, decay = self.momentum_buffer[rows], self.momentum, self.weight_decay
+        v, factor, decay = rows_of(self.momentum_buffer, rows), self.momentum, self.weight_decay
         if self.seen is not None:
             fresh = (~self.seen[rows])[:, None].to(v.dtype)
             factor, decay = 1 - fresh * (1 - factor), fresh * decay
@@ -64,13 +64,18 @@ class AdamW:
     skip: torch.Tensor | None = None
 
     def take(self, rows, weight, gradient):
-        m, u, t = self.first[rows], self.second[rows], (self.updates + 1).double()
+        m, u, t = rows_of(self.first, rows), rows_of(self.second, rows), (self.updates + 1).double()
         m_new, u_new = 0.9 * m + 0.1 * gradient, 0.999 * u + 0.001 * gradient * gradient
         step = (m_new / (1 - 0.9 ** t)) / ((u_new / (1 - 0.999 ** t)).sqrt() + 1e-8)
         w_new = weight - self.lr * (step + self.weight_decay * weight)
         for old, new in (m, m_new), (u, u_new), (weight, w_new):
             old.copy_(new if self.skip is None else torch.where(self.skip, old, new))
         _write_back(rows, (self.first, m), (self.second, u), (self.centres, weight))
+
+
+def rows_of(tensor: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    """`tensor[rows]`: a view for a slice; for indices a copy, four times as fast on a CPU."""
+    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
 def _write_back(rows, *pairs):

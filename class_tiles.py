@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from centre_updates import rows_of
 from losses import Margin
 
-TILE = 1 << 18            # numbers in a tile of logits: its matrices stay in a CPU's cache
+TILE = 1 << 20            # numbers in a tile of logits: small enough for a cache, large enough to be worth two threads
 TILE_CUDA = 1 << 26       # large enough to fill a GPU
 LARGEST_UNSHIFTED = 64.0  # scales up to this one need no shift
 
@@ -148,7 +149,7 @@ def _tiles(shard: Shard) -> Iterator[_Tile]:
         stop = min(start + width, count)
         n = stop - start
         at = slice(start, stop) if rows is None else rows[start:stop]
-        centres = shard.centres[at]
+        centres = rows_of(shard.centres, at)
         inverse_length = torch.linalg.vector_norm(centres, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
         here = slice(bounds[i], bounds[i + 1])
         yield _Tile(at, centres, inverse_length,

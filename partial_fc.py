@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from centre_updates import AdamW, DenseGradient, Sgd
+from centre_updates import AdamW, DenseGradient, Sgd, rows_of
 from class_tiles import Shard, implementation
 from losses import Margin
 from runtime import bernoulli, normal, rank_and_world, share_of
@@ -119,7 +119,7 @@ class PartialFC(nn.Module):
                             self.weight_decay, known_skip) if self.optimizer == "adamw" else
                       Sgd(self.weight, self.momentum_buffer, self.lr, self.momentum, self.weight_decay, skip=known_skip))
             for rows in self._active_rows():
-                update.take(rows, self.weight[rows], self.weight.grad[rows])
+                update.take(rows, rows_of(self.weight, rows), rows_of(self.weight.grad, rows))
         elif self._calls > 1:
             rate = self.lr * (~skip).to(self.weight.dtype)
             for rows in self._active_rows():
