@@ -1,61 +1,239 @@
-"""Checkpoints: a folder of safetensors files and a JSON manifest, no pickle.
+"""Checkpoints: folders of safetensors files with a JSON manifest, no pickle, written while the run goes on.
 
-    network.safetensors                  weights and buffers
-    optimizer.safetensors                state of the network's optimiser, `<parameter number>.<name>`
-    centres-START-STOP.safetensors       class rows START .. STOP - 1 and their optimiser state, one file for each rank
-    manifest.json                        step, best metric, what the run must agree with
+    step-N/network.safetensors                  weights and buffers
+    step-N/optimizer.safetensors                state of the network's optimiser, `<parameter number>.<name>`
+    step-N/centres-START-STOP.safetensors       class rows START .. STOP - 1 and their optimiser state, a file for each rank
+    step-N/manifest.json                        step, best metric, what the run must agree with; size and CRC-32 of each file
+    last, best                                  links to two of them, for people; nothing here depends on them
 
-Random numbers need no state: they are functions of the position, which follows from the step.
+Random numbers need no state: they are functions of the position, which follows from the step. Any number of ranks can go
+on: each reads the rows it needs. What is not whole yet lies in a folder whose name begins with a dot.
 """
+import contextlib
 import json
+import logging
+import os
 import shutil
+import threading
+import time
+import zlib
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from runtime import UserError, first_line, rank_and_world
+from runtime import UserError, agreed, first_line, rank_and_world
 
-FORMAT = 1
+FORMAT = 2
+PATIENCE = 600      # seconds that rank 0 waits for the files of the others
+LAST_PATIENCE = 5   # the same when the run ends with an error, which the others may not have survived
+CHUNK = 1 << 24     # bytes written, or read, at a time
+UNFINISHED = ".step-*", ".last.*", ".best.*", ".seen.*"
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+log = logging.getLogger("docmetric")
 
 
-def save_checkpoint(folder: Path, network: dict, optimizer, partial_fc, manifest: dict) -> None:
-    """Write `folder`; should that break off, the one before lies there or beside it as `.NAME.old` (see
-    `newest_checkpoint`). Every rank of the group calls it, each with its own `partial_fc`.
+class Checkpoints:
+    """Writes the checkpoints of a run into `folder` and keeps the last `keep` and the best; every rank holds one.
 
-    network: the network's state dict. manifest: JSON values; the step is `manifest["step"]`.
+        with Checkpoints(folder, keep) as checkpoints:      # the end waits until all is written
+            checkpoints.save(...)                           # at the same steps on every rank
+
+    `save` returns when everything is copied into host buffers, which stay (pinned, and filled while the host goes on,
+    where the state is on a GPU); a thread writes them. What goes wrong there is a warning, and the run goes on. The
+    threads use no collectives: each rank's puts its files, and then word of them, into one folder that all must see, and
+    rank 0's waits for all words, writes the manifest and gives the folder its name.
     """
-    (rank, _), folder = rank_and_world(), Path(folder)
-    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _barrier()
-    classes = partial_fc.classes
-    save_file(_contiguous(partial_fc.row_state()), partial / f"centres-{classes.start}-{classes.stop}.safetensors")
-    if rank == 0:
-        save_file(_contiguous(network), partial / "network.safetensors")
-        states = optimizer.state_dict()["state"]
-        save_file({f"{number}.{name}": value for number, state in states.items()
-                   for name, value in _contiguous(state).items()}, partial / "optimizer.safetensors")
-        (partial / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "updates": int(partial_fc.updates), **manifest}, indent=2) + "\n")
-    _barrier()
-    if rank == 0:
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    _barrier()
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep, self.saved_at = Path(folder), keep, time.monotonic()
+        self.rank, self.world = rank_and_world()
+        self._buffers, self._thread, self._give_up = {}, None, float("inf")
+        self._attempt = _from_rank_0(f"{time.time_ns():x}")  # so that nothing an earlier run left is taken for ours
+        seen = self.folder / f".seen.{self._attempt}"
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for kind in UNFINISHED:  # what an earlier run was writing or removing when it was killed
+                for left in self.folder.glob(kind):
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() and not left.is_symlink() else left.unlink()
+            seen.touch()
+        agreed(0)  # all wait here
+        blind = agreed(0 if seen.exists() else self.rank)
+        if blind:
+            raise UserError(f"output: rank {blind} does not see {self.folder}; give a folder that every machine sees")
+        if self.rank == 0:
+            seen.unlink()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:
+            self._give_up = time.monotonic() + LAST_PATIENCE
+        self.wait()
+
+    def save(self, step: int, network: dict, optimizer, partial_fc, counters: dict, manifest: dict, then=None) -> None:
+        """Begin to write step-N. Waits for the save before, and for the copies.
+
+        network: a state dict. counters: {name: tensor}, small ones for the manifest. manifest: JSON values, among them
+        `best_step`. then(network): what rank 0's thread calls when the checkpoint is there, with the copied state dict.
+        """
+        self.wait()
+        classes, network_file = partial_fc.classes, "network.safetensors"
+        files = {f"centres-{classes.start}-{classes.stop}.safetensors": partial_fc.row_state()}
+        if self.rank == 0:
+            states = optimizer.state_dict()["state"]
+            files[network_file] = network
+            files["optimizer.safetensors"] = {f"{number}.{name}": value for number, state in states.items()
+                                              for name, value in state.items()}
+        files = {file: {name: self._copied((file, name), value) for name, value in tensors.items()}
+                 for file, tensors in files.items()}
+        counters = {name: self._copied(name, value) for name, value in {"updates": partial_fc.updates, **counters}.items()}
+        copied = None
+        if partial_fc.updates.is_cuda:  # the copies are in the stream's order, so before the next step changes anything
+            copied = torch.cuda.Event()
+            copied.record()
+
+        def work():
+            partial = self.folder / f".step-{step}.{self._attempt}"
+            part = self._write(partial, files, copied)
+            if self.rank:
+                return
+            what = f"checkpoint of step {step}"
+            try:
+                numbers = {name: value.tolist() for name, value in counters.items()}
+                self._finish(partial, step, part, {"format": FORMAT, "step": step, **numbers, **manifest})
+                if then:
+                    what = "what goes with it"
+                    then(files[network_file])
+            except Exception as error:  # of the disk, mostly; none of them is worth the run
+                written = checkpoint_steps(self.folder)
+                newest = f"its newest checkpoint is that of step {written[-1]}" if written else "without a checkpoint so far"
+                log.warning(f"{what} not written ({first_line(error)}); the run goes on, {newest}")
+                shutil.rmtree(partial, ignore_errors=True)
+
+        self._thread = threading.Thread(target=work, name=f"checkpoint {step}", daemon=True)
+        self._thread.start()
+        self.saved_at = time.monotonic()
+
+    def due(self, minutes: float) -> bool:
+        """Whether the last save began as many minutes ago; never for 0."""
+        return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
+
+    def wait(self) -> None:
+        """Return when this rank has written what it began, and rank 0 when the checkpoint is there."""
+        if self._thread:
+            self._thread.join()
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _copied(self, key, value: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = self._buffers[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return buffer.copy_(value.detach(), non_blocking=True)
+
+    def _write(self, partial: Path, files: dict, copied) -> dict:
+        """This rank's files; returns, and leaves for rank 0, word of them: {"files": {name: size and checksum}, "error"}."""
+        part = {"files": {}, "error": None}
+        try:
+            if copied:
+                copied.synchronize()
+            partial.mkdir(parents=True, exist_ok=True)
+            for name, tensors in files.items():
+                part["files"][name] = write_file(partial / name, tensors)
+        except Exception as error:
+            part["error"] = f"rank {self.rank}: {first_line(error)}" if self.world > 1 else first_line(error)
+            for name in files:  # on a full disk there is then room for the word
+                with contextlib.suppress(OSError):
+                    (partial / name).unlink()
+        if self.rank:
+            with contextlib.suppress(OSError):  # rank 0 then hears nothing, and says so
+                word = partial / f"rank-{self.rank}"
+                word.write_text(json.dumps(part))
+                word.rename(word.with_suffix(".json"))
+        return part
+
+    def _finish(self, partial: Path, step: int, part: dict, manifest: dict) -> None:
+        """All ranks' files become step-N. Raises OSError when some rank could not write."""
+        parts, deadline = [part], time.monotonic() + PATIENCE
+        for rank in range(1, self.world):
+            word = partial / f"rank-{rank}.json"
+            while not word.exists():
+                if time.monotonic() > min(deadline, self._give_up):
+                    raise OSError(f"rank {rank} has not written its part; does its machine still see {self.folder}?")
+                time.sleep(0.02)
+            parts.append(json.loads(word.read_text()))
+            word.unlink()
+        for error in filter(None, (part["error"] for part in parts)):
+            raise OSError(error)
+        write_manifest(partial, {**manifest, "files": {name: of for part in parts for name, of in part["files"].items()}})
+        partial.rename(self.folder / f"step-{step}")
+        _sync(self.folder)
+        self._link("last", step)
+        if manifest["best_step"] == step:
+            self._link("best", step)
+        keep = {*checkpoint_steps(self.folder)[-self.keep:], manifest["best_step"]}
+        for old in set(checkpoint_steps(self.folder)) - keep:
+            folder, gone = self.folder / f"step-{old}", self.folder / f".step-{old}.{self._attempt}.gone"
+            if folder.name != os.path.basename(os.path.realpath(self.folder / "best")):  # a better one may not be written
+                folder.rename(gone)  # at once: a half removed one would look damaged
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def _link(self, name: str, step: int) -> None:
+        with contextlib.suppress(OSError):  # not every system or disk has links
+            link = self.folder / f".{name}.{self._attempt}"
+            link.symlink_to(f"step-{step}", target_is_directory=True)
+            link.replace(self.folder / name)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """`folder`, or the one before it when a save broke off between two renames, or None."""
-    candidates = Path(folder), Path(folder).with_name(f".{Path(folder).name}.old")
-    return next((candidate for candidate in candidates if (candidate / "manifest.json").exists()), None)
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps that `folder` has checkpoints of, whole or not, ascending."""
+    return sorted(int(path.name[5:]) for path in Path(folder).glob("step-*") if path.name[5:].isdecimal())
+
+
+def resume(how: str, folder: Path, must_agree: dict, network, optimizer, partial_fc) -> dict:
+    """Load the checkpoint that `how` asks for and return its manifest, or {} where there is none to go on from: "false"; a
+    checkpoint; or "auto", the newest whole one in `folder`. Every rank of the group calls it, and all take the same.
+    Raises UserError for a checkpoint that was asked for and is damaged, and for one that does not fit `must_agree`."""
+    checkpoint = None if how == "false" else newest_whole(folder) if how == "auto" else Path(how)
+    if checkpoint is None:
+        return {}
+    manifest = read_manifest(checkpoint, must_agree)
+    if how != "auto" and (reason := damage(checkpoint)):
+        raise _damaged(checkpoint, reason)
+    load_checkpoint(checkpoint, manifest, network, optimizer, partial_fc)
+    return manifest
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` whose files are what its manifest says; None without one. Damaged ones are named
+    in a warning. Every rank of the group calls it, and all get the same."""
+    for step in reversed(_from_rank_0(checkpoint_steps(folder))):
+        checkpoint = Path(folder) / f"step-{step}"
+        reason = damage(checkpoint)
+        if reason is None:
+            return checkpoint
+        if rank_and_world()[0] == 0:
+            log.warning(f"resume=auto: {checkpoint} is damaged ({reason}); trying the one before")
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by sizes and checksums; the ranks of the group share the work and the answer."""
+    rank, world = rank_and_world()
+    reason = _damage(Path(folder), rank, world)
+    if world > 1:
+        reasons = [None] * world
+        dist.all_gather_object(reasons, reason)
+        reason = next(filter(None, reasons), None)
+    return reason
 
 
 def read_manifest(folder: Path, must_agree: dict) -> dict:
@@ -86,7 +264,7 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc
             state.update({name: torch.empty_like(parameter).copy_(value) for name, value in state.items()
                           if value.shape == parameter.shape})
         missing = len(classes)
-        for file in folder.glob("centres-*-*.safetensors"):
+        for file in (folder / name for name in manifest["files"] if name.startswith("centres-")):
             first, stop = (int(number) for number in file.stem.split("-")[1:])
             begin, end = max(first, classes.start), min(stop, classes.stop)
             if begin >= end:
@@ -96,11 +274,9 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc
                     value[begin - classes.start:end - classes.start] = rows.get_slice(name)[begin - first:end - first]
             missing -= end - begin
     except Exception as error:  # safetensors, JSON and shape errors share no base
-        raise UserError(f"resume={folder}: damaged ({first_line(error)}); "
-                        "give another checkpoint, or resume=false") from None
+        raise _damaged(folder, first_line(error)) from None
     if missing:
-        raise UserError(f"resume={folder}: damaged ({missing} rows of class centres are missing); "
-                        "give another checkpoint, or resume=false")
+        raise _damaged(folder, f"{missing} rows of class centres are missing")
     partial_fc.updates.fill_(manifest["updates"])
     partial_fc.step = manifest["step"]
 
@@ -108,14 +284,94 @@ def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc
 def save_weights(network: dict, file: Path) -> None:
     """Write a state dict as `model.pt`, whole or not at all."""
     partial = file.with_name("." + file.name)
-    torch.save({name: value.cpu() for name, value in network.items()}, partial)
-    partial.replace(file)
+    try:
+        torch.save({name: value.cpu() for name, value in network.items()}, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _contiguous(state: dict) -> dict:
-    return {name: value.detach().contiguous() for name, value in state.items()}
+def write_file(file: Path, tensors: dict[str, torch.Tensor]) -> dict:
+    """Write contiguous host tensors as a safetensors file and return its {"bytes", "crc32"}. Raises OSError.
+
+    Not by safetensors' own writer: this one gives the checksum of what was meant, reports a full disk as an OSError in
+    every version, and lets the run go on meanwhile, holding Python's lock for moments alone.
+    """
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # so that each lies aligned
+    header, at = {}, 0
+    for name, value in tensors.items():
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [at, at + value.nbytes]}
+        at += value.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    crc = size = 0
+    with open(file, "wb", buffering=0) as out:
+        for data in (len(text).to_bytes(8, "little") + text,
+                     *(value.reshape(-1).view(torch.uint8).numpy().data for value in tensors.values() if value.nbytes)):
+            size += len(data)
+            for first in range(0, len(data), CHUNK):
+                chunk = memoryview(data)[first:first + CHUNK]
+                crc = zlib.crc32(chunk, crc)
+                while len(chunk):  # a disk about to be full takes less than it is given
+                    chunk = chunk[out.write(chunk):]
+        os.fsync(out.fileno())
+    return {"bytes": size, "crc32": f"{crc:08x}"}
 
 
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Write `folder/manifest.json` with its own checksum, and see both to the disk. Raises OSError."""
+    with open(folder / "manifest.json", "w") as out:
+        out.write(json.dumps({**manifest, "crc32": _crc_of(manifest)}, indent=2) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    _sync(folder)
+
+
+def _crc_of(manifest: dict) -> str:
+    return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
+
+
+def _damage(folder: Path, part: int, parts: int) -> str | None:
+    """What is wrong with the manifest, or with this part of the files."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.pop("crc32") != _crc_of(manifest):
+            return "manifest.json: not what was written"
+        files = sorted(manifest["files"].items())[part::parts]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"manifest.json: {getattr(error, 'strerror', None) or 'not what was written'}"
+    for name, written in files:
+        try:
+            with open(folder / name, "rb", buffering=0) as file:
+                size, crc, chunk = os.fstat(file.fileno()).st_size, 0, bytearray(CHUNK)
+                if size != written["bytes"]:
+                    return f"{name}: {size} of {written['bytes']} bytes"
+                while count := file.readinto(chunk):
+                    crc = zlib.crc32(memoryview(chunk)[:count], crc)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if f"{crc:08x}" != written["crc32"]:
+            return f"{name}: not what was written"
+    return None
+
+
+def _damaged(folder: Path, reason: str) -> UserError:
+    return UserError(f"resume={folder}: damaged ({reason}); give another checkpoint, or resume=auto or false")
+
+
+def _sync(folder: Path) -> None:
+    """See a folder's entries to the disk; where folders cannot be opened (Windows) that is the system's business."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _from_rank_0(value):
+    """Rank 0's `value`, on every rank."""
+    said = [value]
+    if rank_and_world()[1] > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]

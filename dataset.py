@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,12 +257,14 @@ def load_batches(batches: Batches, first: int, stop: int, workers: int, pin: boo
 def _from_processes(batches: Batches, numbers: range, workers: int, pin: bool) -> Iterator[dict]:
     try:
         yield from DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers, pin_memory=pin,
-                              prefetch_factor=4, worker_init_fn=_one_thread)
+                              prefetch_factor=4, worker_init_fn=_worker)
     except RuntimeError as error:
         raise UserError(f"the loader stopped: {first_line(error)}; try num_workers=0 to see why") from None
 
 
-def _one_thread(worker: int) -> None:
+def _worker(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C goes to all processes; the run ends this one when it stops
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -5,18 +5,23 @@ import hashlib
 import logging
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from inference.cli import run_cli  # these live where torch is not needed
 from inference.image import UserError
 
-__all__ = ["Ranks", "UserError", "bernoulli", "first_line", "get_logger", "hash64", "lr_factor", "margin_factor", "normal",
-           "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of", "uniform"]
+__all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "get_logger", "hash64", "lr_factor",
+           "margin_factor", "normal", "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of",
+           "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -90,8 +95,14 @@ def process_group(device: str = "auto"):
         torch.set_num_threads(max(1, cores // local_world))
     if world > 1:
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo",
-                                    timeout=datetime.timedelta(hours=1))  # the others wait while rank 0 evaluates
+            patience = datetime.timedelta(hours=1)  # the others wait while rank 0 evaluates
+            store, *_ = next(rendezvous("env://", rank, world, timeout=patience))
+            if local_world == world:
+                # When torchrun has restarted the processes, its store may still hold where those before them listened. (On
+                # several nodes the counts need not agree; there `--rdzv_backend=c10d` gives each start a store of its own.)
+                store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", store=store, rank=rank, world_size=world,
+                                    timeout=patience)
         except Exception as error:
             raise UserError(f"cannot join the process group at {os.environ.get('MASTER_ADDR')}:"
                             f"{os.environ.get('MASTER_PORT')} ({first_line(error)}); "
@@ -113,6 +124,40 @@ def share_of(total: int, part: int, parts: int) -> range:
     size, rest = divmod(total, parts)
     start = part * size + min(part, rest)
     return range(start, start + size + (part < rest))
+
+
+def agreed(value: int) -> int:
+    """The largest `value` of all ranks, the same on each. Between hosts alone: no GPU is waited for."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+class StopSignals:
+    """`with StopSignals() as signals:` SIGTERM and SIGINT (Ctrl-C) no longer end the process: `signals.seen` is then the
+    name of the one that came, else "". A second Ctrl-C ends it at once; schedulers that send SIGTERM twice do not."""
+
+    def __init__(self):
+        self.seen, self._since, self._before = "", 0.0, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number, frame):
+        # Within a second it is the same Ctrl-C, from the terminal and once more from torchrun.
+        if self.seen and number == signal.SIGINT and time.monotonic() - self._since > 1:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if not self.seen:
+            self.seen, self._since = signal.Signals(number).name, time.monotonic()
 
 
 # ---------------------------------------------------------------- schedules: closed forms of the step

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import itertools
 import json
+import logging
 import math
 import sys
 import time
@@ -21,9 +22,9 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, newest_checkpoint, read_manifest, save_checkpoint, save_weights
+from checkpoint import Checkpoints, checkpoint_steps, resume, save_weights
 from configs import load_config, save_config
-from runtime import Ranks, UserError, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
+from runtime import Ranks, StopSignals, UserError, agreed, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
 from task import build_task
 
 COLUMNS = ("step", "samples", "loss", "lr", "images_per_second", "skipped")
@@ -40,7 +41,8 @@ def main():
 
 
 def train(cfg, ranks: Ranks) -> dict:
-    """The run of `cfg` from its start, or from a checkpoint, to its end. Returns the last evaluation, {} without one."""
+    """The run of `cfg` from its start, or from a checkpoint, to its end or until SIGTERM or SIGINT asks any rank to stop:
+    then all of them save after the step and return. Returns the evaluation of the last step, {} without one."""
     output = Path(cfg.output)
     log = get_logger(ranks.rank)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -48,7 +50,8 @@ def train(cfg, ranks: Ranks) -> dict:
     task = build_task(cfg, ranks)
     optimizer = make_optimizer(task.network, cfg.weight_decay)
     base_lr = scaled_lr(cfg.lr, cfg.batch_size, "adamw")
-    start, best = resume(cfg, output, task, optimizer)
+    earlier = resume(cfg.resume, output / "checkpoints", task.must_agree(), task.network, optimizer, task.partial_fc)
+    start = earlier.get("step", 0)
     total = task.total_steps
     info = {**task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
     if ranks.rank == 0:
@@ -66,77 +69,89 @@ def train(cfg, ranks: Ranks) -> dict:
     # BatchNorm's statistics change in the forward pass, before anyone knows whether the step counts.
     statistics = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
     sizes = [buffer.numel() for buffer in statistics]
-    running = torch.zeros(2, device=ranks.device)      # sum of the losses and number of the steps since the last log
-    skipped = torch.zeros((), device=ranks.device)     # steps left out since the start for a loss that was not finite
-    clock = Clock()
-    for step in range(start, total):
-        factor = lr_factor(step, total, cfg.schedule, cfg.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = base_lr * factor
-        shown = task.begin_step(step, factor)
-        before = flat(statistics)
+    # Sum of the losses and number of the steps since the last log; steps left out since the start for a loss that was not
+    # finite. They go into the checkpoint, so that the log goes on as if there had been no stop.
+    running = torch.tensor(earlier.get("running", [0.0, 0.0]), device=ranks.device)
+    skipped = torch.tensor(earlier.get("skipped", 0.0), device=ranks.device)
+    best = earlier.get("best"), earlier.get("best_step")
+    clock, done = Clock(), start
+    with StopSignals() as signals, Checkpoints(output / "checkpoints", cfg.keep_checkpoints) as checkpoints:
+        for step in range(start, total):
+            factor = lr_factor(step, total, cfg.schedule, cfg.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = base_lr * factor
+            shown = task.begin_step(step, factor)
+            before = flat(statistics)
 
-        loss = torch.zeros((), device=ranks.device)
-        for micro in range(cfg.accumulate):
-            # A micro-batch counts by its share of the batch; gradients cross ranks at the last one alone.
-            share = len(share_of(cfg.batch_size, micro, cfg.accumulate)) / cfg.batch_size
-            last = micro == cfg.accumulate - 1
-            with contextlib.nullcontext() if last or ranks.world == 1 else task.trained.no_sync():
-                term = share * sum(task.losses(next(batches)).values())
-                term.backward()
-            loss += term.detach()
-        norm = nn.utils.clip_grad_norm_(task.network.parameters(), cfg.clip or math.inf)
-        skip = ~(loss.isfinite() & norm.isfinite())
-        optimizer.found_inf = skip.float()             # fused optimisers leave the step out by this flag on the device
-        optimizer.step()
-        optimizer.zero_grad()
-        task.finish_step(skip)
-        kept = torch.where(skip, before, flat(statistics)).split(sizes)
-        torch._foreach_copy_(statistics, [part.view_as(buffer) for part, buffer in zip(kept, statistics)])
-        running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
-        skipped += skip
-        clock.steps += 1
-        bar.update()
+            loss = torch.zeros((), device=ranks.device)
+            for micro in range(cfg.accumulate):
+                # A micro-batch counts by its share of the batch; gradients cross ranks at the last one alone.
+                share = len(share_of(cfg.batch_size, micro, cfg.accumulate)) / cfg.batch_size
+                last = micro == cfg.accumulate - 1
+                with contextlib.nullcontext() if last or ranks.world == 1 else task.trained.no_sync():
+                    term = share * sum(task.losses(next(batches)).values())
+                    term.backward()
+                loss += term.detach()
+            norm = nn.utils.clip_grad_norm_(task.network.parameters(), cfg.clip or math.inf)
+            skip = ~(loss.isfinite() & norm.isfinite())
+            optimizer.found_inf = skip.float()             # fused optimisers leave the step out by this flag on the device
+            optimizer.step()
+            optimizer.zero_grad()
+            task.finish_step(skip)
+            kept = torch.where(skip, before, flat(statistics)).split(sizes)
+            torch._foreach_copy_(statistics, [part.view_as(buffer) for part, buffer in zip(kept, statistics)])
+            running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
+            skipped += skip
+            clock.steps += 1
+            bar.update()
 
-        done = step + 1
-        if done % cfg.log_every == 0 or done == total:
-            summed, counted = running.tolist()
-            speed, eta = clock.read(cfg.batch_size, total - done)
-            row = {"step": done, "samples": done * cfg.batch_size, "loss": summed / counted if counted else math.nan,
-                   "lr": base_lr * factor, **shown, "images_per_second": speed, "skipped": int(skipped.item())}
-            log.info(f"step {done}/{total} loss {row['loss']:.4f} lr {row['lr']:.2e} "
-                     + "".join(f"{name} {value:.3g} " for name, value in shown.items())
-                     + f"{speed:.0f} img/s ETA {eta / 60:.1f} min"
-                     + (f" skipped {row['skipped']} steps of non-finite loss" if row["skipped"] else ""))
-            bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} img/s")
-            if results:
-                results.write(row)
-            running.zero_()
+            done = step + 1
+            if done % cfg.log_every == 0 or done == total:
+                summed, counted = running.tolist()
+                speed, eta = clock.read(cfg.batch_size, total - done)
+                row = {"step": done, "samples": done * cfg.batch_size, "loss": summed / counted if counted else math.nan,
+                       "lr": base_lr * factor, **shown, "images_per_second": speed, "skipped": int(skipped.item())}
+                log.info(f"step {done}/{total} loss {row['loss']:.4f} lr {row['lr']:.2e} "
+                         + "".join(f"{name} {value:.3g} " for name, value in shown.items())
+                         + f"{speed:.0f} img/s ETA {eta / 60:.1f} min"
+                         + (f" skipped {row['skipped']} steps of non-finite loss" if row["skipped"] else ""))
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} img/s")
+                if results:
+                    results.write(row)
+                running.zero_()
 
-        evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
-        if evaluating or done == total or cfg.save_every and done % cfg.save_every == 0:
-            with clock.paused():
-                metrics = evaluate(task, done, ranks, log) if evaluating else {}
-                if results and metrics:
-                    results.write({"step": done, "samples": done * cfg.batch_size, **task.summary(metrics)})
-                best = save(output, task, optimizer, done, best, metrics, ranks)
+            evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
+            # What any rank wants, 1: a checkpoint, 2: to stop after one. A signal may reach one alone, and clocks differ.
+            wish = agreed(2 if signals.seen else int(checkpoints.due(cfg.save_minutes)))
+            if evaluating or done == total or wish or cfg.save_every and done % cfg.save_every == 0:
+                with clock.paused():
+                    metrics = evaluate(task, done, ranks, log) if evaluating else {}
+                    if results and metrics:
+                        results.write({"step": done, "samples": done * cfg.batch_size, **task.summary(metrics)})
+                    counters = {"running": running, "skipped": skipped}
+                    best = save(checkpoints, output, task, optimizer, done, counters, best, metrics)
+            if wish == 2:
+                break
     bar.close()
     if results:
         results.close()
-    log.info(f"done: {output}")
+    log.info(f"done: {output}" if done == total else f"stopped after step {done}/{total} by "
+             f"{signals.seen or 'a signal to another rank'}; resume=auto goes on from there")
     return metrics
 
 
 def begin_output(output: Path, cfg, info: dict, start: int) -> None:
-    """The run's folder, with its resolved config. A run that starts anew moves what an earlier one left there aside."""
+    """The run's folder, with its resolved config. A run that starts anew moves what an earlier one left there aside; one
+    that goes on from `start` the checkpoints of later steps, damaged ones or of steps that it is now to take anew."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        earlier = [output / name for name in OF_A_RUN if (output / name).exists()]
-        if start == 0 and earlier:
+        later = [f"checkpoints/step-{step}" for step in checkpoint_steps(output / "checkpoints") if step > start]
+        earlier = [output / name for name in (later if start else OF_A_RUN) if (output / name).exists()]
+        if earlier:
             aside = next(folder for n in itertools.count(1) if not (folder := output / f"earlier-{n}").exists())
-            aside.mkdir()
             for path in earlier:
-                path.rename(aside / path.name)
+                (aside / path.relative_to(output)).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(aside / path.relative_to(output))
         save_config(cfg, output)
         (output / "run.json").write_text(json.dumps(info, indent=2) + "\n")
     except OSError as error:
@@ -156,18 +171,6 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def resume(cfg, output: Path, task, optimizer) -> tuple[int, float | None]:
-    """(step to go on from, best score so far): from the checkpoint that `resume` asks for, or (0, None)."""
-    if cfg.resume == "false":
-        return 0, None
-    folder = newest_checkpoint(output / "checkpoints" / "last") if cfg.resume == "auto" else Path(cfg.resume)
-    if folder is None:
-        return 0, None
-    manifest = read_manifest(folder, task.must_agree())
-    load_checkpoint(folder, manifest, task.network, optimizer, task.partial_fc)
-    return manifest["step"], manifest["best"]
-
-
 def evaluate(task, step: int, ranks: Ranks, log) -> dict:
     """The task's metrics, found by rank 0 and told to all; {} when they could not be (a diverged network), so that
     the run goes on and its checkpoint is still written."""
@@ -184,23 +187,25 @@ def evaluate(task, step: int, ranks: Ranks, log) -> dict:
     return said[0]
 
 
-def save(output: Path, task, optimizer, step: int, best: float | None, metrics: dict, ranks: Ranks) -> float | None:
-    """Write checkpoints/last, and checkpoints/best when this step's first metric is the best; returns the best so far.
+def save(checkpoints: Checkpoints, output: Path, task, optimizer, step: int, counters: dict,
+         best: tuple[float | None, int | None], metrics: dict) -> tuple[float | None, int | None]:
+    """Begin to write the checkpoint of this step; returns the best score so far and its step.
 
-    `model.pt` and `eval.json` belong together: the best network, or the last one in a run that is never evaluated.
+    The first of `metrics` is the score. `model.pt` and `eval.json` belong together: the best network, or the last one in a
+    run that is never evaluated.
     """
     score = next(iter(task.summary(metrics).values())) if metrics else None
-    better = score is not None and (best is None or score > best)
-    best = score if better else best
-    network = task.network.state_dict()
-    for name in ("last", "best") if better else ("last",):
-        save_checkpoint(output / "checkpoints" / name, network, optimizer, task.partial_fc,
-                        {"step": step, "best": best, **task.must_agree()})
-    if ranks.rank == 0 and (better or best is None):
+    better = score is not None and (best[0] is None or score > best[0])
+    best = (score, step) if better else best
+
+    def publish(network):
         save_weights(network, output / "model.pt")
         (output / "eval.json").unlink(missing_ok=True)
         if better:
             (output / "eval.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    checkpoints.save(step, task.network.state_dict(), optimizer, task.partial_fc, counters,
+                     {"best": best[0], "best_step": best[1], **task.must_agree()},
+                     publish if better or best[0] is None else None)
     return best
 
 
@@ -230,23 +235,34 @@ class Results:
     """`results.csv` and TensorBoard. A run that goes on from step `start` first drops the rows after it."""
 
     def __init__(self, output: Path, columns: tuple[str, ...], start: int):
-        file = output / "results.csv"
+        file, partial = output / "results.csv", output / ".results.csv"
         kept = []
         if start and file.exists():
-            with open(file, newline="") as old:
-                kept = [row for row in csv.DictReader(old) if (row["step"] or "").isdigit() and int(row["step"]) <= start]
-        self.file = open(file, "w", newline="")
+            with open(file, newline="") as old:  # None: of a row that a full disk or a kill cut off
+                kept = [row for row in csv.DictReader(old)
+                        if None not in row.values() and row["step"].isdigit() and int(row["step"]) <= start]
+        with open(partial, "w", newline="") as new:
+            writer = csv.DictWriter(new, COLUMNS + columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(file)  # so that it is whole at any moment
+        self.file = open(file, "a", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS + columns, extrasaction="ignore")
-        self.writer.writeheader()
-        self.writer.writerows(kept)
         self.board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1 if start else None)
+        self.failed = False
 
     def write(self, row: dict) -> None:
-        self.writer.writerow(row)
-        self.file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self.board.add_scalar(name, value, row["step"])
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+        except OSError as error:  # a full disk, say: no reason to end the run
+            if not self.failed:
+                logging.getLogger("docmetric").warning(f"results.csv, TensorBoard: cannot be written at step {row['step']} "
+                                                     f"({error.strerror}); the run goes on")
+            self.failed = True
 
     def close(self) -> None:
         self.file.close()

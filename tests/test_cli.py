@@ -1,10 +1,13 @@
 """The README's commands, end to end on made documents: train, torchrun, export, evaluate, register, classify."""
+import csv
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +23,15 @@ def run(*command, status=0, cwd=ROOT):
     return done
 
 
-def torchrun(processes, *command):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def torchrun(processes, *command):
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-                           "--master_addr=127.0.0.1", f"--master_port={port}", *map(str, command)],
+                           "--master_addr=127.0.0.1", f"--master_port={free_port()}", *map(str, command)],
                           cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -97,6 +103,60 @@ def test_a_file_that_breaks_in_the_loader_ends_every_rank(made, tmp_path):
                     "cache=false")
     assert done.returncode != 0
     assert "error: gone.jpg: file not found" in done.stderr
+
+
+LONG = [*SMALL, "max_steps=100000", "log_every=1", "save_every=1", "resume=auto"]
+
+
+def steps_of(output):
+    with open(output / "results.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def reached(process, output, step):
+    """Wait until a run's checkpoints have got to `step`."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) >= step for path in (output / "checkpoints").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+
+
+def test_ctrl_c_a_killed_rank_and_a_scheduler(made, tmp_path):
+    """One run in three parts: Ctrl-C, which its loader's processes get too; a rank that is killed and that torchrun starts
+    again; SIGTERM to torchrun. No step is lost, none is in the table twice."""
+    command = ["configs/demo", f"data={made / 'train'}:1", f"output={tmp_path}", *LONG]
+    piped = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    one = subprocess.Popen([sys.executable, "train_v2.py", *command, "cache=false"], **piped)
+    reached(one, tmp_path, 2)
+    os.killpg(one.pid, signal.SIGINT)
+    said = one.communicate(timeout=60)[1]
+    stopped = steps_of(tmp_path)[-1]
+    assert one.returncode == 0 and "Traceback" not in said, said
+    assert f"stopped after step {stopped}/100000 by SIGINT; resume=auto goes on from there" in said
+    assert json.loads((tmp_path / "checkpoints/last/manifest.json").read_text())["step"] == stopped
+
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import task\nimport train_v2\nfrom runtime import run_cli\n"
+        "losses = task.RegistrationTask.losses\n"
+        "def dies(self, batch):\n"
+        "    if (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0') and self.partial_fc.step > "
+        f"{stopped + 3}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return losses(self, batch)\n"
+        "task.RegistrationTask.losses = dies\n"
+        "run_cli(train_v2.main)\n")
+    two = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1",
+                            "--master_addr=127.0.0.1", f"--master_port={free_port()}", script, ROOT, *command], **piped)
+    reached(two, tmp_path, stopped + 6)
+    two.send_signal(signal.SIGTERM)
+    said = two.communicate(timeout=60)[1]
+    stopped = steps_of(tmp_path)[-1]
+    assert f"stopped after step {stopped}/100000 by SIGTERM" in said, said
+    assert json.loads((tmp_path / "checkpoints/last/manifest.json").read_text())["step"] == stopped
+    assert steps_of(tmp_path) == list(range(1, stopped + 1))
+    assert not list(tmp_path.glob("earlier-*"))
 
 
 @pytest.mark.parametrize("command, says", [

@@ -16,7 +16,7 @@ from torch import nn
 
 import task as tasks
 from backbones import load_run
-from checkpoint import load_checkpoint, read_manifest
+from checkpoint import load_checkpoint, read_manifest, write_manifest
 from configs import load_config
 from runtime import Ranks, UserError
 from tests.ranks import run_ranks
@@ -307,10 +307,14 @@ def test_a_checkpoint_of_another_config_or_a_damaged_one_is_refused(folder, tmp_
     for name in ("network.safetensors", "optimizer.safetensors", "centres-0-56.safetensors"):
         whole = (last / name).read_bytes()
         (last / name).write_bytes(whole[:len(whole) // 2])
-        with pytest.raises(UserError, match="damaged"):
-            train(settings(folder, tmp_path / "run", "resume=auto"), Ranks(0, 1, CPU))
+        with pytest.raises(UserError, match=f"damaged .{name}"):
+            train(settings(folder, tmp_path / "run", f"resume={last}"), Ranks(0, 1, CPU))
         (last / name).write_bytes(whole)
+    manifest = json.loads((last / "manifest.json").read_text())
     (last / "centres-0-56.safetensors").rename(last / "centres-0-30.safetensors")
+    manifest["files"]["centres-0-30.safetensors"] = manifest["files"].pop("centres-0-56.safetensors")
+    del manifest["crc32"]
+    write_manifest(last, manifest)
     with pytest.raises(UserError, match="26 rows of class centres are missing"):
         train(settings(folder, tmp_path / "run", "resume=auto"), Ranks(0, 1, CPU))
 
