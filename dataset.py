@@ -4,6 +4,7 @@ A batch is a dict of tensors: image uint8 [B,3,c,c] RGB, the whole picture squas
 joining and drawing random numbers index (which image), view (which part of it, which way up) and position (place in the
 run's stream of samples), int64 [B] each. The view is taken on the image's device, in one resampling with the augmentation.
 """
+import contextlib
 import functools
 import hashlib
 import logging
@@ -248,18 +249,24 @@ def load_batches(batches: Batches, first: int, stop: int, workers: int, pin: boo
         loaded = _from_processes(batches, numbers, workers, pin)
     else:
         loaded = (batches.item(k, pin) for k in numbers)
-    for batch in loaded:
-        if "error" in batch:
-            raise UserError(batch["error"])
-        yield batch
+    with contextlib.closing(loaded):
+        for batch in loaded:
+            if "error" in batch:
+                raise UserError(batch["error"])
+            yield batch
 
 
 def _from_processes(batches: Batches, numbers: range, workers: int, pin: bool) -> Iterator[dict]:
+    loader = iter(DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers, pin_memory=pin,
+                             prefetch_factor=4, worker_init_fn=_worker))
     try:
-        yield from DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers, pin_memory=pin,
-                              prefetch_factor=4, worker_init_fn=_worker)
+        yield from loader
     except RuntimeError as error:
         raise UserError(f"the loader stopped: {first_line(error)}; try num_workers=0 to see why") from None
+    finally:  # left to the end of Python, they would be sent SIGTERM, which they ignore, and waited for
+        loader._shutdown_workers()
+        for worker in loader._workers:
+            worker.kill()  # one that has not ended yet: its disk may not answer
 
 
 def _worker(worker: int) -> None:

@@ -64,7 +64,6 @@ def train(cfg, ranks: Ranks) -> dict:
         log.info(line)
     bar = tqdm(total=total, initial=start, unit="step", disable=ranks.rank > 0 or not sys.stderr.isatty())
 
-    batches = task.batches(start)
     metrics: dict = {}
     # BatchNorm's statistics change in the forward pass, before anyone knows whether the step counts.
     statistics = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
@@ -75,7 +74,8 @@ def train(cfg, ranks: Ranks) -> dict:
     skipped = torch.tensor(earlier.get("skipped", 0.0), device=ranks.device)
     best = earlier.get("best"), earlier.get("best_step")
     clock, done = Clock(), start
-    with StopSignals() as signals, Checkpoints(output / "checkpoints", cfg.keep_checkpoints) as checkpoints:
+    with (StopSignals() as signals, contextlib.closing(task.batches(start)) as batches,
+          Checkpoints(output / "checkpoints", cfg.keep_checkpoints) as checkpoints):
         for step in range(start, total):
             factor = lr_factor(step, total, cfg.schedule, cfg.warmup)
             for group in optimizer.param_groups:

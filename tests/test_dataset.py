@@ -1,7 +1,9 @@
 """Views, classes, order and batches of the data; what is left out; what ends a run."""
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -282,6 +284,32 @@ def test_a_killed_worker_ends_the_run_with_a_line(tmp_path):
     with pytest.raises(UserError, match="the loader stopped.*num_workers=0") as error:
         list(load_batches(Killed(images, 3, 1, 0, 0, 1), 0, 2, workers=1, pin=False))
     assert "\n" not in str(error.value)
+
+
+def test_a_failed_loader_leaves_no_process(tmp_path):
+    """Its worker ignores SIGTERM, by which Python would end it and then wait for it, for ever; the error is still held."""
+    images = folders([write(tmp_path / "a", 3)], 1)
+    (tmp_path / "a" / "001.png").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        list(load_batches(Batches(images, 3, 1, 0, 0, 1), 0, 100, 2, pin=False))
+    assert "001.png" in str(error.value) and not multiprocessing.active_children()
+
+
+def test_a_worker_that_does_not_answer_is_ended(tmp_path, monkeypatch):
+    images = folders([write(tmp_path / "a", 3)], 1)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # what it is given to end by itself
+    loaded = load_batches(Stuck(images, 3, 1, 0, 0, 1), 0, 100, 1, pin=False)
+    next(loaded)
+    loaded.close()
+    time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+class Stuck(Batches):
+    def __getitem__(self, k):
+        if k:
+            time.sleep(1000)
+        return super().__getitem__(k)
 
 
 class Fails(Batches):
