@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from inference.cli import run_cli  # these live where torch is not needed
-from inference.image import UserError
+from inference.cli import first_line, run_cli  # these live where torch is not needed
+from inference.image import UserError, available_cores
 
 __all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "get_logger", "hash64", "lr_factor",
            "margin_factor", "normal", "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of",
@@ -28,11 +28,6 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 # ---------------------------------------------------------------- messages
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line of at most 160 characters; its type when it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
     """Logger `docmetric`: to stderr and to `folder/training.log` on rank 0, warnings alone on the others."""
     logger = logging.getLogger("docmetric")
@@ -91,8 +86,7 @@ def process_group(device: str = "auto"):
     else:
         where = torch.device("cpu")
         # torchrun sets one thread per process; the ranks of a CPU run share the cores instead.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_world))
+        torch.set_num_threads(max(1, available_cores() // local_world))
     if world > 1:
         try:
             patience = datetime.timedelta(hours=1)  # the others wait while rank 0 evaluates

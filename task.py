@@ -2,6 +2,7 @@
 
 A further task is a further class with the members of `RegistrationTask`, chosen in `build_task`.
 """
+import contextlib
 import copy
 from collections.abc import Iterator
 
@@ -79,9 +80,10 @@ class RegistrationTask:
         cfg = self.cfg
         batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world)
         cuda = self.ranks.device.type == "cuda"
-        for batch in load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
-                                  cfg.num_workers, pin=cuda):
-            yield {**batch, "image": batch["image"].to(self.ranks.device, non_blocking=True)}
+        with contextlib.closing(load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
+                                             cfg.num_workers, pin=cuda)) as loaded:
+            for batch in loaded:
+                yield {**batch, "image": batch["image"].to(self.ranks.device, non_blocking=True)}
 
     def begin_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """Set what depends on the step; returns what the log shows of it."""
@@ -129,16 +131,20 @@ class RegistrationTask:
         cfg, device = self.cfg, self.ranks.device
         try:
             trial = torch.compile(copy.deepcopy(self.network))
-            image = torch.zeros(cfg.batch_size // cfg.accumulate // self.ranks.world, 3, cfg.image_size, cfg.image_size,
-                                device=device)
+            image = torch.zeros(self._smallest_part, 3, cfg.image_size, cfg.image_size, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 trial(image).sum().backward()
         except Exception as error:  # of any part of the compiler, or of what it calls
             return self.network, first_line(error)
         return torch.compile(self.network), None
 
+    @property
+    def _smallest_part(self) -> int:
+        """Images in the smallest part of a micro-batch that a rank gets."""
+        return self.cfg.batch_size // self.cfg.accumulate // self.ranks.world
+
     def _check_batch(self) -> None:
-        smallest = self.cfg.batch_size // self.cfg.accumulate // self.ranks.world
+        smallest = self._smallest_part
         needs = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.network.modules()) else 1
         if smallest < needs:
             raise UserError(f"batch_size={self.cfg.batch_size}: {self.ranks.world} processes x accumulate="

@@ -30,14 +30,14 @@ from torchvision.transforms import Compose, PILToTensor, Resize
 from augment import Augment
 from configs import load_config
 from dataset import Batches, ImageFolders, list_roots, load_batches
-from inference.image import load_image, map_ahead
+from inference.image import available_cores, load_image, map_ahead
 from runtime import Ranks
 from task import build_task
 from train_v2 import make_optimizer
 
 BATCH, QUICK_BATCH, SIZE, SIDE = 256, 32, 128, 160
 BATCHES = 4  # in one timing
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = available_cores()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

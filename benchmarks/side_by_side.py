@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from inference.image import available_cores  # noqa: E402
 from runtime import UserError, run_cli  # noqa: E402
 
 __all__ = ["ONE_ALLOCATOR", "Report", "UserError", "medians", "peak_memory", "run_cli", "synchronize",
@@ -86,7 +87,7 @@ def machine() -> str:
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), cpu)
     malloc = ", ".join(f"{key}={os.environ[key]}" for key in sorted(os.environ) if key.startswith("MALLOC_"))
     return ", ".join(([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])
-                     + [f"{cpu}, {len(os.sched_getaffinity(0))} cores", f"torch {torch.__version__}",
+                     + [f"{cpu}, {available_cores()} cores", f"torch {torch.__version__}",
                         f"{torch.get_num_threads()} threads", malloc or "default malloc"])
 
 

@@ -41,7 +41,7 @@ def run_cli(main) -> None:
     sys.exit(exit_status(main))
 
 
-def first_line(error) -> str:
+def first_line(error: BaseException | str) -> str:
     """What an exception says, on one line of at most 160 characters; its type when it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 

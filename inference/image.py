@@ -142,9 +142,14 @@ def list_images(root) -> list[str]:
     return sorted(found)
 
 
+def available_cores() -> int:
+    """Cores that this process may use: fewer than the machine's under `taskset`."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
-    """One for each core that this process may use (fewer than the machine's under `taskset`), at most 16."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """One for each core that this process may use, at most 16."""
+    return min(16, available_cores())
 
 
 def map_ahead(function, items, ahead: int = 64, threads: int = 0):
