@@ -22,6 +22,13 @@ from runtime import bernoulli, normal, rank_and_world, share_of
 ROWS_AT_ONCE = 1 << 14  # where something is done to all centres outside the tiles
 
 
+def memory_needed(num_classes: int, embedding_size: int, optimizer: str = "sgd", world: int = 1) -> int:
+    """Bytes that the largest of `world` shards takes on its device: centres and what their optimizer keeps, in float32, and
+    for "adamw" a dense gradient. What a step takes beside that hardly grows with the classes."""
+    tensors = {"sgd": 2, "adamw": 4}[optimizer]
+    return len(share_of(num_classes, 0, world)) * (4 * embedding_size * tensors + 1)  # 1: whether a row is part of the step
+
+
 class PartialFC(nn.Module):
     """The sharded head: `loss = head(embeddings, labels)`; `loss.backward()`; `head.finish_step()`.
 

@@ -19,9 +19,9 @@ from torch.distributed.rendezvous import rendezvous
 from inference.cli import first_line, run_cli  # these live where torch is not needed
 from inference.image import UserError, available_cores
 
-__all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "get_logger", "hash64", "lr_factor",
-           "margin_factor", "normal", "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of",
-           "uniform"]
+__all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "free_memory", "get_logger", "hash64",
+           "lr_factor", "margin_factor", "normal", "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr",
+           "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,10 +40,15 @@ def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
     console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     logger.addHandler(console)
     if rank == 0 and folder is not None:
-        file = logging.FileHandler(folder / "training.log", encoding="utf-8")
+        file = _LogFile(folder / "training.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(file)
     return logger
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record):
+        """On a full disk a line is lost, which is no reason for a page of traceback at each."""
 
 
 class _TqdmHandler(logging.Handler):
@@ -89,14 +94,13 @@ def process_group(device: str = "auto"):
         torch.set_num_threads(max(1, available_cores() // local_world))
     if world > 1:
         try:
-            patience = datetime.timedelta(hours=1)  # the others wait while rank 0 evaluates
-            store, *_ = next(rendezvous("env://", rank, world, timeout=patience))
+            store, *_ = next(rendezvous("env://", rank, world, timeout=datetime.timedelta(hours=1)))
             if local_world == world:
                 # When torchrun has restarted the processes, its store may still hold where those before them listened. (On
                 # several nodes the counts need not agree; there `--rdzv_backend=c10d` gives each start a store of its own.)
                 store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", store=store, rank=rank, world_size=world,
-                                    timeout=patience)
+                                    timeout=datetime.timedelta(days=7))  # watchdog.py is what looks for stalls
         except Exception as error:
             raise UserError(f"cannot join the process group at {os.environ.get('MASTER_ADDR')}:"
                             f"{os.environ.get('MASTER_PORT')} ({first_line(error)}); "
@@ -111,6 +115,21 @@ def process_group(device: str = "auto"):
 def rank_and_world() -> tuple[int, int]:
     """(rank, number of ranks) of the process group; (0, 1) without one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take: on its GPU, or its share of the host's, swap and a container's limit counted;
+    a very large number where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = 1 << 62
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = sum(int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree"))
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def share_of(total: int, part: int, parts: int) -> range:

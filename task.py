@@ -16,9 +16,10 @@ from backbones import get_model
 from dataset import Batches, ImageFolders, list_roots, load_batches
 from eval import evaluate_folder
 from eval.folder import find_images
+from image_cache import size_text
 from losses import get_margin
-from partial_fc import PartialFC
-from runtime import Ranks, UserError, first_line, margin_factor, scaled_lr
+from partial_fc import PartialFC, memory_needed
+from runtime import Ranks, UserError, first_line, free_memory, margin_factor, scaled_lr
 
 ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
 
@@ -55,13 +56,15 @@ class RegistrationTask:
         self.trained, cannot = self._compiled() if cfg.compile else (self.network, None)
         if ranks.world > 1:  # the network alone: each rank's centres are different classes and must not be averaged
             self.trained = DistributedDataParallel(self.trained, [ranks.device] if ranks.device.type == "cuda" else None)
+        self._check_memory()
         self.partial_fc = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
                                     optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
                                     weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
         self.augment = Augment(cfg.augment, cfg.seed).to(ranks.device)
         if ranks.device.type == "cuda":  # what is left is for activations
             self.images.keep_on(ranks.device, int(ON_GPU * torch.cuda.mem_get_info(ranks.device)[0]))
-        self.notes = [self.images.storage, *(f"left out: {path}: {why}" for path, why in self.images.left_out.items())]
+        self.notes = [self.images.storage, self.centres_storage,
+                      *(f"left out: {path}: {why}" for path, why in self.images.left_out.items())]
         if cannot:
             self.notes.insert(0, f"compile=true: not possible here ({cannot}); going on without")
 
@@ -142,6 +145,21 @@ class RegistrationTask:
     def _smallest_part(self) -> int:
         """Images in the smallest part of a micro-batch that a rank gets."""
         return self.cfg.batch_size // self.cfg.accumulate // self.ranks.world
+
+    def _check_memory(self) -> None:
+        """Told beforehand: a system whose memory is used up ends a process without a word."""
+        cfg, ranks, host = self.cfg, self.ranks, torch.device("cpu")
+        centres = memory_needed(self.num_classes, cfg.embedding_size, cfg.centres_optimizer, ranks.world)
+        needs = {ranks.device: centres}
+        needs[host] = needs.get(host, 0) + centres  # checkpoints copy them
+        for device, needed in needs.items():
+            free = free_memory(device)
+            if needed > free:
+                raise UserError(f"{self.num_classes:,} classes x embedding_size={cfg.embedding_size} over {ranks.world} "
+                                f"processes: centres, momentum and their copy for checkpoints take {size_text(needed)} of "
+                                f"{device.type} memory in each, {size_text(max(0, free))} are free; use more processes or "
+                                "machines, a smaller expansion or embedding_size, or fewer images")
+        self.centres_storage = f"centres: {size_text(centres)} on each process, with momentum"
 
     def _check_batch(self) -> None:
         smallest = self._smallest_part

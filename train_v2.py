@@ -26,6 +26,7 @@ from checkpoint import Checkpoints, checkpoint_steps, resume, save_weights
 from configs import load_config, save_config
 from runtime import Ranks, StopSignals, UserError, agreed, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
 from task import build_task
+from watchdog import Watchdog
 
 COLUMNS = ("step", "samples", "loss", "lr", "images_per_second", "skipped")
 OF_A_RUN = ("config.json", "run.json", "results.csv", "training.log", "tensorboard", "checkpoints", "model.pt",
@@ -43,6 +44,12 @@ def main():
 def train(cfg, ranks: Ranks) -> dict:
     """The run of `cfg` from its start, or from a checkpoint, to its end or until SIGTERM or SIGINT asks any rank to stop:
     then all of them save after the step and return. Returns the evaluation of the last step, {} without one."""
+    with Watchdog(ranks, cfg.stall_minutes) as watchdog:
+        return loop(cfg, ranks, watchdog)
+
+
+def loop(cfg, ranks: Ranks, watchdog: Watchdog) -> dict:
+    """What `train` does, under the eyes of `watchdog`."""
     output = Path(cfg.output)
     log = get_logger(ranks.rank)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -68,10 +75,10 @@ def train(cfg, ranks: Ranks) -> dict:
     # BatchNorm's statistics change in the forward pass, before anyone knows whether the step counts.
     statistics = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
     sizes = [buffer.numel() for buffer in statistics]
-    # Sum of the losses and number of the steps since the last log; steps left out since the start for a loss that was not
-    # finite. They go into the checkpoint, so that the log goes on as if there had been no stop.
+    # Sum of the losses and number of the steps since the last log; steps left out for a loss that was not finite, since the
+    # start and in a row. They go into the checkpoint, so that the log goes on as if there had been no stop.
     running = torch.tensor(earlier.get("running", [0.0, 0.0]), device=ranks.device)
-    skipped = torch.tensor(earlier.get("skipped", 0.0), device=ranks.device)
+    skipped, in_a_row = (torch.tensor(earlier.get(name, 0.0), device=ranks.device) for name in ("skipped", "in_a_row"))
     best = earlier.get("best"), earlier.get("best_step")
     clock, done = Clock(), start
     with (StopSignals() as signals, contextlib.closing(task.batches(start)) as batches,
@@ -88,8 +95,11 @@ def train(cfg, ranks: Ranks) -> dict:
                 # A micro-batch counts by its share of the batch; gradients cross ranks at the last one alone.
                 share = len(share_of(cfg.batch_size, micro, cfg.accumulate)) / cfg.batch_size
                 last = micro == cfg.accumulate - 1
+                watchdog.at(step + 1, "loading images")
+                batch = next(batches)
+                watchdog.at(step + 1, "computing")
                 with contextlib.nullcontext() if last or ranks.world == 1 else task.trained.no_sync():
-                    term = share * sum(task.losses(next(batches)).values())
+                    term = share * sum(task.losses(batch).values())
                     term.backward()
                 loss += term.detach()
             norm = nn.utils.clip_grad_norm_(task.network.parameters(), cfg.clip or math.inf)
@@ -102,6 +112,7 @@ def train(cfg, ranks: Ranks) -> dict:
             torch._foreach_copy_(statistics, [part.view_as(buffer) for part, buffer in zip(kept, statistics)])
             running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
             skipped += skip
+            in_a_row = (in_a_row + 1) * skip
             clock.steps += 1
             bar.update()
 
@@ -119,16 +130,22 @@ def train(cfg, ranks: Ranks) -> dict:
                 if results:
                     results.write(row)
                 running.zero_()
+                if 0 < cfg.max_skipped <= in_a_row.item():
+                    raise UserError(f"the loss or its gradient was not finite {int(in_a_row)} times in a row, up to step "
+                                    f"{done}: lower lr, centres_lr or s, or raise warmup (max_skipped sets this limit)")
 
             evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
             # What any rank wants, 1: a checkpoint, 2: to stop after one. A signal may reach one alone, and clocks differ.
             wish = agreed(2 if signals.seen else int(checkpoints.due(cfg.save_minutes)))
             if evaluating or done == total or wish or cfg.save_every and done % cfg.save_every == 0:
                 with clock.paused():
+                    if evaluating:
+                        watchdog.at(done, "evaluating")
                     metrics = evaluate(task, done, ranks, log) if evaluating else {}
                     if results and metrics:
                         results.write({"step": done, "samples": done * cfg.batch_size, **task.summary(metrics)})
-                    counters = {"running": running, "skipped": skipped}
+                    watchdog.at(done, "saving")
+                    counters = {"running": running, "skipped": skipped, "in_a_row": in_a_row}
                     best = save(checkpoints, output, task, optimizer, done, counters, best, metrics)
             if wish == 2:
                 break

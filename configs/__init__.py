@@ -27,7 +27,8 @@ CHOICES = {
 }
 AT_LEAST_ONE = ("batch_size", "accumulate", "epochs", "embedding_size", "log_every", "keep_checkpoints")
 NOT_NEGATIVE = ("lr", "weight_decay", "clip", "s", "max_steps", "centres_lr", "centres_momentum",
-                "centres_weight_decay", "num_workers", "save_every", "save_minutes", "eval_every", "interclass")
+                "centres_weight_decay", "num_workers", "save_every", "save_minutes", "eval_every", "interclass",
+                "max_skipped", "stall_minutes")
 FRACTIONS = ("warmup", "margin_warmup")
 # Beside the type of its default, a key may hold these.
 ALSO = {"pretrained": (str,), "cache": (str,), "m": (list,), "data": (str,), "resume": (bool,)}

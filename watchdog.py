@@ -1,0 +1,192 @@
+"""No run hangs, and none ends without a word on every rank.
+
+Each rank tells the group's store every few seconds where it is. (The store, not a collective: that may be what hangs.)
+Rank 0 looks for a rank that no longer tells or that stands still, the others look at rank 0. The first rank that ends with
+an error leaves its reason in the store, and all end with that reason.
+"""
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from runtime import Ranks, UserError, agreed, first_line
+
+PERIOD = 2.0        # seconds between two looks
+LAST_WORDS = 2.0    # seconds that a rank which lost contact waits for the reason
+# What a rank can be at, in the order of a step. An evaluation may take any time, and so may reading the images at the start.
+PHASES = "starting", "loading images", "computing", "saving", "evaluating"
+LIMITED = PHASES[1:4]
+GOES_ON = "resume=auto goes on from the newest checkpoint"
+log = logging.getLogger("docmetric")
+
+
+class Watchdog:
+    """Around a run: `with Watchdog(ranks, minutes) as watchdog:`, and in it `watchdog.at(step, phase)`.
+
+    When some rank has been in one of the `LIMITED` phases of one step, or silent, for longer than `minutes` (0: no limit),
+    every rank that still can prints one line that names it and the step, and ends with status 2: by `os._exit`, since what
+    stands still is the main thread. An error inside becomes a UserError where a user can do something about it: lost contact
+    (with the reason of the rank that went), no memory left.
+    """
+
+    def __init__(self, ranks: Ranks, minutes: float, period: float = PERIOD):
+        self.ranks, self.limit, self.period = ranks, 60 * minutes or float("inf"), period
+        self._where = 0, PHASES[0]
+        self._told = [0, *self._where]  # how often it told, and what it told last
+        self._seen = {}                 # rank: (what it told last, when that was, since when it is in that place)
+        # A copy has a connection of its own: a collective that waits for the store does not keep this one waiting.
+        self._store = dist.distributed_c10d._get_default_store().clone() if dist.is_initialized() else None
+        self._watched = range(ranks.world) if self._store and ranks.rank == 0 else [0]
+        self._ending, self._left = threading.Lock(), threading.Event()
+
+    def at(self, step: int, phase: str) -> None:
+        """The run is at optimiser step `step`, counted from 1, doing one of `PHASES`."""
+        self._where = step, phase
+
+    def __enter__(self):
+        self._tell()
+        agreed(0)  # from here on every rank has told something
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None:
+            try:
+                agreed(0)  # nobody goes while others may still look at it
+            except Exception as lost:
+                error = lost
+        with self._ending:
+            self._left.set()
+        if error is None:
+            return
+        said = self._explained(error)
+        self._to_log_file(said or f"{type(error).__name__}: {first_line(error)}")
+        if said:
+            raise UserError(said) from None
+        if kind is None:
+            raise error
+
+    # ---------------------------------------------------------------- an error
+    def _explained(self, error: BaseException) -> str | None:
+        """One line for what a user can do something about; leaves the reason for the others, if it is this rank's own."""
+        where = self._place(*self._where)
+        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error):
+            reason = self._last_words()
+            if reason is None:
+                reason = (f"contact with the other ranks was lost {where} ({_transport(error)}): one was killed, or its "
+                          f"machine is gone; {GOES_ON}")
+                self._leave_reason(reason)
+            return self._mine(reason)
+        said = None
+        if isinstance(error, UserError):
+            said = str(error)
+        elif (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+              or isinstance(error, RuntimeError) and "allocate memory" in str(error)):  # the CPU's
+            said = (f"out of memory {where}: raise accumulate or lower batch_size, or, for the centres, use more processes, "
+                    f"a smaller expansion or embedding_size ({first_line(error)})")
+        self._leave_reason(f"rank {self.ranks.rank} ended {where}: "
+                           + (said or f"{type(error).__name__}: {first_line(error)}"))
+        return said
+
+    def _last_words(self) -> str | None:
+        deadline = time.monotonic() + LAST_WORDS
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < deadline:
+                if self._store.check(["end"]):
+                    return self._store.get("end").decode()
+                time.sleep(0.05)
+        return None
+
+    # ---------------------------------------------------------------- the thread
+    def _watch(self) -> None:
+        while not self._left.wait(self.period):
+            try:
+                reason = self._look()
+            except RuntimeError as error:
+                reason = f"the process that keeps the group's store is gone ({first_line(error)})"
+            if reason is None:
+                continue
+            with self._ending:
+                if not self._left.is_set():  # else the main thread says its own
+                    message = self._mine(reason)
+                    self._to_log_file(message)
+                    print(f"error: {message}", file=sys.stderr, flush=True)
+                    os._exit(2)
+
+    def _look(self) -> str | None:
+        """Tell where this rank is; the reason why the run must end, if there is one."""
+        self._tell()
+        if self._store and self._store.check(["end"]):
+            return self._store.get("end").decode()
+        now = time.monotonic()
+        for rank in self._watched:
+            told = json.loads(self._store.get(f"at/{rank}")) if self._store else self._told
+            before, heard, since = self._seen.get(rank, (None, now, now))
+            if before is None or told[0] != before[0]:
+                heard = now
+            if before is None or told[1:] != before[1:]:
+                since = now
+            self._seen[rank] = told, heard, since
+        reason = self._overdue(now)
+        if reason:
+            self._leave_reason(reason)
+        return reason
+
+    def _tell(self) -> None:
+        self._told = [self._told[0] + 1, *self._where]
+        if self._store:
+            self._store.set(f"at/{self.ranks.rank}", json.dumps(self._told))
+
+    def _leave_reason(self, reason: str) -> None:
+        if self._store:
+            with contextlib.suppress(RuntimeError):  # the store is gone, and with it all who could read this
+                self._store.compare_set("end", "", reason)  # the first reason stays
+
+    def _overdue(self, now: float) -> str | None:
+        """Who has been silent, or in one place, for too long. Whoever is silent stands still as well, and that is why."""
+        silence, mute = max((now - heard, rank) for rank, (_, heard, _) in self._seen.items())
+        stands = max([now - since for (_, _, phase), _, since in self._seen.values()
+                      if phase in LIMITED and self.ranks.rank == 0], default=0.0)  # which sees them all
+        if max(silence, stands) <= self.limit:
+            return None
+        places = {rank: (step, PHASES.index(phase)) for rank, ((_, step, phase), _, _) in self._seen.items()}
+        if silence > min(self.limit, 5 * self.period):
+            step, phase = places[mute]
+            return (f"rank {mute} has said nothing for {_span(silence)}, last {self._place(step, PHASES[phase])}: see "
+                    f"whether its process and machine are alive; {GOES_ON}")
+        step, phase = min(places.values())
+        behind = [rank for rank, place in places.items() if place == (step, phase)]
+        who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind[:8]))}{', ...' * (len(behind) > 8)}"
+        return (f"the run has stood still for {_span(stands)}; furthest behind: {who}, "
+                f"{self._place(step, PHASES[phase])}. Does its disk and network answer? stall_minutes sets how long a step "
+                f"may take; {GOES_ON}")
+
+    # ---------------------------------------------------------------- words
+    def _mine(self, reason: str) -> str:
+        return f"rank {self.ranks.rank} stops: {reason}" if self.ranks.world > 1 else reason
+
+    @staticmethod
+    def _place(step: int, phase: str) -> str:
+        return f"at step {step} ({phase})" if step else "before the first step"
+
+    @staticmethod
+    def _to_log_file(message: str) -> None:
+        """The console gets it when the process ends."""
+        for handler in log.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, f"error: {message}", (), None))
+
+
+def _transport(error: BaseException) -> str:
+    """gloo's message without the place in its source."""
+    return first_line(first_line(error).rpartition("] ")[2])
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
