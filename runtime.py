@@ -47,8 +47,14 @@ def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
 
 
 class _LogFile(logging.FileHandler):
+    """On a full disk lines wait until there is room, or are lost at the end: no reason for a page of traceback at each."""
+
     def handleError(self, record):
-        """On a full disk a line is lost, which is no reason for a page of traceback at each."""
+        pass
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _TqdmHandler(logging.Handler):

@@ -56,6 +56,9 @@ class RegistrationTask:
         self.trained, cannot = self._compiled() if cfg.compile else (self.network, None)
         if ranks.world > 1:  # the network alone: each rank's centres are different classes and must not be averaged
             self.trained = DistributedDataParallel(self.trained, [ranks.device] if ranks.device.type == "cuda" else None)
+            # Its first backward pass decides where in its buckets each gradient lies, and so how sums over three ranks are
+            # rounded. Were that a step's, a run that goes on would differ by a bit from one that never stopped.
+            self._rehearse(self.trained)
         self._check_memory()
         self.partial_fc = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
                                     optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
@@ -128,18 +131,26 @@ class RegistrationTask:
     def _compiled(self) -> tuple[nn.Module, str | None]:
         """The network compiled, or as it is with the reason why that cannot be: a system without a compiler, say.
 
-        Compiling is put off until the first call, so it is tried here, on a copy and with a batch of the run's size: the
-        second time it then comes from the compiler's cache.
+        Compiling is put off until the first call, so it is tried here.
         """
-        cfg, device = self.cfg, self.ranks.device
+        compiled = torch.compile(self.network)
         try:
-            trial = torch.compile(copy.deepcopy(self.network))
-            image = torch.zeros(self._smallest_part, 3, cfg.image_size, cfg.image_size, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-                trial(image).sum().backward()
+            self._rehearse(compiled)
         except Exception as error:  # of any part of the compiler, or of what it calls
             return self.network, first_line(error)
-        return torch.compile(self.network), None
+        return compiled, None
+
+    def _rehearse(self, network: nn.Module) -> None:
+        """One forward and backward pass of `network`, a form of `self.network`, which stays as it was."""
+        cfg, device = self.cfg, self.ranks.device
+        before = copy.deepcopy(self.network.state_dict())
+        image = torch.zeros(self._smallest_part, 3, cfg.image_size, cfg.image_size, device=device)
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                network(image).sum().backward()
+        finally:
+            self.network.load_state_dict(before)  # BatchNorm's statistics
+            self.network.zero_grad()
 
     @property
     def _smallest_part(self) -> int:

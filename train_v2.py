@@ -8,10 +8,8 @@
 Any key of configs/base.py can follow as key=value. Everything the run makes lies in its `output` folder.
 """
 import contextlib
-import csv
 import itertools
 import json
-import logging
 import math
 import sys
 import time
@@ -19,16 +17,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from checkpoint import Checkpoints, checkpoint_steps, resume, save_weights
 from configs import load_config, save_config
+from results import Results
 from runtime import Ranks, StopSignals, UserError, agreed, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
 from task import build_task
 from watchdog import Watchdog
 
-COLUMNS = ("step", "samples", "loss", "lr", "images_per_second", "skipped")
 OF_A_RUN = ("config.json", "run.json", "results.csv", "training.log", "tensorboard", "checkpoints", "model.pt",
             "model.onnx", "eval.json")
 
@@ -44,11 +41,12 @@ def main():
 def train(cfg, ranks: Ranks) -> dict:
     """The run of `cfg` from its start, or from a checkpoint, to its end or until SIGTERM or SIGINT asks any rank to stop:
     then all of them save after the step and return. Returns the evaluation of the last step, {} without one."""
-    with Watchdog(ranks, cfg.stall_minutes) as watchdog:
-        return loop(cfg, ranks, watchdog)
+    # torchrun sends SIGTERM to the ranks that are left when one dies: they must not end before they have said what happened.
+    with contextlib.ExitStack() as to_the_end, Watchdog(ranks, cfg.stall_minutes) as watchdog:
+        return loop(cfg, ranks, watchdog, to_the_end)
 
 
-def loop(cfg, ranks: Ranks, watchdog: Watchdog) -> dict:
+def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack) -> dict:
     """What `train` does, under the eyes of `watchdog`."""
     output = Path(cfg.output)
     log = get_logger(ranks.rank)
@@ -61,10 +59,7 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog) -> dict:
     start = earlier.get("step", 0)
     total = task.total_steps
     info = {**task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
-    if ranks.rank == 0:
-        begin_output(output, cfg, info, start)
-        log = get_logger(ranks.rank, output)
-    results = Results(output, task.columns, start) if ranks.rank == 0 else None
+    results = begin_output(output, cfg, info, start, task.columns) if ranks.rank == 0 else None
     log.info("run: " + ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
                                  for key, value in info.items()))
     for line in task.notes:
@@ -81,7 +76,8 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog) -> dict:
     skipped, in_a_row = (torch.tensor(earlier.get(name, 0.0), device=ranks.device) for name in ("skipped", "in_a_row"))
     best = earlier.get("best"), earlier.get("best_step")
     clock, done = Clock(), start
-    with (StopSignals() as signals, contextlib.closing(task.batches(start)) as batches,
+    signals = to_the_end.enter_context(StopSignals())
+    with (contextlib.closing(task.batches(start)) as batches,
           Checkpoints(output / "checkpoints", cfg.keep_checkpoints) as checkpoints):
         for step in range(start, total):
             factor = lr_factor(step, total, cfg.schedule, cfg.warmup)
@@ -157,9 +153,10 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog) -> dict:
     return metrics
 
 
-def begin_output(output: Path, cfg, info: dict, start: int) -> None:
-    """The run's folder, with its resolved config. A run that starts anew moves what an earlier one left there aside; one
-    that goes on from `start` the checkpoints of later steps, damaged ones or of steps that it is now to take anew."""
+def begin_output(output: Path, cfg, info: dict, start: int, columns: tuple[str, ...]) -> Results:
+    """Make the run's folder, with its resolved config, its log, and its table of results, which is returned. A run that
+    starts anew moves what an earlier one left there aside; one that goes on from `start` the checkpoints of later steps,
+    damaged ones or of steps that it is now to take anew."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         later = [f"checkpoints/step-{step}" for step in checkpoint_steps(output / "checkpoints") if step > start]
@@ -171,6 +168,8 @@ def begin_output(output: Path, cfg, info: dict, start: int) -> None:
                 path.rename(aside / path.relative_to(output))
         save_config(cfg, output)
         (output / "run.json").write_text(json.dumps(info, indent=2) + "\n")
+        get_logger(0, output)
+        return Results(output, columns, start)
     except OSError as error:
         raise UserError(f"output={output}: cannot be written ({error.strerror})") from None
 
@@ -246,44 +245,6 @@ class Clock:
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
-
-
-class Results:
-    """`results.csv` and TensorBoard. A run that goes on from step `start` first drops the rows after it."""
-
-    def __init__(self, output: Path, columns: tuple[str, ...], start: int):
-        file, partial = output / "results.csv", output / ".results.csv"
-        kept = []
-        if start and file.exists():
-            with open(file, newline="") as old:  # None: of a row that a full disk or a kill cut off
-                kept = [row for row in csv.DictReader(old)
-                        if None not in row.values() and row["step"].isdigit() and int(row["step"]) <= start]
-        with open(partial, "w", newline="") as new:
-            writer = csv.DictWriter(new, COLUMNS + columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        partial.replace(file)  # so that it is whole at any moment
-        self.file = open(file, "a", newline="")
-        self.writer = csv.DictWriter(self.file, COLUMNS + columns, extrasaction="ignore")
-        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1 if start else None)
-        self.failed = False
-
-    def write(self, row: dict) -> None:
-        try:
-            self.writer.writerow(row)
-            self.file.flush()
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, row["step"])
-        except OSError as error:  # a full disk, say: no reason to end the run
-            if not self.failed:
-                logging.getLogger("docmetric").warning(f"results.csv, TensorBoard: cannot be written at step {row['step']} "
-                                                     f"({error.strerror}); the run goes on")
-            self.failed = True
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
 
 
 if __name__ == "__main__":

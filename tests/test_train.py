@@ -25,13 +25,17 @@ from train_v2 import make_optimizer, train
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "data").mkdir()
+def make_images(folder):
+    folder.mkdir()
     for i in range(7):
         image = np.random.default_rng(i).integers(0, 256, (4, 5, 3), np.uint8)
-        cv2.imwrite(str(tmp_path / "data" / f"{i}.png"), cv2.resize(image, (50, 40), interpolation=cv2.INTER_CUBIC))
-    return tmp_path / "data"
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(image, (50, 40), interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_images(tmp_path / "data")
 
 
 def settings(folder, output, *more):

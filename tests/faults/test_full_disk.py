@@ -1,0 +1,81 @@
+"""A disk that is full, for a while or from the start: a small tmpfs, where this process may mount one."""
+import subprocess
+import time
+
+import pytest
+
+import task as tasks
+from checkpoint import checkpoint_steps, damage
+from runtime import Ranks, UserError
+from tests import test_train
+from tests.faults.kills import board_steps
+from tests.test_train import CPU, rows, settings
+from train_v2 import train
+
+folder = test_train.folder
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on a disk of its own of 24 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(disk):
+    with open(disk / "filler", "wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(4096)) == 4096:
+                pass
+        except OSError:
+            pass
+
+
+def test_full_for_a_while(folder, disk, monkeypatch, capfd):
+    losses = tasks.RegistrationTask.losses
+
+    def filling(self, batch):
+        if self.partial_fc.step == 4:
+            fill(disk)
+        if self.partial_fc.step == 40:
+            (disk / "filler").unlink()
+        return losses(self, batch)
+    monkeypatch.setattr(tasks.RegistrationTask, "losses", filling)
+    train(settings(folder, disk / "run", "max_steps=60", "save_every=10"), Ranks(0, 1, CPU))
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("checkpoint of step 20 not written ([Errno 28] No space left on device); the run goes on") == 1
+    assert said.count("results.csv, TensorBoard: cannot be written at step") == 1
+    assert rows(disk / "run", "step") == board_steps(disk / "run") == list(range(1, 61))
+    assert checkpoint_steps(disk / "run/checkpoints")[-1] == 60 and damage(disk / "run/checkpoints/step-60") is None
+
+
+def test_full_to_the_end(folder, disk, monkeypatch, capfd):
+    losses = tasks.RegistrationTask.losses
+
+    def filling(self, batch):
+        if self.partial_fc.step == 14:
+            while checkpoint_steps(disk / "run/checkpoints") != [10]:  # it is being written
+                time.sleep(0.01)
+            fill(disk)
+        return losses(self, batch)
+    monkeypatch.setattr(tasks.RegistrationTask, "losses", filling)
+    train(settings(folder, disk / "run", "max_steps=30", "save_every=10"), Ranks(0, 1, CPU))
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "its newest checkpoint is that of step 10" in said
+    assert damage(disk / "run/checkpoints/step-10") is None
+    # There is room again: it goes on from there.
+    (disk / "filler").unlink()
+    monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
+    train(settings(folder, disk / "run", "max_steps=30", "save_every=10", "resume=auto"), Ranks(0, 1, CPU))
+    assert rows(disk / "run", "step") == board_steps(disk / "run") == list(range(1, 31))
+
+
+def test_full_from_the_start(folder, disk):
+    fill(disk)
+    with pytest.raises(UserError, match="run: cannot be written .No space left on device"):
+        train(settings(folder, disk / "run"), Ranks(0, 1, CPU))
