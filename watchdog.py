@@ -184,8 +184,8 @@ class Watchdog:
 
 
 def _transport(error: BaseException) -> str:
-    """gloo's message without the place in its source."""
-    return first_line(first_line(error).rpartition("] ")[2])
+    """What gloo says went wrong, without the place in its source and its guesses."""
+    return first_line(error).rpartition("] ")[2].partition(". ")[0]
 
 
 def _span(seconds: float) -> str:

@@ -154,6 +154,7 @@ def test_ctrl_c_a_killed_rank_and_a_scheduler(made, tmp_path):
     said = two.communicate(timeout=60)[1]
     stopped = steps_of(tmp_path)[-1]
     assert f"stopped after step {stopped}/100000 by SIGTERM" in said, said
+    assert "error: rank 0 stops: contact with the other ranks was lost at step" in said, said
     assert json.loads((tmp_path / "checkpoints/last/manifest.json").read_text())["step"] == stopped
     assert steps_of(tmp_path) == list(range(1, stopped + 1))
     assert not list(tmp_path.glob("earlier-*"))
