@@ -5,6 +5,7 @@ Rank 0 looks for a rank that no longer tells or that stands still, the others lo
 an error leaves its reason in the store, and all end with that reason.
 """
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -35,13 +36,19 @@ class Watchdog:
     (with the reason of the rank that went), no memory left.
     """
 
+    _runs = itertools.count()
+
     def __init__(self, ranks: Ranks, minutes: float, period: float = PERIOD):
         self.ranks, self.limit, self.period = ranks, 60 * minutes or float("inf"), period
         self._where = 0, PHASES[0]
         self._told = [0, *self._where]  # how often it told, and what it told last
         self._seen = {}                 # rank: (what it told last, when that was, since when it is in that place)
-        # A copy has a connection of its own: a collective that waits for the store does not keep this one waiting.
-        self._store = dist.distributed_c10d._get_default_store().clone() if dist.is_initialized() else None
+        self._store = None
+        if dist.is_initialized():
+            # A copy has a connection of its own: a collective that waits for the store does not keep this one waiting. And
+            # names of its own: a reason that ended an earlier run of this process is not this one's.
+            store = dist.distributed_c10d._get_default_store().clone()
+            self._store = dist.PrefixStore(f"watchdog-{next(self._runs)}", store)
         self._watched = range(ranks.world) if self._store and ranks.rank == 0 else [0]
         self._ending, self._left = threading.Lock(), threading.Event()
 
@@ -76,7 +83,7 @@ class Watchdog:
     def _explained(self, error: BaseException) -> str | None:
         """One line for what a user can do something about; leaves the reason for the others, if it is this rank's own."""
         where = self._place(*self._where)
-        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error):
+        if self._store and (isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error)):
             reason = self._last_words()
             if reason is None:
                 reason = (f"contact with the other ranks was lost {where} ({_transport(error)}): one was killed, or its "

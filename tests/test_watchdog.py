@@ -16,7 +16,7 @@ from losses import get_margin
 from partial_fc import PartialFC, memory_needed
 from runtime import Ranks, UserError
 from tests import test_train
-from tests.ranks import FRESH
+from tests.ranks import FRESH, run_ranks
 from tests.test_train import CPU, rows, settings, stop_at
 from train_v2 import run_cli, train
 
@@ -167,3 +167,22 @@ def test_the_memory_of_the_centres_is_known_beforehand(folder, tmp_path, monkeyp
         train(settings(folder, tmp_path), Ranks(0, 1, CPU))
     monkeypatch.setattr(tasks, "free_memory", lambda device: 2 * memory_needed(56, 16))
     train(settings(folder, tmp_path, "max_steps=1"), Ranks(0, 1, CPU))
+
+
+def two_runs(rank, world, folder, output):
+    """The first ends with an error on every rank, the second takes longer than a look of the watchdog."""
+    def slow_or_failing(self, step, factor):
+        if "first" in self.cfg.output:
+            raise UserError("gone")
+        time.sleep(0.05)
+        return begin_step(self, step, factor)
+    begin_step, tasks.RegistrationTask.begin_step = tasks.RegistrationTask.begin_step, slow_or_failing
+    with pytest.raises(UserError, match="gone"):
+        train(settings(folder, f"{output}/first"), Ranks(rank, world, CPU))
+    watchdog.Watchdog.__init__.__defaults__ = (0.05,)
+    train(settings(folder, f"{output}/second"), Ranks(rank, world, CPU))
+
+
+def test_the_reason_of_one_run_does_not_end_the_next(folder, tmp_path):
+    run_ranks(2, two_runs, folder, tmp_path)
+    assert rows(tmp_path / "second", "step") == list(range(1, 9))
