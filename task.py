@@ -133,8 +133,8 @@ class RegistrationTask:
 
         Compiling is put off until the first call, so it is tried here.
         """
-        compiled = torch.compile(self.network)
         try:
+            compiled = torch.compile(self.network)
             self._rehearse(compiled)
         except Exception as error:  # of any part of the compiler, or of what it calls
             return self.network, first_line(error)
