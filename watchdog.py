@@ -50,6 +50,7 @@ class Watchdog:
             store = dist.distributed_c10d._get_default_store().clone()
             self._store = dist.PrefixStore(f"watchdog-{next(self._runs)}", store)
         self._watched = range(ranks.world) if self._store and ranks.rank == 0 else [0]
+        self._looked = time.monotonic()
         self._ending, self._left = threading.Lock(), threading.Event()
 
     def at(self, step: int, phase: str) -> None:
@@ -131,7 +132,10 @@ class Watchdog:
         self._tell()
         if self._store and self._store.check(["end"]):
             return self._store.get("end").decode()
-        now = time.monotonic()
+        now, last_look = time.monotonic(), self._looked
+        self._looked = now
+        if now - last_look > 10 * self.period:  # this process was stopped itself (Ctrl-Z, a machine asleep): nobody else's fault
+            self._seen.clear()
         for rank in self._watched:
             told = json.loads(self._store.get(f"at/{rank}")) if self._store else self._told
             before, heard, since = self._seen.get(rank, (None, now, now))

@@ -129,6 +129,21 @@ def test_an_evaluation_may_take_its_time():
         assert dog._overdue(50.0) is None
 
 
+def test_a_run_that_was_itself_put_to_sleep_goes_on(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
+    dog = watchdog.Watchdog(Ranks(0, 1, CPU), 1, period=1.0)
+    dog.at(7, "computing")
+    for now, ends in ((1, False), (2, False), (1000, False), (1001, False), (1055, False)):
+        clock[0] = now
+        assert (dog._look() is not None) == ends
+    for now in range(1056, 1130):  # and then really stands still
+        clock[0] = now
+        if reason := dog._look():
+            break
+    assert now == 1116 and "at step 7 (computing)" in reason
+
+
 def test_no_finite_loss_for_many_steps_ends_the_run(folder, tmp_path, monkeypatch):
     never = {"nan": torch.tensor(torch.nan, requires_grad=True)}
     for step in range(2, 8):
