@@ -134,7 +134,7 @@ class Watchdog:
             return self._store.get("end").decode()
         now, last_look = time.monotonic(), self._looked
         self._looked = now
-        if now - last_look > 10 * self.period:  # this process was stopped itself (Ctrl-Z, a machine asleep): nobody else's fault
+        if now - last_look > 10 * self.period:  # this process itself was stopped: Ctrl-Z, a machine asleep
             self._seen.clear()
         for rank in self._watched:
             told = json.loads(self._store.get(f"at/{rank}")) if self._store else self._told
