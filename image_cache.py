@@ -115,11 +115,10 @@ class ImageCache:
         for line in lines[1:-1]:
             try:
                 path, size, mtime, row = json.loads(line)
-                if isinstance(row, str) or 0 <= row < rows:
-                    self.known[path] = size, mtime, row
-                else:
-                    self.sound = False
-            except (ValueError, TypeError):  # of a damaged line
+                if type(row) is not str and not (type(row) is int and 0 <= row < rows):
+                    raise ValueError
+                self.known[path] = size, mtime, row
+            except (ValueError, TypeError, RecursionError):  # of a damaged line
                 self.sound = False
 
     def _repair(self) -> None:

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 
 from backbones import load_run
 from inference.cli import Parser
-from inference.model import FORMAT, METADATA_KEY, load_model
-from runtime import UserError, run_cli
+from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
+from runtime import UserError, first_line, run_cli
 
 OPSET = 18
 PARITY_BATCHES = 1, 3, 64
@@ -62,7 +62,7 @@ def export(model: torch.nn.Module, path: Path, metadata: dict) -> float:
 
 def describe(output_dir: Path, cfg: dict) -> dict:
     """The metadata of a run: what inference needs to know, and what a person may want to."""
-    run = _read_json(output_dir / "run.json") or {}
+    run = _read_json(output_dir / "run.json")
     return {
         "format": FORMAT,
         "image_size": cfg["image_size"],
@@ -71,7 +71,7 @@ def describe(output_dir: Path, cfg: dict) -> dict:
         "range": [0, 1],
         "score": "(cosine + 1) / 2",
         "config": dict(cfg),
-        "classes": run.get("num_classes"),
+        "classes": run.get("num_classes") if isinstance(run, dict) else None,
         "thresholds": _threshold_table(output_dir / "eval.json"),
     }
 
@@ -120,8 +120,8 @@ def _read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); write it again or remove it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); write it again or remove it") from None
 
 
 def _threshold_table(path):
@@ -131,9 +131,12 @@ def _threshold_table(path):
         return None
     try:
         unsure = report["too_few_negatives"]
-        return {rate: {"threshold": threshold, "tpr": report["tpr_at_fpr"][rate]}
-                for rate, threshold in report["thresholds"].items() if rate not in unsure} or None
-    except (KeyError, TypeError, AttributeError):
+        table = {rate: {"threshold": threshold, "tpr": report["tpr_at_fpr"][rate]}
+                 for rate, threshold in report["thresholds"].items() if rate not in unsure}
+        if not are_thresholds(table):
+            raise ValueError
+        return table or None
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: not what python -m eval --json prints; write it again or remove it") from None
 
 

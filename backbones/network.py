@@ -36,8 +36,11 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
     """
     pretrained = cfg.pretrained if pretrained is None else pretrained
-    own = _own_weights(pretrained, cfg.network) if isinstance(pretrained, str) else None
-    features = _features(cfg.network, pretrained if own is None else False)
+    state = read_weights(Path(pretrained)) if isinstance(pretrained, str) else None
+    ours = state is not None and any(key.startswith("head.embed.") for key in state)
+    if state is not None and not ours:
+        _check_theirs(state, cfg.network, pretrained)
+    features = _features(cfg.network, False if ours else state or pretrained)
     try:
         with torch.no_grad():
             shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
@@ -49,8 +52,8 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     mean, std = (defaults.mean, defaults.std) if defaults else (timm.data.IMAGENET_DEFAULT_MEAN,
                                                                 timm.data.IMAGENET_DEFAULT_STD)
     model = EmbeddingNetwork(features, head, mean, std).train()
-    if own is not None:
-        load_weights(model, own, pretrained)
+    if ours:
+        load_weights(model, state, pretrained)
     return model
 
 
@@ -61,21 +64,25 @@ def load_weights(model: nn.Module, state: dict, source) -> None:
     if wrong:
         raise UserError(f"{source}: weights of another network or head ({len(wrong)} tensors differ, first {wrong[0]}); "
                         "give the config they were trained with")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # tensors that are sparse, or on no device
+        raise UserError(f"{source}: cannot be read as weights ({first_line(error)})") from None
 
 
 def read_weights(file: Path) -> dict:
     """A state dict from a .pt or .safetensors file; never unpickles code."""
+    if not Path(file).is_file():  # a pipe, say, would be waited for
+        raise UserError(f"{file}: no such file")
     try:
         if Path(file).suffix == ".safetensors":
             from safetensors.torch import load_file
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError("not a state dict")
+        if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
+                                                  for key, value in state.items()):
+            raise ValueError("not a state dict: names with their tensors")
         return state
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
     except Exception as error:  # safetensors, zip and unpickling errors share no base
         raise UserError(f"{file}: cannot be read as weights ({first_line(error)})") from None
 
@@ -91,12 +98,9 @@ def load_run(folder) -> tuple[EmbeddingNetwork, dict]:
     return model.eval(), cfg
 
 
-def _own_weights(file: str, network: str) -> dict | None:
-    """The state dict in `file` if it is one of this project's networks, None if it is timm's for `network`."""
-    state = read_weights(Path(file))
-    if any(key.startswith("head.embed.") for key in state):
-        return state
-    # timm fills what it finds and leaves the rest at random without a word, so look first.
+def _check_theirs(state: dict, network: str, file: str) -> None:
+    """Raises UserError unless `state` is timm's of `network`: timm fills what it finds and leaves the rest at random
+    without a word."""
     theirs = _create(network).state_dict()
     classifier = getattr(timm.get_pretrained_cfg(network), "classifier", None) or ()
     skipped = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -105,7 +109,6 @@ def _own_weights(file: str, network: str) -> dict | None:
     if missing:
         raise UserError(f"pretrained={file}: not weights of {network} ({len(missing)} of {len(theirs)} tensors are missing "
                         f"or of another shape, first {missing[0]})")
-    return None
 
 
 def _create(network: str, **options) -> nn.Module:
@@ -120,8 +123,8 @@ def _create(network: str, **options) -> nn.Module:
 
 def _features(network: str, pretrained) -> nn.Module:
     options = dict(features_only=True, out_indices=(-1,))
-    if isinstance(pretrained, str):
-        options.update(pretrained=True, pretrained_cfg_overlay=dict(file=pretrained))
+    if isinstance(pretrained, dict):
+        options.update(pretrained=True, pretrained_cfg_overlay=dict(state_dict=pretrained))
     elif pretrained:
         _check_hub(network)
         options.update(pretrained=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
+from inference.image import MAX_INPUT
 from runtime import UserError, first_line
 
 FOLDER = Path(__file__).resolve().parent
@@ -25,11 +26,12 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "expansion": (1, 8, 24),
 }
-AT_LEAST_ONE = ("batch_size", "accumulate", "epochs", "embedding_size", "log_every", "keep_checkpoints")
+AT_LEAST_ONE = ("batch_size", "accumulate", "epochs", "log_every", "keep_checkpoints")
 NOT_NEGATIVE = ("lr", "weight_decay", "clip", "s", "max_steps", "centres_lr", "centres_momentum",
                 "centres_weight_decay", "num_workers", "save_every", "save_minutes", "eval_every", "interclass",
                 "max_skipped", "stall_minutes")
 FRACTIONS = ("warmup", "margin_warmup")
+MAX_EMBEDDING = 8192  # what is larger is a slip, or meant to fill the memory of whoever opens a stranger's run
 # Beside the type of its default, a key may hold these.
 ALSO = {"pretrained": (str,), "cache": (str,), "m": (list,), "data": (str,), "resume": (bool,)}
 
@@ -83,17 +85,19 @@ def save_config(cfg: EasyDict, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> EasyDict:
-    """The resolved config of the run in `folder`; JSON, so nothing is executed."""
+    """The resolved config of the run in `folder`; JSON, so nothing is executed, and checked, as others may have made it."""
+    file, base = Path(folder) / "config.json", _assignments(FOLDER / "base.py")
+    if not file.is_file():
+        raise UserError(f"{folder}: no config.json, so not the output folder of a run; "
+                        "give the `output` folder of train_v2.py")
     try:
-        values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or "network" not in values:
             raise ValueError("not a config of this project")
-        return EasyDict({**_assignments(FOLDER / "base.py"), **values})  # a key may be younger than the run
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no config.json, so not the output folder of a run; "
-                        "give the `output` folder of train_v2.py") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/config.json: cannot be read ({error})") from None
+        values = {key: _checked(key, value, base[key]) for key, value in values.items() if key in base}
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)}); give another run") from None
+    return EasyDict({**base, **values})  # a key may be younger than the run
 
 
 def _assignments(file: Path) -> dict:
@@ -133,7 +137,8 @@ def _checked(key: str, value, default):
                               (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
                               (FRACTIONS, lambda v: 0 <= v <= 1, "from 0 to 1"),
                               (("sample_rate",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
-                              (("image_size",), lambda v: v >= 32, "at least 32")):
+                              (("image_size",), lambda v: 32 <= v <= MAX_INPUT, f"from 32 to {MAX_INPUT}"),
+                              (("embedding_size",), lambda v: 1 <= v <= MAX_EMBEDDING, f"from 1 to {MAX_EMBEDDING}")):
         if key in keys and not holds(value):
             raise UserError(f"{key}={value}: must be {says}")
     return value

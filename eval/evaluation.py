@@ -9,6 +9,7 @@ from eval.folder import Item, find_images, read_images
 from eval.gallery import Identification, identify
 from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
 from eval.thumbnail import thumbnail
+from inference.cli import printable
 from inference.image import UserError, resize
 
 WORST = 20      # pairs kept at each wrong end, for the report
@@ -66,7 +67,7 @@ class Evaluation:
                          f"lies just above the highest negative.")
         if self.unreadable:
             notes.append(f"{len(self.unreadable):,} unreadable files left out: "
-                         + "; ".join(f"{name} ({reason})" for name, reason in self.unreadable[:10])
+                         + "; ".join(printable(f"{name} ({reason})") for name, reason in self.unreadable[:10])
                          + ("; ..." if len(self.unreadable) > 10 else ""))
         return notes
 
@@ -75,7 +76,7 @@ class Evaluation:
         head = ("", "model", "threshold") + (("thumbnail", "threshold") if self.baseline else ())
         lines = [f"{row[0]:<16}" + "".join(f"{cell:>12}" for cell in row[1:len(head)])
                  for row in [head, *self.rows()]]
-        return "\n".join([self.folder, *self.notes(), "", *lines])
+        return "\n".join([printable(self.folder), *self.notes(), "", *lines])
 
 
 def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True):
@@ -137,7 +138,7 @@ def _labels(folder, items, unreadable):
         raise UserError(f"{folder}: {len(items)} readable images{left_out}; give at least two types with two images")
     types, labels = np.unique([item.type for item in items], return_inverse=True)
     if len(types) == 1:
-        raise UserError(f"{folder}: all images are of one type, {types[0]!r}{left_out}, so there is no negative "
+        raise UserError(f"{folder}: all images are of one type, {str(types[0])!r}{left_out}, so there is no negative "
                         f"pair; give the folder above it, with one folder per type")
     if len(types) == len(items):
         raise UserError(f"{folder}: no two images of one type{left_out}, so there is no positive pair; put images "

@@ -6,6 +6,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from inference.cli import printable
+
 MODEL, BASELINE, POSITIVE, NEGATIVE = "#1f6feb", "#8b949e", "#1a7f37", "#cf222e"
 MARKERS = "osD^"
 MAX_TYPES, MAX_POINTS = 40, 800     # 10 colours x 4 markers can be told apart; t-SNE takes seconds, not minutes
@@ -79,7 +81,7 @@ def _scatter(result, rows, plane, title):
     for order, label in enumerate(np.unique(labels)):
         look = dict(color=colormaps["tab10"](order % 10), marker=MARKERS[order // 10])
         photos, references = plane[(labels == label) & ~is_reference], plane[(labels == label) & is_reference]
-        handles[result.types[label]] = axes.scatter(*photos.T, s=22, edgecolors="white", linewidths=.3, **look)
+        handles[printable(result.types[label])] = axes.scatter(*photos.T, s=22, edgecolors="white", linewidths=.3, **look)
         axes.scatter(*references.T, s=46, edgecolors="black", linewidths=.8, zorder=3, **look)
     if len(handles) <= 10:
         legend = axes.legend(handles.values(), handles.keys(), fontsize=8)

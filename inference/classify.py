@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":  # as a script, Python has this folder on its path instead of the repository's
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from inference.cli import Parser, counted, run_cli  # noqa: E402
+from inference.cli import Parser, counted, printable, run_cli  # noqa: E402
 from inference.image import ImageError, UserError, list_images  # noqa: E402
 from inference.model import Model, load_model  # noqa: E402
 from inference.registry import Registry  # noqa: E402
@@ -138,7 +138,8 @@ def main(arguments=None) -> int:
                                                                             "millions of them and needs torch (default cpu)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="how many work on many images at once "
                                                                             "(default 0: one for each core)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else; bytes of a name that are "
+                                                            "not UTF-8 are there as \\udcNN: os.fsencode gives them back")
     args = parser.parse_args(arguments)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
@@ -149,7 +150,7 @@ def main(arguments=None) -> int:
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
                                backend=args.backend, threads=args.threads, gallery=args.gallery, progress=progress)
     for warning in classifier.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     results = classifier.stream(images, args.top_k)
     if args.json:
         results = list(results)
@@ -157,7 +158,7 @@ def main(arguments=None) -> int:
         return 0 if any(result["error"] is None for result in results) else 2
     usable = False
     for result in results:
-        print(_line(result, args.top_k))
+        print(printable(_line(result, args.top_k)))
         usable |= result["error"] is None
     return 0 if usable else 2
 

@@ -1,6 +1,7 @@
 """What every command of the project does with a user's mistake: one line on stderr, exit status 2. No torch."""
 import argparse
 import os
+import re
 import sys
 import time
 
@@ -30,7 +31,7 @@ def exit_status(main) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(error)}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -41,9 +42,16 @@ def run_cli(main) -> None:
     sys.exit(exit_status(main))
 
 
+def printable(text) -> str:
+    """One line for a terminal or a log. File names may hold anything: what would begin a new line, steer the terminal or
+    is no text (bytes that are not UTF-8) is written as JSON and Python write it, `\\n`, `\\x1b`, `\\udcff`.
+    """
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], str(text))
+
+
 def first_line(error: BaseException | str) -> str:
     """What an exception says, on one line of at most 160 characters; its type when it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:160])
 
 
 def counted(items, total: int, what: str, show: bool):

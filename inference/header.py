@@ -1,8 +1,10 @@
 """What an image file says about itself, read before any pixel is decoded (standard library only).
 
 Decoders believe whatever they are given: a few bytes may ask for gigabytes of pixels, half a JPEG becomes a
-half-grey picture, and `IMREAD_UNCHANGED` forgets the EXIF orientation. The header tells all three beforehand.
+half-grey picture, and `IMREAD_UNCHANGED` forgets the EXIF orientation. The header tells all three beforehand: of the size
+what the decoder will believe, or more.
 """
+import math
 import re
 import struct
 import zlib
@@ -11,7 +13,8 @@ from typing import NamedTuple
 
 class Header(NamedTuple):
     """`width` and `height` in pixels, as stored (before rotation). `orientation` is EXIF's 1..8: how the decoded
-    pixels still have to be turned. `premultiplied`: the colours arrive already multiplied by their alpha.
+    pixels still have to be turned. `premultiplied`: the colours arrive already multiplied by their alpha. `scans`: how
+    often a JPEG's decoder goes over the whole picture, which it then holds at full size.
     `problem` is "truncated" or "damaged" when the file cannot be used; the other fields then mean nothing.
     """
     format: str
@@ -19,6 +22,7 @@ class Header(NamedTuple):
     height: int = 0
     orientation: int = 1
     premultiplied: bool = False
+    scans: int = 1
     problem: str = ""
 
 
@@ -27,12 +31,29 @@ def read_header(data: bytes) -> Header | None:
     for name, magic, read in _FORMATS:
         if magic.match(data):
             try:
-                return Header(name, *read(data))
+                header = Header(name, *read(data))
+                if min(header.width, header.height) < 1:
+                    raise ValueError
+                return header
             except (EOFError, struct.error):  # struct.error: a field beyond the end
                 return Header(name, problem="truncated")
             except ValueError:
                 return Header(name, problem="damaged")
     return None
+
+
+def _parts(data):
+    """Counts the segments or chunks of a file. Real ones are of kilobytes; millions of empty ones would take minutes."""
+    yield from range(10_000 + len(data) // 256)
+    raise ValueError
+
+
+def png_pixels(data: bytes) -> bytes:
+    """What of a PNG, if its header has no `problem`, pixels are made of. Nobody asks for the rest, and decoders fail at it:
+    OpenCV crashes at a damaged animation (https://github.com/opencv/opencv/issues/27744), libpng unpacks texts of any size.
+    """
+    view = memoryview(data)
+    return b"".join([view[:8], *(view[start:end] for kind, start, end in _png_chunks(data) if kind in _PNG_PIXELS)])
 
 
 # After the scan begins, FF 00 is a stuffed byte and FF D0..D7 a restart; neither starts a segment.
@@ -41,54 +62,76 @@ _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _read_jpeg(data):
-    width, height, orientation, position = 0, 0, 1, 2
-    while match := _JPEG_MARKER.search(data, position):
+    width, height, orientation, scans, position = 0, 0, 1, 0, 2
+    for _ in _parts(data):
+        match = _JPEG_MARKER.search(data, position)
+        if not match:
+            raise EOFError
         marker, position = data[match.end() - 1], match.end()
         if marker == 0xD9:  # end of image; thumbnails are inside segments and pictures appended later are not ours
-            return width, height, orientation
+            return width, height, orientation, False, scans
         length, = struct.unpack_from(">H", data, position)
         if marker in _JPEG_FRAMES:
+            if width:
+                raise ValueError
             height, width = struct.unpack_from(">HH", data, position + 3)
+        elif marker == 0xDA:
+            scans += 1
         elif marker == 0xE1 and data.startswith(b"Exif\0\0", position + 2):
             orientation = _exif_orientation(data[position + 8:position + length])
         position += length
-    raise EOFError
 
 
 def _read_png(data):
+    if data[8:16] != b"\0\0\0\x0dIHDR":
+        raise ValueError
     width, height = struct.unpack_from(">II", data, 16)
-    orientation, position = 1, 8
-    while True:
+    orientation = 1
+    for kind, start, end in _png_chunks(data):
+        if zlib.crc32(data[start + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
+            raise ValueError  # libpng would say so on stderr
+        if kind == b"eXIf":
+            orientation = _exif_orientation(data[start + 8:end - 4])
+    return width, height, orientation
+
+
+_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+
+def _png_chunks(data):
+    """(kind, start, end) of each chunk: length, kind, content, checksum."""
+    position = 8
+    for _ in _parts(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length  # length, kind, content, checksum
+        end = position + 12 + length
         if end > len(data):
             raise EOFError
-        if zlib.crc32(data[position + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
-            raise ValueError  # libpng would say so on stderr
+        yield kind, position, end
         if kind == b"IEND":
-            return width, height, orientation
-        if kind == b"eXIf":
-            orientation = _exif_orientation(data[position + 8:end - 4])
+            return
         position = end
 
 
 def _read_webp(data):
-    width, height, orientation, position = 0, 0, 1, 12
+    sizes, orientation, position = [(0, 0)], 1, 12
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if end > len(data):
         raise EOFError
-    while position + 8 <= end:
+    for _ in _parts(data):
+        if position + 8 > end:
+            return *max(sizes, key=math.prod), orientation
         kind, length = struct.unpack_from("<4sI", data, position)
         position += 8
-        if kind == b"VP8 ":
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, position + 6))
+        if kind == b"VP8X":  # the canvas: an animation's pictures lie deeper, and may be smaller
+            sizes.append(tuple(1 + int.from_bytes(data[at:at + 3], "little") for at in (position + 4, position + 7)))
+        elif kind == b"VP8 ":
+            sizes.append(tuple(side & 0x3FFF for side in struct.unpack_from("<HH", data, position + 6)))
         elif kind == b"VP8L":
             bits, = struct.unpack_from("<I", data, position + 1)
-            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+            sizes.append(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
         elif kind == b"EXIF":
             orientation = _exif_orientation(data[position:position + length].removeprefix(b"Exif\0\0"))
         position += length + length % 2
-    return width, height, orientation
 
 
 def _read_bmp(data):
@@ -126,7 +169,8 @@ def _tiff_tags(data):
     for entry in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
         if kind in (3, 4) and values == 1:
-            tags[tag], = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+            value, = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+            tags.setdefault(tag, value)  # as decoders do: of several the first
     return tags
 
 

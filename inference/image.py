@@ -2,27 +2,37 @@
 
 numpy, OpenCV and the standard library only. Pictures are uint8 BGR `[H, W, 3]`, as `cv2.imread` gives them.
 """
+import contextlib
 import os
 import stat
-from collections import deque
+import threading
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 
-from inference.header import read_header
+from inference.header import png_pixels, read_header
 
 MIN_SIDE = 8  # pixels; less is not a picture of anything
+MAX_INPUT = 4096  # pixels: the side of the squares that a network takes is no longer
 MAX_PIXELS = 178_956_970  # PIL's limit for a decompression bomb: 512 MiB of BGR
 MAX_BYTES = 512 * 2**20
+MAX_SCANS = 100  # of a progressive JPEG, which usually has ten: each costs time, and needs few bytes
+MAX_WAYS = 100  # along which links may lead to one folder: some that point at each other make millions of paths
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 # JPEG decoders can leave out the higher frequencies of each block of 8x8.
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
+BAND = 1 << 16  # pixels converted at a time: what that takes lies in the cache, and is nothing beside a large picture
+
 # What is wrong with a file is told once, by ImageError, not on stderr as well.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# There are threads enough (`map_ahead`); with OpenCV's own beside them, each of ours that resizes would leave 872 bytes
+# behind when it ends (https://github.com/opencv/opencv/issues/9745).
+cv2.setNumThreads(1)
 
 
 class UserError(Exception):
@@ -31,6 +41,29 @@ class UserError(Exception):
 
 class ImageError(UserError):
     """One image cannot be used; the message names the reason."""
+
+
+class _Room:
+    """Room for so many pixels, which threads take and give back; one that finds too little left waits."""
+
+    def __init__(self, pixels: int):
+        self.left, self.changed = pixels, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels: int):
+        with self.changed:
+            self.changed.wait_for(lambda: pixels <= self.left)
+            self.left -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += pixels
+                self.changed.notify_all()
+
+
+# A pixel takes up to 16 bytes while it is decoded: sixteen threads with the largest picture each would take 45 GB.
+_room = _Room(2 * MAX_PIXELS)
 
 
 def load_image(path, for_size: int | None = None) -> np.ndarray:
@@ -46,7 +79,7 @@ def load_image(path, for_size: int | None = None) -> np.ndarray:
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{status.st_size} bytes: larger than the limit of {MAX_BYTES}")
         with open(path, "rb") as file:  # cv2.imread cannot open every path on every system
-            data = file.read()
+            data = file.read(status.st_size)  # no more: some of /proc's files are regular, empty, and have no end
     except FileNotFoundError:
         raise ImageError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
@@ -71,18 +104,25 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
         raise ImageError(f"{header.problem} {header.format}")
     if header.width * header.height > MAX_PIXELS:
         raise ImageError(f"{header.width}x{header.height} pixels: larger than the limit of {MAX_PIXELS}")
-    flags = cv2.IMREAD_UNCHANGED
+    if header.scans > MAX_SCANS:
+        raise ImageError(f"{header.scans} scans: more than the limit of {MAX_SCANS}")
+    divisor, flags, pixels = 1, cv2.IMREAD_UNCHANGED, header.width * header.height
     if for_size and header.format == "JPEG":
-        flags = next((flag | cv2.IMREAD_IGNORE_ORIENTATION for divisor, flag in REDUCED.items()
-                      if all(side >= 2 * divisor * for_size and side >= 10 * (-side % divisor) * for_size
-                             for side in (header.width, header.height))), flags)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise ImageError(f"damaged or unsupported {header.format}")
-    return _upright(_to_bgr(pixels, header.premultiplied and pixels.dtype == np.uint8), header.orientation)
+        divisor = next((divisor for divisor in REDUCED
+                        if all(side >= 2 * divisor * for_size and side >= 10 * (-side % divisor) * for_size
+                               for side in (header.width, header.height))), 1)
+    if divisor > 1:
+        flags = REDUCED[divisor] | cv2.IMREAD_IGNORE_ORIENTATION
+    if header.format == "PNG":
+        data = png_pixels(data)
+    with _room.take(pixels // divisor ** 2 if header.scans == 1 else pixels):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            image = None
+        if image is None:
+            raise ImageError(f"damaged or unsupported {header.format}")
+        return _upright(_to_bgr(image, header.premultiplied and image.dtype == np.uint8), header.orientation)
 
 
 def as_bgr(array: np.ndarray) -> np.ndarray:
@@ -111,28 +151,28 @@ def list_images(root) -> list[str]:
     """Sorted POSIX paths, relative to `root`, of the image files below it, told by their extension.
 
     Links are followed, loops are not; hidden files and folders (a leading dot) are left out. Raises UserError when
-    `root` is missing, is not a folder, or it or a folder below it cannot be read.
+    `root` is missing, is not a folder, it or a folder below it cannot be read, or links multiply.
     """
-    root = os.fspath(root)
-    found = []
-
-    def walk(folder, prefix, above):
-        status = os.stat(folder)
-        identity = status.st_dev, status.st_ino
-        if identity in above:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                # isdir is False for a broken link, where entry.is_dir may raise; for all others no further stat is due
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                    found.append(prefix + entry.name)
-
+    found, waiting, ways = [], [(os.fspath(root), "", frozenset())], Counter()
     try:
-        walk(root, "", frozenset())
+        while waiting:
+            folder, prefix, above = waiting.pop()
+            status = os.stat(folder)
+            identity = status.st_dev, status.st_ino
+            if identity in above:
+                continue
+            ways[identity] += 1
+            if ways[identity] > MAX_WAYS:
+                raise UserError(f"{folder}: links lead to it in more than {MAX_WAYS} ways; take some of them away")
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    # isdir is False for a broken link, where entry.is_dir may raise; for all others no further stat is due
+                    if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                        waiting.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
+                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                        found.append(prefix + entry.name)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such folder; check the path") from None
     except NotADirectoryError as error:
@@ -190,10 +230,16 @@ def _to_bgr(array, premultiplied):
     height, width, channels = array.shape
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{width}x{height} pixels: smaller than {MIN_SIDE}")
-    array = _as_uint8(array)
-    if channels == 1:
-        return np.repeat(array, 3, axis=2)
-    return np.ascontiguousarray(array) if channels == 3 else _on_white(array, premultiplied)
+    if channels == 3 and array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    bgr = np.empty((height, width, 3), np.uint8)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = _as_uint8(array[top:top + rows])
+        if channels == 4:
+            band = _on_white(band, premultiplied)
+        bgr[top:top + rows] = np.repeat(band, 3, axis=2) if channels == 1 else band
+    return bgr
 
 
 def _as_uint8(array):

@@ -10,10 +10,12 @@ import numpy as np
 import onnxruntime
 
 from inference.cli import first_line
-from inference.image import ImageError, UserError, as_bgr, default_threads, load_image, map_ahead, resize
+from inference.image import MAX_INPUT, ImageError, UserError, as_bgr, default_threads, load_image, map_ahead, resize
 
 METADATA_KEY = "docmetric"
 FORMAT = 1
+AGAIN = "export it again with onnx_export.py"
+MAX_BYTES = 2 << 30  # no ONNX file can be larger
 PART = {"cpu": 16, "cuda": 64}  # images per run; on a CPU more no longer fit the cache: each then takes longer
 
 
@@ -31,10 +33,12 @@ class Model:
     """`embed(prepare(image)[None])` is all that classification needs of a network; `stream` does it for many at once.
 
     `image_size` S and `embedding_size` D are ints; `metadata` is the dict that `onnx_export.py` put into the file;
-    `threads` is how many work on many images. Every method may be called from several threads.
+    `threads` is how many work on many images. Every method may be called from several threads; `embed` and `stream` raise
+    UserError, naming the file at `path`, where the network does not run or gives no finite features.
     """
 
-    def __init__(self, session, metadata: dict, device: str = "cpu", threads: int = 1):
+    def __init__(self, path, session, metadata: dict, device: str = "cpu", threads: int = 1):
+        self.path = path
         self.session = session
         self.metadata = metadata
         self.device = device
@@ -93,8 +97,14 @@ class Model:
         try:
             bound = idle.pop()
         except IndexError:
-            bound = _Bound(self.session, count, self.image_size, self.device)
-        features = bound.run(images)
+            bound = None
+        try:
+            bound = bound or _Bound(self.session, count, self.image_size, self.device)
+            features = bound.run(images)
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise UserError(f"{self.path}: the model does not run ({first_line(error)}); {AGAIN}") from None
+        if features.shape != (len(images), self.embedding_size) or not np.isfinite(features).all():
+            raise UserError(f"{self.path}: its features are not {self.embedding_size} finite numbers an image; {AGAIN}")
         idle.append(bound)
         return features
 
@@ -135,32 +145,43 @@ def load_model(path, backend: str = "cpu", threads: int = 0) -> Model:
     """
     if threads < 0:
         raise UserError(f"threads {threads}: must be at least 1, or 0 for one each core")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such model file; make one with onnx_export.py")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors reach the user as one line, through the exception
     # One thread for a run, several runs at once. Networks this small gain nothing from more threads within one image
     # (lcnet_050, 2 cores: .31 ms with 1, .32 with 2; efficientnet_b0: 2.1, 2.4), and ONNX Runtime's own threads spin
     # while they wait, which is worse than nothing as soon as the cores have other work, such as decoding.
     options.intra_op_num_threads = 1
+    # A model is one ONNX file: the weights that it says are in another, anywhere on this machine, are not to be found.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    content = _read(path)
     chatter = io.StringIO()  # what CUDA lacks is printed to stdout
     with contextlib.redirect_stdout(chatter):
         providers = _providers(backend)
         try:
-            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise UserError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from None
+            session = onnxruntime.InferenceSession(content, options, providers=providers)
+        except Exception as error:
+            raise UserError(f"{path}: ONNX Runtime cannot load it ({first_line(error)}); {AGAIN}") from None
     if backend not in session.get_providers()[0].lower():  # it falls back to the CPU by itself
         why = first_line(chatter.getvalue().strip() or "no usable device")
         raise UserError(f"backend cuda: CUDA does not start on this machine ({why}); use backend cpu")
-    model = Model(session, _checked_metadata(path, session), backend, threads or default_threads())
-    try:
-        features = model.embed(np.full((2, model.image_size, model.image_size, 3), 128, np.uint8))
-    except Exception as error:
-        raise UserError(f"{path}: the model does not run ({first_line(error)})") from None
-    if not np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-3:  # also refuses NaN
-        raise UserError(f"{path}: its features are not L2-normalised; export it again with onnx_export.py")
+    model = Model(path, session, _checked_metadata(path, session), backend, threads or default_threads())
+    features = model.embed(np.full((2, model.image_size, model.image_size, 3), 128, np.uint8))
+    if not np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-3:
+        raise UserError(f"{path}: its features are not L2-normalised; {AGAIN}")
     return model
+
+
+def _read(path):
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such model file; make one with onnx_export.py")
+    try:
+        if os.path.getsize(path) > MAX_BYTES:
+            raise UserError(f"{path}: larger than the {MAX_BYTES >> 30} GiB that an ONNX file can have; {AGAIN}")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _providers(backend):
@@ -177,16 +198,27 @@ def _providers(backend):
 
 
 def _checked_metadata(path, session):
+    """What the file says about itself, if it says what `onnx_export.py` wrote and the network agrees."""
     stranger = UserError(f"{path}: not a model of this project; make one with onnx_export.py")
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         version, size, width = (metadata[key] for key in ("format", "image_size", "embedding_size"))
-    except (KeyError, ValueError, TypeError):
+        if version != FORMAT:
+            raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
+        inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
+        outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
+        ours = (type(size) is type(width) is int and 1 <= size <= MAX_INPUT
+                and are_thresholds(metadata.get("thresholds") or {})
+                and inputs == [("img", "tensor(float)", [3, size, size])]
+                and outputs == [("feats", "tensor(float)", [width])])
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
         raise stranger from None
-    if version != FORMAT:
-        raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; export it again")
-    inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
-    outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
-    if inputs != [("img", "tensor(float)", [3, size, size])] or outputs != [("feats", "tensor(float)", [width])]:
+    if not ours:
         raise stranger
     return metadata
+
+
+def are_thresholds(table: dict) -> bool:
+    """Whether a table {"1e-3": {"threshold": score, ...}} holds rates and scores. What is no table raises what it raises."""
+    # A threshold a hair above 1 lets nothing pass: where pictures of different types are the same.
+    return all(0 < float(rate) <= 1 and 0 <= entry["threshold"] < 1.01 for rate, entry in table.items())

@@ -24,4 +24,4 @@ def run_ranks(world: int, fn, *args) -> list:
     """`fn(rank, world, *args)` in `world` fresh processes that form one group; their results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_entry, (world, folder, fn, args), nprocs=world, start_method=FRESH)
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]

@@ -1,6 +1,7 @@
 """Registering and recognising, in Python and on the command line, and everything a user can get wrong there."""
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -30,24 +30,37 @@ def status_of(arguments):
     return exit_status(lambda: main(arguments))
 
 
-def write_model(path, metadata=METADATA, input_name="img", domain="", batch="batch",
-                last="LpNormalization"):
-    """A model without weights: a 4x4 thumbnail in colour, minus 0.4, L2-normalised."""
-    nodes = [helper.make_node("AveragePool", [input_name], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+def write_model(path, metadata=METADATA, input_name="img", domain="", batch="batch", last="LpNormalization", side=SIZE,
+                more_inputs=(), mean=numpy_helper.from_array(np.float32(0.4), "mean"), behind=()):
+    """A model without weights: a 4x4 thumbnail in colour ("flat"), minus 0.4, L2-normalised. `behind`: nodes that make
+    "feats" of "unit" and "flat".
+    """
+    cell = [side // 4] * 2
+    nodes = [helper.make_node("AveragePool", [input_name], ["pooled"], kernel_shape=cell, strides=cell),
              helper.make_node("Flatten", ["pooled"], ["flat"]),
              helper.make_node("Sub", ["flat", "mean"], ["centred"]),
-             helper.make_node(last, ["centred"], ["feats"], domain=domain,
-                              **({"axis": 1, "p": 2} if last == "LpNormalization" else {}))]
+             helper.make_node(last, ["centred"], ["unit" if behind else "feats"], domain=domain,
+                              **({"axis": 1, "p": 2} if last == "LpNormalization" else {})), *behind]
     graph = helper.make_graph(
-        nodes, "thumbnail", [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("feats", TensorProto.FLOAT, [batch, WIDTH])],
-        [numpy_helper.from_array(np.float32(0.4), "mean")])
+        nodes, "thumbnail", [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, side, side])
+                             for name in (input_name, *more_inputs)],
+        [helper.make_tensor_value_info("feats", TensorProto.FLOAT, [batch, WIDTH])], [mean])
     opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     if metadata is not None:
-        model.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata))
-    onnx.save(model, path)
+        model.metadata_props.add(key=METADATA_KEY, value=metadata if isinstance(metadata, str) else json.dumps(metadata))
+    path.write_bytes(model.SerializeToString())
     return path
+
+
+def elsewhere(location):
+    """A number that another file holds."""
+    tensor = numpy_helper.from_array(np.float32(0.4), "mean")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def noise(seed, size=64):
@@ -272,6 +285,13 @@ def test_fpr_picks_the_nearest_rate_not_above(tmp_path, register, fpr, expected)
     assert classifier.threshold == expected and classifier.warnings == []
 
 
+def test_a_threshold_that_nothing_passes(tmp_path, register):
+    """A hair above 1: what `eval` finds where different types have the same picture."""
+    table = {"1e-3": {"threshold": 1 + 2 ** -24}}
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
+    assert DocClassifier(model=path, register_root=register)(noise(1))[0] is None
+
+
 def test_threshold_without_a_table(model, register, tmp_path):
     classifier = DocClassifier(model=model, register_root=register)
     assert classifier.threshold == 0.75 and "0.75" in classifier.warnings[0]
@@ -411,22 +431,57 @@ def test_wrong_registry(model, tmp_path, capsys):
     ({"metadata": METADATA | {"image_size": 32}}, "not a model of this project"),
     ({"metadata": METADATA | {"embedding_size": 7}}, "not a model of this project"),
     ({"input_name": "data"}, "not a model of this project"),
+    ({"metadata": METADATA | {"image_size": 16.0}}, "not a model of this project"),
+    ({"metadata": METADATA | {"image_size": 10 ** 6}, "side": 10 ** 6}, "not a model of this project"),  # 3 TB an image
+    ({"metadata": "[" * 100_000}, "not a model of this project"),
+    ({"metadata": "[]"}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": [0.5]}}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": {"1e-3": 0.5}}}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": {"1e-3": {"tpr": 0.5}}}}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": {"1e-3": {"threshold": "high"}}}}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": {"1e-3": {"threshold": float("nan")}}}}, "not a model of this project"),
+    ({"metadata": METADATA | {"thresholds": {"seldom": {"threshold": 0.5}}}}, "not a model of this project"),
+    ({"more_inputs": ["more"]}, "not a model of this project"),
     ({"last": "Mystery", "domain": "custom"}, "cannot load"),
+    ({"last": "\x1b[31mMystery\n", "domain": "custom"}, "cannot load"),
+    ({"mean": elsewhere("../../../../etc/passwd")}, "cannot load"),
+    ({"mean": elsewhere("/etc/passwd")}, "cannot load"),
+    ({"mean": elsewhere("beside.bin")}, "cannot load"),
     ({"last": "Relu"}, "not L2-normalised"),
+    ({"behind": [helper.make_node("Sub", ["unit", "unit"], ["feats"])]}, "not L2-normalised"),
+    ({"behind": [helper.make_node("Sub", ["unit", "unit"], ["zero"]), helper.make_node("Log", ["zero"], ["feats"])]},
+     "not 48 finite numbers"),
+    ({"behind": [helper.make_node("Flatten", ["unit"], ["feats"], axis=0)]}, "not 48 finite numbers"),  # [1, 96] of two
     ({"batch": 1}, "does not run"),
 ])
-def test_a_model_that_is_not_ours(tmp_path, register, capfd, options, reason):
+def test_a_model_that_is_not_ours(tmp_path, register, capfd, monkeypatch, options, reason):
+    (tmp_path / "beside.bin").write_bytes(np.float32(0.4).tobytes())
+    monkeypatch.chdir(tmp_path)
     path = write_model(tmp_path / "other.onnx", **options)
     message = refused(capfd, arguments(path, register, register / "licence.png"))
-    assert reason in message and str(path) in message
+    assert reason in message and str(path) in message and "onnx_export.py" in message and "\x1b" not in message
+
+
+def test_a_model_that_breaks_at_some_images(tmp_path, register, capfd):
+    """Where an image is black it gives no numbers; it is the model that is to blame, and the command ends."""
+    path = write_model(tmp_path / "other.onnx", behind=[helper.make_node("Mul", ["unit", "flat"], ["more"]),
+                                                        helper.make_node("Div", ["more", "flat"], ["feats"])])
+    black = write(tmp_path / "black.png", np.zeros((64, 64, 3), np.uint8))
+    message = refused(capfd, arguments(path, register, register / "licence.png", black, "--json", "--threshold", 0.5))
+    assert f"{path}: its features are not 48 finite numbers" in message
 
 
 def test_an_unreadable_model(tmp_path, register, model, capfd):
     (tmp_path / "text.onnx").write_text("not a model")
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:200])
+    (tmp_path / "endless.onnx").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with open(tmp_path / "large.onnx", "wb") as file:
+        file.truncate(3 << 30)  # a hole: it takes no room on the disk
     for name, reason in [("text.onnx", ""), ("empty.onnx", ""), ("cut.onnx", ""), ("missing.onnx", "no such model"),
-                         (".", "no such model")]:
+                         (".", "no such model"), ("endless.onnx", "no such model"), ("pipe.onnx", "no such model"),
+                         ("large.onnx", "larger than the 2 GiB")]:
         message = refused(capfd, arguments(tmp_path / name, register, register / "licence.png"))
         assert reason in message and str(tmp_path / name) in message
 

@@ -177,7 +177,7 @@ def test_unreadable_files_are_listed_and_left_out(folder):
 
 @pytest.mark.parametrize("files, message", [
     (["a/1.png"], "1 readable images"),
-    (["a/1.png", "a/2.png"], "no negative pair"),
+    (["a/1.png", "a/2.png"], "all images are of one type, 'a', so there is no negative pair"),
     (["a/1.png", "b/1.png"], "no positive pair"),
     (["a/1.txt"], "no images found"),
 ])

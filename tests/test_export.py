@@ -82,10 +82,17 @@ def test_metadata(run_folder):
 def test_metadata_of_a_run_without_evaluation(tmp_path):
     metadata = onnx_export.describe(tmp_path, CONFIG)
     assert metadata["classes"] is None and metadata["thresholds"] is None
-    for content in ("{", "[]", '{"thresholds": {"1e-1": 0.6}}'):
+    (tmp_path / "run.json").write_text("[1]")
+    assert onnx_export.describe(tmp_path, CONFIG)["classes"] is None
+    known = '"too_few_negatives": [], "tpr_at_fpr": {"1e-1": 1}, "thresholds": {"1e-1": %s}}'
+    for content in ("{", "[]", '{"thresholds": {"1e-1": 0.6}}', "[" * 100_000, *("{" + known % wrong for wrong in (
+            "NaN", "null", '"high"', "2", "[]"))):
         (tmp_path / "eval.json").write_text(content)
-        with pytest.raises(UserError, match="eval.json"):
+        with pytest.raises(UserError, match="eval.json") as caught:
             onnx_export.describe(tmp_path, CONFIG)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "eval.json").write_text("{" + known % (1 + 2 ** -24))  # what an evaluation says where nothing may pass
+    assert onnx_export.describe(tmp_path, CONFIG)["thresholds"]["1e-1"]["threshold"] > 1
 
 
 def test_classify_sees_a_picture_as_torch_does(run_folder, tmp_path):

@@ -2,6 +2,10 @@
 import io
 import os
 import struct
+import subprocess
+import threading
+import time
+import tracemalloc
 import zlib
 
 import cv2
@@ -9,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import inference.image
+from inference.header import read_header
 from inference.image import (
     MAX_PIXELS,
+    MAX_SCANS,
     MIN_SIDE,
     ImageError,
     UserError,
@@ -199,19 +206,128 @@ def test_a_very_long_image_is_fine():
     assert resize(decode(encode(picture(20_000, 20), "PNG")), 64).shape == (64, 64, 3)
 
 
-def test_the_pixel_limit_is_checked_before_decoding():
-    header = struct.pack(">IIBBBBB", MAX_PIXELS // 8, 16, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks)
-    with pytest.raises(ImageError, match="larger than the limit"):
+def png(width, height, *chunks, first=b"IHDR"):
+    chunks = [(first, struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+
+
+def tiff(*entries):
+    """Of (tag, kind, value); what its pixels would be is not there."""
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4)
+
+
+def bmp(width, height):
+    """Of run lengths, so that its size says nothing about its content's."""
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 0, 0, 54, 40, width, height, 1, 8, 1, 0, 0, 0, 0, 0)
+
+
+def two_frames():
+    """The first says 32000x32000, which is what the decoder would take; the second, behind the scan, 60x40."""
+    data = encode(picture(), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    stop = frame + 2 + int.from_bytes(data[frame + 2:frame + 4], "big")
+    return data[:frame + 5] + struct.pack(">HH", 32000, 32000) + data[frame + 9:-2] + data[frame:stop] + b"\xff\xd9"
+
+
+def large_canvas():
+    """An animation of 60x40 in a corner of 16384x16384."""
+    data = bytearray(encode(picture(), "WEBP", save_all=True, append_images=[picture(mode="L")]))
+    canvas = data.index(b"VP8X") + 12
+    data[canvas:canvas + 6] = (16383).to_bytes(3, "little") * 2
+    return bytes(data)
+
+
+def many_scans():
+    """A refinement of all coefficients, over and over: each takes 50 ms for a large picture, and 200 bytes."""
+    data = encode(picture(), "JPEG", progressive=True)
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 16) + bytes(100)
+    return data[:-2] + scan * MAX_SCANS + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("data, reason", [
+    (png(MAX_PIXELS // 8, 16), "^22369621x16 pixels: larger than the limit"),
+    (png(60_000, 60_000, (b"IDAT", zlib.compress(b""))), "^60000x60000 pixels: larger"),
+    (png(60, 40, first=b"tEXt"), "^damaged PNG$"),
+    (png(60, 40, *[(b"tEXt", b"")] * 12_000), "^damaged PNG$"),
+    (encode(picture(), "JPEG").replace(struct.pack(">HH", 40, 60), b"\xff\xdc\xff\xdc"), "^65500x65500 pixels: larger"),
+    (two_frames(), "^damaged JPEG$"),
+    (many_scans(), "scans: more than the limit of 100$"),
+    (b"\xff\xd8" + b"\xff\xe0\0\2" * 12_000 + encode(picture(), "JPEG")[2:], "^damaged JPEG$"),
+    (large_canvas(), "^16384x16384 pixels: larger"),
+    (b"RIFF" + struct.pack("<I", 96_004) + b"WEBP" + b"JUNK\0\0\0\0" * 12_000, "^damaged WebP$"),
+    (bmp(60_000, 60_000), "^60000x60000 pixels: larger"),
+    (bmp(-60_000, 60_000), "^damaged BMP$"),
+    (bmp(60_000, -2 ** 31), "^60000x2147483648 pixels: larger"),
+    (tiff((256, 4, 60_000), (257, 4, 60_000)), "^60000x60000 pixels: larger"),
+    (tiff((256, 4, 60_000), (256, 4, 60), (257, 4, 60_000), (257, 4, 40)), "^60000x60000 pixels: larger"),
+    (tiff((256, 1, 60), (257, 4, 40)), "^damaged TIFF$"),  # a width in a form that decoders read and the header's reader not
+    (tiff((257, 4, 40)), "^damaged TIFF$"),
+])
+def test_bombs_are_refused_before_they_are_decoded(monkeypatch, data, reason):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    assert len(data) < 150_000
+    with pytest.raises(ImageError, match=reason):
         decode(data)
-    jpeg = bytearray(encode(picture(), "JPEG"))
-    frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5:frame + 9] = b"\xff\xdc\xff\xdc"
-    with pytest.raises(ImageError, match="^65500x65500 pixels: larger than the limit"):
-        decode(bytes(jpeg))
+
+
+def test_of_a_png_only_what_pixels_are_made_of_is_decoded(capfd):
+    """Not texts that unpack to 100 MB, nor what comes behind the first picture of an animation: OpenCV 5 crashes there."""
+    data, bomb = encode(picture(), "PNG"), zlib.compress(bytes(100 << 20))
+    extra = png(1, 1, (b"acTL", struct.pack(">II", 9, 0)), (b"fcTL", bytes(26)), (b"zTXt", b"a\0\0" + bomb),
+                (b"iCCP", b"a\0\0" + bomb))[33:-12]
+    behind = png(1, 1, (b"fdAT", bytes(9)), (b"f\xffAT", b"\xff"))[33:-12]
+    whole = data[:33] + extra + data[33:-12] + behind + data[-12:]
+    assert read_header(whole).problem == "" and np.array_equal(decode(whole), decode(data))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("channels, dtype", [(4, np.uint8), (4, np.uint16), (1, np.uint16), (3, np.float32)])
+def test_conversion_takes_little_more_memory_than_its_result(channels, dtype):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1500, 1000, channels), np.uint8)
+    values = {np.uint8: image, np.uint16: image.astype(np.uint16) * 257, np.float32: image / np.float32(255)}[dtype]
+    tracemalloc.start()
+    found = as_bgr(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * found.nbytes
+    expected = image[:, :, :3].astype(float)
+    if channels == 4:
+        opaque = image[:, :, 3:] / 255
+        expected = expected * opaque + 255 * (1 - opaque)
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_opencv_makes_no_threads_of_its_own():
+    """For what those leave behind whenever one of ours ends; see where it is set."""
+    assert cv2.getNumThreads() == 1
+
+
+def test_threads_together_decode_so_many_pixels(monkeypatch):
+    """Not one more, and all of them get their turn."""
+    monkeypatch.setattr(inference.image, "_room", inference.image._Room(10_000))
+    data, at_once, most, lock = encode(picture(), "PNG"), [0], [0], threading.Lock()
+    imdecode = cv2.imdecode
+
+    def slow(*arguments):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        with lock:
+            at_once[0] -= 1
+        return imdecode(*arguments)
+
+    monkeypatch.setattr(cv2, "imdecode", slow)
+    decoded = list(inference.image.map_ahead(decode, [data] * 40, threads=16))
+    assert len(decoded) == 40 and most[0] == 10_000 // (60 * 40)
+    damaged = data[:-30] + png(1, 1)[-12:]
+    for _ in range(5):  # one that cannot be used gives back what it took
+        with pytest.raises(ImageError):
+            decode(damaged)
+    assert inference.image._room.left == 10_000
 
 
 def test_load_image_names_what_is_wrong(tmp_path):
@@ -220,10 +336,27 @@ def test_load_image_names_what_is_wrong(tmp_path):
     assert np.array_equal(load_image(good)[:, :, ::-1], rgb(picture()))
     assert np.array_equal(load_image(str(good)), load_image(good))
     os.mkfifo(tmp_path / "pipe.jpg")
-    for name, reason in [("missing.jpg", "^file not found$"), (".", "is a folder"), ("pipe.jpg", "not a regular file"),
-                         ("zero\0byte", "cannot be read")]:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    for name, reason in [("missing.jpg", "^file not found$"), ("folder.jpg", "is a folder"),
+                         ("pipe.jpg", "not a regular file"), ("endless.jpg", "not a regular file"),
+                         ("loop.jpg", "cannot be read"), ("zero\0byte", "cannot be read"), ("x" * 300, "cannot be read")]:
         with pytest.raises(ImageError, match=reason):
             load_image(f"{tmp_path}/{name}")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="not on Linux")
+def test_a_regular_file_without_an_end():
+    with pytest.raises(ImageError, match="^empty file$"):
+        load_image("/proc/self/pagemap")
+
+
+def test_a_file_beyond_the_limit_of_bytes_is_not_read(tmp_path):
+    with open(tmp_path / "large.jpg", "wb") as file:
+        file.truncate(600 << 20)  # a hole: it takes no room on the disk
+    with pytest.raises(ImageError, match="^629145600 bytes: larger than the limit of 536870912$"):
+        load_image(tmp_path / "large.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
@@ -292,6 +425,31 @@ def test_list_images_follows_links_but_no_loops(tmp_path):
     (root / "a" / "loop").symlink_to(root)
     (root / "a" / "self").symlink_to(root / "a" / "self")
     assert list_images(root) == ["a/linked/x.png"]
+
+
+def test_links_that_multiply_are_refused(tmp_path):
+    """Ten folders that lead to each other have ten million paths, though none of them goes in a circle."""
+    for here in range(10):
+        (tmp_path / str(here)).mkdir()
+        for there in set(range(10)) - {here}:
+            (tmp_path / str(here) / f"to {there}").symlink_to(tmp_path / str(there))
+    with pytest.raises(UserError, match="links lead to it in more than 100 ways") as caught:
+        list_images(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_list_images_goes_as_deep_as_there_are_folders(tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):  # more than Python's functions may call each other
+        os.mkdir("d", dir_fd=folder)
+        folder, above = os.open("d", os.O_RDONLY, dir_fd=folder), folder
+        os.close(above)
+    os.close(os.open("x.png", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    try:
+        assert list_images(tmp_path) == ["d/" * 1500 + "x.png"]
+    finally:  # which is also more than Python can remove
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)
 
 
 def test_list_images_refuses_in_one_line(tmp_path):

@@ -226,6 +226,15 @@ def test_a_damaged_cache_is_repaired(tmp_path, paths, index, spoil, decoded):
     assert all(json.loads(line) for line in index.read_bytes().splitlines())
 
 
+@pytest.mark.parametrize("row", ["true", "1.5", "-1", "20", "1e999", "NaN", "null", "{}", "[" * 100_000])
+def test_a_row_that_is_none_is_not_taken(tmp_path, paths, index, row):
+    check(tmp_path / "cache", paths)
+    lines = index.read_bytes().split(b"\n")
+    lines[1] = lines[1].rpartition(b", ")[0] + f", {row}]".encode()
+    index.write_bytes(b"\n".join(lines))
+    check(tmp_path / "cache", paths, 1)
+
+
 def test_pixels_of_another_cache_are_not_taken(tmp_path, paths, index):
     check(tmp_path / "cache", paths)
     check(tmp_path / "other", paths[::-1])
