@@ -12,6 +12,7 @@ import math
 import os
 import re
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from image_cache import CacheUnavailable, ImageCache, default_folder, size_text
 from inference.image import ImageError, list_images, load_image, map_ahead, resize, type_label
-from runtime import UserError, first_line, permute, rank_and_world, share_of
+from runtime import UserError, first_line, permute, rank_and_world, run_cli, share_of
 
 EXPANSIONS = (1, 8, 24)
 AHEAD = 3  # micro-batches that lie ready
@@ -332,3 +333,14 @@ def _agree(files: list[str], left_out: dict[str, str]) -> dict[str, str]:
                             "every machine must see the same files under the same paths")
     together = {path: reason for *_, part in parts for path, reason in part.items()}
     return {path: together[path] for path in files if path in together}
+
+
+def main():
+    if sys.argv[1:2] != ["doctor"]:
+        raise UserError("usage: python -m dataset doctor DIR...; doctor looks at images before a run (--help: how)")
+    from doctor import main as doctor
+    doctor(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    run_cli(main)

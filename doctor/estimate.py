@@ -1,0 +1,100 @@
+"""What a run would cost: disk, memory, steps, and time, as a few real steps on this machine take it."""
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from dataset import square_side
+from image_cache import CacheUnavailable, default_folder
+from partial_fc import PartialFC, memory_needed
+
+WORLDS = 1, 2, 4, 8
+MOST_CLASSES = 1 << 15  # that the head is timed with; its time is that of its matmuls, so more take in proportion
+MOST_IMAGES = 512       # of a batch that the head is timed with
+MICRO_BATCH = {"cpu": 64, "cuda": 256}  # images of a step that the network is timed with
+ENOUGH = 3.0            # seconds for each of the two
+
+
+def cost(cfg, roots, images: int, classes: int, samples: int, network: torch.nn.Module) -> dict:
+    """Sizes in bytes, and steps, of the run that `cfg` describes over so many usable images."""
+    side = square_side(cfg.image_size, roots)
+    parameters = sum(p.numel() for p in network.parameters())
+    rows = classes * cfg.embedding_size * 4 * (2 if cfg.centres_optimizer == "sgd" else 3)  # centres and their moments
+    try:
+        folder = default_folder() if cfg.cache is True else Path(cfg.cache).expanduser() if cfg.cache else None
+    except CacheUnavailable:
+        folder = None
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir()) if folder else None
+    return {
+        "cache": {"bytes": images * 3 * side * side, "side": side, "folder": str(folder) if folder else None,
+                  "free": shutil.disk_usage(existing).free if existing else None},
+        "centres_per_process": {str(world): memory_needed(classes, cfg.embedding_size, optimizer=cfg.centres_optimizer,
+                                                          world=world) for world in WORLDS if world <= classes},
+        "checkpoint": rows + parameters * 4 * 3,  # AdamW keeps two moments of the network's weights
+        "checkpoints_kept": cfg.keep_checkpoints + bool(cfg.eval_data),
+        "parameters": parameters,
+        "batch_size": cfg.batch_size,
+        "steps": cfg.max_steps or -(-cfg.epochs * samples // cfg.batch_size),
+    }
+
+
+def measure(cfg, classes: int, views: int, side: int, network: torch.nn.Module, device: torch.device) -> dict:
+    """{"images_per_second", "network_ms", "head_ms"} of training in one process, the last two for each image.
+
+    Augmentation, forward, backward and update of the config's network on made images, and the head over at most
+    `MOST_CLASSES`, scaled to `classes`. views: classes made of an image; side: of the squares they are drawn from.
+    """
+    network_seconds = _network_seconds(cfg, views, side, network, device)
+    head_seconds = _head_seconds(cfg, min(classes, MOST_CLASSES), device) * max(1, classes / MOST_CLASSES)
+    return {"images_per_second": 1 / (network_seconds + head_seconds), "network_ms": 1e3 * network_seconds,
+            "head_ms": 1e3 * head_seconds, "device": device.type}
+
+
+def _network_seconds(cfg, views, side, network, device):
+    from augment import Augment
+    from train_v2 import make_optimizer
+    count = max(2, min(MICRO_BATCH[device.type], cfg.batch_size // cfg.accumulate))  # 2: BatchNorm needs as many
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer, augment = make_optimizer(network, cfg.weight_decay), Augment(cfg.augment, cfg.seed).to(device)
+    squares = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, device=device)
+    position = torch.arange(count)
+    gradient = torch.randn(count, cfg.embedding_size, device=device) * 1e-3
+
+    def step():
+        image = augment(squares, position, position % views, cfg.image_size)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            embeddings = network(image)
+        embeddings.backward(gradient.to(embeddings.dtype))
+        torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip or torch.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+    return _seconds(step, device) / count
+
+
+def _head_seconds(cfg, classes, device):
+    from losses import get_margin
+    count = min(MOST_IMAGES, cfg.batch_size // cfg.accumulate)
+    head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, cfg.sample_rate, optimizer=cfg.centres_optimizer,
+                     momentum=cfg.centres_momentum, weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=device)
+    embeddings = torch.randn(count, cfg.embedding_size, device=device, requires_grad=True)
+    labels = torch.arange(count) % classes
+
+    def step():
+        head.begin_step(0, 1e-3, 1)
+        head(embeddings, labels).backward()
+        head.finish_step()
+    return _seconds(step, device) / count
+
+
+def _seconds(step, device):
+    """The median time of a step, after one that is not counted."""
+    took, began = [], time.perf_counter()
+    while len(took) < 4 or (len(took) < 20 and time.perf_counter() - began < ENOUGH):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - start)
+    return statistics.median(took[1:])
