@@ -114,9 +114,3 @@ def others_below(folder: Path) -> tuple[Counter, list[str]]:
             elif in_hidden or name.startswith("."):
                 hidden.append(os.path.normpath(os.path.join(inside, name)))
     return extensions, sorted(hidden)
-
-
-def shown(text: str) -> str:
-    """A file's name as it can be printed: control characters, and bytes that are no UTF-8, as backslash escapes."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-from doctor.checks import LONG, shown
+from doctor.checks import LONG
 from eval.page import STYLE, small_jpeg
 from image_cache import SHARE, size_text
+from inference.cli import printable
 from inference.image import ImageError, map_ahead
 
 FEW = 8        # files or groups of a kind that the text names; the JSON document has all
@@ -32,7 +33,7 @@ class Section:
 
 
 def text(document: dict) -> str:
-    """The report for a terminal. Names are printable: see `shown`."""
+    """The report for a terminal. Names are printable: see `printable`."""
     return "\n\n".join("\n  ".join((section.title, *section.lines)) for section in _sections(document))
 
 
@@ -67,7 +68,7 @@ def _lines(section):
 def _rows(section, pictures):
     cards = []
     for heading, row in section.rows:
-        figures = "".join(f'<figure><img alt="" src="{pictures[path]}"><figcaption>{escape(shown(caption))}</figcaption>'
+        figures = "".join(f'<figure><img alt="" src="{pictures[path]}"><figcaption>{escape(printable(caption))}</figcaption>'
                           "</figure>" for path, caption in row)
         cards.append(f'<div class="pair"><b>{escape(heading)}</b><div>{figures}</div></div>\n')
     return f'<div class="rows">{"".join(cards)}</div>\n' if cards else ""
@@ -83,7 +84,7 @@ def _sections(document) -> Iterator[Section]:
     if len(roots) > len(train):
         yield _leaks(duplicates)
     if document["refused"]:
-        yield Section("Training would not begin", [shown(reason) for reason in document["refused"]])
+        yield Section("Training would not begin", [printable(reason) for reason in document["refused"]])
     yield _left_out(document["left_out"])
     yield _contradictions(duplicates)
     for what, files in document["odd"].items():
@@ -122,7 +123,8 @@ def _groups(groups):
     lines = []
     for number, group in enumerate(groups[:FEW], 1):
         members = _shown_members(group)
-        lines += [f"{number}. {shown(_member(members[0]))}", *(f"   {shown(_member(member))}" for member in members[1:])]
+        first, *others = (printable(_member(member)) for member in members)
+        lines += [f"{number}. {first}", *(f"   {other}" for other in others)]
         if len(group["files"]) > len(members):
             lines.append(f"   and {len(group['files']) - len(members):,} more files")
     if len(groups) > FEW:
@@ -174,7 +176,7 @@ def _left_out(files):
     lines = []
     reasons = Counter(file["reason"] for file in files)
     for reason, count in itertools.islice(reasons.most_common(), FEW):
-        names = [shown(file["path"]) for file in files if file["reason"] == reason]
+        names = [printable(file["path"]) for file in files if file["reason"] == reason]
         lines += [f"{reason}: {count:,}", *(f"   {line}" for line in _some(names, FEW))]
     if len(reasons) > FEW:
         others = len(files) - sum(count for _, count in reasons.most_common(FEW))
@@ -183,26 +185,28 @@ def _left_out(files):
 
 
 def _odd(what, files):
-    lines = [f"{shown(file['path'])}{': ' * bool(file['more'])}{file['more']}" for file in files]
+    lines = [f"{printable(file['path'])}{': ' * bool(file['more'])}{file['more']}" for file in files]
     rows = [] if what in ("extension", "name") else [
         (file["more"] or what, [(file["path"], file["path"])]) for file in files[:MANY]]
     return Section(f"{_number(len(files), 'file')} {ODD[what]}", _some(lines, FEW), rows)
 
 
 def _others(root):
-    counts = ", ".join(f"{count:,} {shown(extension) or 'without extension'}"
+    counts = ", ".join(f"{count:,} {printable(extension) or 'without extension'}"
                        for extension, count in itertools.islice(root["other_files"].items(), FEW))
     rest = sum(root["other_files"].values())
     parts = [f"{_number(rest, 'file')} without an image's extension ({counts})"] if rest else []
     if root["hidden"]:
-        parts.append(f"{_number(len(root['hidden']), 'hidden image')} ({', '.join(_some(map(shown, root['hidden']), 3))})")
-    return f"{shown(root['folder'])}: {'; '.join(parts)}"
+        hidden = ", ".join(_some(map(printable, root["hidden"]), 3))
+        parts.append(f"{_number(len(root['hidden']), 'hidden image')} ({hidden})")
+    return f"{printable(root['folder'])}: {'; '.join(parts)}"
 
 
 def _classes(document, train):
     table = [("root", "images", "expansion", "classes", "samples", "with 1", "with 8", "with 24")]
     for root in train:
-        table.append((shown(root["folder"]), f"{root['usable']:,}", f"{root['expansion']}{', labelled' * root['labelled']}",
+        table.append((printable(root["folder"]), f"{root['usable']:,}",
+                      f"{root['expansion']}{', labelled' * root['labelled']}",
                       f"{root['classes']:,}", f"{root['samples']:,}",
                       *(f"{counts['classes']:,}" for counts in root["if_expansion"].values())))
     if len(train) > 1:
@@ -217,12 +221,12 @@ def _classes(document, train):
 
 def _labels(root):
     labels = root["labels"]
-    yield (f"{shown(root['folder'])} ({root['role']}): {_number(labels['number'], 'label')} of {labels['fewest']:,} to "
+    yield (f"{printable(root['folder'])} ({root['role']}): {_number(labels['number'], 'label')} of {labels['fewest']:,} to "
            f"{_number(labels['most'], 'image')}, half of them of at most {labels['median']:g}; the most has "
-           + shown(labels["largest"]))
+           + printable(labels["largest"]))
     if labels["of_one_image"]:
         yield (f"   {_number(len(labels['of_one_image']), 'label')} of one image: "
-               + ", ".join(_some(map(shown, labels["of_one_image"]), FEW)))
+               + ", ".join(_some(map(printable, labels["of_one_image"]), FEW)))
 
 
 def _cost(document):
@@ -231,7 +235,7 @@ def _cost(document):
     lines = []
     if cache["folder"]:
         lines.append(f"image cache: {size_text(cache['bytes'])} for squares of {cache['side']} pixels, in "
-                     f"{shown(cache['folder'])}, where {size_text(cache['free'])} are free")
+                     f"{printable(cache['folder'])}, where {size_text(cache['free'])} are free")
         if cache["bytes"] > SHARE * cache["free"]:
             lines.append("   too few: what is not there yet would be decoded each time (cache=FOLDER: elsewhere)")
     else:

@@ -43,10 +43,11 @@ def run_cli(main) -> None:
 
 
 def printable(text) -> str:
-    """One line for a terminal or a log. File names may hold anything: what would begin a new line, steer the terminal or
-    is no text (bytes that are not UTF-8) is written as JSON and Python write it, `\\n`, `\\x1b`, `\\udcff`.
+    """One line for a terminal or a log. File names may hold anything: what would begin a new line, steer the terminal, turn
+    the order of letters round, or is no text (bytes that are not UTF-8) is written as Python writes it: `\\n`, `\\udcff`.
     """
-    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], str(text))
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+                  lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def first_line(error: BaseException | str) -> str:
