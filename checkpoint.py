@@ -239,9 +239,9 @@ def damage(folder: Path) -> str | None:
 def read_manifest(folder: Path, must_agree: dict) -> dict:
     """The manifest of a checkpoint. Raises UserError naming the first of `must_agree` that differs from this run's."""
     try:
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        manifest = _manifest_of(Path(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"resume={folder}: not a checkpoint ({error}); "
+        raise UserError(f"resume={folder}: not a checkpoint ({first_line(error)}); "
                         "give OUTPUT/checkpoints/last, or resume=false to start anew") from None
     for key, value in {"format": FORMAT, **must_agree}.items():
         if manifest.get(key) != value:
@@ -331,15 +331,27 @@ def _crc_of(manifest: dict) -> str:
     return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
 
+def _manifest_of(folder: Path) -> dict:
+    """The manifest as it was written. Raises OSError and, where that cannot be, ValueError."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if (manifest.pop("crc32") == _crc_of(manifest) and type(manifest["step"]) is int
+                and all(Path(name).name == name and {"bytes", "crc32"} <= of.keys()
+                        for name, of in manifest["files"].items())):
+            return manifest
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
+        pass
+    raise ValueError("manifest.json: not what was written")
+
+
 def _damage(folder: Path, part: int, parts: int) -> str | None:
     """What is wrong with the manifest, or with this part of the files."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.pop("crc32") != _crc_of(manifest):
-            return "manifest.json: not what was written"
-        files = sorted(manifest["files"].items())[part::parts]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"manifest.json: {getattr(error, 'strerror', None) or 'not what was written'}"
+        files = sorted(_manifest_of(folder)["files"].items())[part::parts]
+    except OSError as error:
+        return f"manifest.json: {error.strerror}"
+    except ValueError as error:
+        return str(error)
     for name, written in files:
         try:
             with open(folder / name, "rb", buffering=0) as file:

@@ -30,7 +30,7 @@ class Results:
         if start and file.exists():
             with open(file, newline="") as old:  # None: of a row that a kill cut off
                 kept = [row for row in csv.DictReader(old)
-                        if None not in row.values() and row["step"].isdigit() and int(row["step"]) <= start]
+                        if None not in row.values() and row.get("step", "").isdecimal() and int(row["step"]) <= start]
         partial.write_text(self._lines(kept, header=True), newline="")
         partial.replace(file)  # so that it is whole at any moment
         self.table = _Appended(file)

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from inference.cli import first_line, run_cli  # these live where torch is not needed
+from inference.cli import first_line, printable, run_cli  # these live where torch is not needed
 from inference.image import UserError, available_cores
 
 __all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "free_memory", "get_logger", "hash64",
-           "lr_factor", "margin_factor", "normal", "permute", "process_group", "rank_and_world", "run_cli", "scaled_lr",
-           "share_of", "uniform"]
+           "lr_factor", "margin_factor", "normal", "permute", "printable", "process_group", "rank_and_world", "run_cli",
+           "scaled_lr", "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -37,13 +37,18 @@ def get_logger(rank: int = 0, folder: Path | None = None) -> logging.Logger:
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     console = _TqdmHandler()
-    console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    console.setFormatter(_Line("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     logger.addHandler(console)
     if rank == 0 and folder is not None:
         file = _LogFile(folder / "training.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        file.setFormatter(_Line("%(asctime)s %(message)s"))
         logger.addHandler(file)
     return logger
+
+
+class _Line(logging.Formatter):
+    def format(self, record):
+        return printable(super().format(record))  # messages have names of files in them
 
 
 class _LogFile(logging.FileHandler):

@@ -16,7 +16,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from runtime import Ranks, UserError, agreed, first_line
+from runtime import Ranks, UserError, agreed, first_line, printable
 
 PERIOD = 2.0        # seconds between two looks
 LAST_WORDS = 2.0    # seconds that a rank which lost contact waits for the reason
@@ -124,7 +124,7 @@ class Watchdog:
                 if not self._left.is_set():  # else the main thread says its own
                     message = self._mine(reason)
                     self._to_log_file(message)
-                    print(f"error: {message}", file=sys.stderr, flush=True)
+                    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
                     os._exit(2)
 
     def _look(self) -> str | None:

@@ -171,6 +171,24 @@ def test_damaged_checkpoints_are_named_and_passed_over(folder, tmp_path, capsys)
     assert losses_of(tmp_path / "run") == before and losses_of(tmp_path / "run/earlier-2") == before
 
 
+OF_A_FILE = {"bytes": 1, "crc32": "00000000"}
+
+
+@pytest.mark.parametrize("content", [
+    "", "\xff", "null", "[]", "[" * 100_000, "{}", {"files": {}}, {"step": "3", "files": {}}, {"step": 3, "files": []},
+    {"step": 3, "files": {"a": 5}}, {"step": 3, "files": {"a": {}}}, {"step": 3, "files": {"../a": OF_A_FILE}},
+    {"step": 3, "files": {"/etc/passwd": OF_A_FILE}}])
+def test_a_strangers_manifest(tmp_path, content):
+    if isinstance(content, dict):
+        checkpoint.write_manifest(tmp_path, content)
+    else:
+        (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+    assert damage(tmp_path) == "manifest.json: not what was written"
+    with pytest.raises(UserError, match="not a checkpoint") as error:
+        read_manifest(tmp_path, {})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on(folder, tmp_path, monkeypatch, capsys):
     original = checkpoint.write_file
 

@@ -23,6 +23,7 @@ from eval.report import write_report
 from inference.classify import main as classify
 from inference.cli import exit_status, printable
 from inference.image import UserError, list_images
+from runtime import get_logger
 from tests.test_classify import SIZE, noise, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,6 +175,15 @@ def model(tmp_path_factory):
 def test_printable():
     assert printable("a\nb\x1b[m\x9b\x7f\u2028\u202e\udcff") == r"a\nb\x1b[m\x9b\x7f\u2028\u202e\udcff"
     assert printable("straße 書類 שלום \\n 'x'") == "straße 書類 שלום \\n 'x'"
+
+
+def test_a_log_has_a_line_for_each_message(tmp_path, capfd):
+    log = get_logger(0, tmp_path)
+    log.info("left out: a\nb\x1b[31m\udcff.png: empty file")
+    get_logger()  # lets go of the file
+    lines = capfd.readouterr().err, (tmp_path / "training.log").read_text()
+    assert all(text.endswith(r"left out: a\nb\x1b[31m\udcff.png: empty file" + "\n") for text in lines)
+    assert [text.count("\n") for text in lines] == [1, 1]
 
 
 def test_every_name_has_its_type_and_stays_below_its_root(named):
