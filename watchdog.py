@@ -157,7 +157,7 @@ class Watchdog:
     def _leave_reason(self, reason: str) -> None:
         if self._store:
             with contextlib.suppress(RuntimeError):  # the store is gone, and with it all who could read this
-                self._store.compare_set("end", "", reason)  # the first reason stays
+                self._store.compare_set("end", "", printable(reason))  # the first reason stays
 
     def _overdue(self, now: float) -> str | None:
         """Who has been silent, or in one place, for too long. Whoever is silent stands still as well, and that is why."""

@@ -25,7 +25,7 @@ AT = 3  # the step in which it happens, counted from 1
 
 
 def fails(self):
-    raise UserError("a.png: gone")
+    raise UserError("a\udcff.png: gone")  # a byte that is no UTF-8, which the store could not take
 
 
 def has_a_bug(self):
@@ -90,7 +90,7 @@ def run_of(world, folder, output, who, does):
 
 
 @pytest.mark.parametrize("world, who, does, own, others", [
-    (3, 1, fails, "error: a.png: gone\n", rf"rank 1 ended at step {AT} \(loading images\): a.png: gone\n"),
+    (3, 1, fails, r"error: a\\udcff.png: gone\n", rf"rank 1 ended at step {AT} \(loading images\): a\\udcff.png: gone\n"),
     (2, 0, takes_all_memory, rf"error: out of memory at step {AT} \(loading images\): raise accumulate or lower batch_size",
      rf"rank 0 ended at step {AT} \(loading images\): out of memory"),
     (3, 2, is_killed, None, rf"contact with the other ranks was lost at step {AT} \(computing\) "),
