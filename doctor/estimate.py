@@ -1,6 +1,5 @@
 """What a run would cost: disk, memory, steps, and time, as a few real steps on this machine take it."""
 import shutil
-import statistics
 import time
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from partial_fc import PartialFC, memory_needed
 
 WORLDS = 1, 2, 4, 8
 MOST_CLASSES = 1 << 15  # that the head is timed with; its time is that of its matmuls, so more take in proportion
-MOST_IMAGES = 512       # of a batch that the head is timed with
-MICRO_BATCH = {"cpu": 64, "cuda": 256}  # images of a step that the network is timed with
+MOST_IMAGES = 512       # of a step that is timed; a few would not do, as what a large one needs of memory takes its time
 ENOUGH = 3.0            # seconds for each of the two
 
 
@@ -55,7 +53,7 @@ def measure(cfg, classes: int, views: int, side: int, network: torch.nn.Module, 
 def _network_seconds(cfg, views, side, network, device):
     from augment import Augment
     from train_v2 import make_optimizer
-    count = max(2, min(MICRO_BATCH[device.type], cfg.batch_size // cfg.accumulate))  # 2: BatchNorm needs as many
+    count = max(2, min(MOST_IMAGES, cfg.batch_size // cfg.accumulate))  # 2: BatchNorm needs as many
     network = network.to(device, memory_format=torch.channels_last)
     optimizer, augment = make_optimizer(network, cfg.weight_decay), Augment(cfg.augment, cfg.seed).to(device)
     squares = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, device=device)
@@ -89,12 +87,12 @@ def _head_seconds(cfg, classes, device):
 
 
 def _seconds(step, device):
-    """The median time of a step, after one that is not counted."""
+    """The time of the fastest step but the first: what else the machine does may be over when the run begins."""
     took, began = [], time.perf_counter()
-    while len(took) < 4 or (len(took) < 20 and time.perf_counter() - began < ENOUGH):
+    while len(took) < 3 or (len(took) < 20 and time.perf_counter() - began < ENOUGH):
         start = time.perf_counter()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - start)
-    return statistics.median(took[1:])
+    return min(took[1:])

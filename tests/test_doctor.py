@@ -30,7 +30,7 @@ from partial_fc import PartialFC, memory_needed
 from synth import render
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--set", "network=test_efficientnet", "image_size=64", "embedding_size=32", "cache=false"]
+SMALL = ["--set", "network=test_efficientnet", "image_size=64", "embedding_size=32", "batch_size=64", "cache=false"]
 SIDE = 80  # of the squares for that size
 
 
