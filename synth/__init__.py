@@ -3,10 +3,10 @@
     image = synth.render(seed, type_id, copy_id)         # a clean copy, uint8 BGR
     photo = synth.capture(image, seed, type_id, copy_id) # as a phone sees it
     synth.write_train(folder, types=500, copies=8, seed=0)
-    synth.write_eval(folder, types=60, captures=4, seed=0, first_type=500)
+    synth.write_eval(folder, types=60, captures=4, seed=0)          # types that write_train never makes
 """
 from synth.capture import capture
-from synth.folders import contact_sheet, write_eval, write_train
+from synth.folders import NEVER_TRAINED, contact_sheet, write_eval, write_train
 from synth.templates import render, template, type_name
 
-__all__ = ["capture", "contact_sheet", "render", "template", "type_name", "write_eval", "write_train"]
+__all__ = ["NEVER_TRAINED", "capture", "contact_sheet", "render", "template", "type_name", "write_eval", "write_train"]

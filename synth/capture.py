@@ -61,6 +61,31 @@ def _place(r, image, severity):
     return scene
 
 
+def _fold(r, image, severity):
+    """A sheet that was folded: across a crease the paper turns a little away from the light. The image's own size."""
+    h, w = image.shape[:2]
+    x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+    light = np.ones((h, w), np.float32)
+    for _ in range(int(r.integers(1, 3))):
+        angle = pick(r, (0, math.pi / 2)) + r.normal(0, .03)
+        away = (x - w * r.uniform(.2, .8)) * math.cos(angle) + (y - h * r.uniform(.2, .8)) * math.sin(angle)
+        reach = max(h, w) * r.uniform(.05, .4)
+        light += np.float32(r.normal(0, .12) * severity) * np.sign(away) * np.exp(-np.abs(away) / reach)
+        light += np.float32(r.uniform(-.35, .25) * severity) * np.exp(-(away / r.uniform(.7, 1.6)) ** 2)  # the crease itself
+    return np.clip(image * light[..., None], 0, 255).astype(np.uint8)
+
+
+def _moire(r, light, severity):
+    """Bands where the sensor's grid meets that of a print or a screen; colours are a little apart. Float32, in place."""
+    h, w = light.shape[:2]
+    x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+    angle, period, bend = r.uniform(0, math.pi), r.uniform(4, 22), r.uniform(0, 6)
+    phase = (x * math.cos(angle) + y * math.sin(angle) + np.float32(bend) * np.sin((x + y) / r.uniform(60, 160))) / period
+    strength = np.float32(r.uniform(.02, .09) * severity)
+    for channel, shift in enumerate(r.uniform(0, .3, 3)):
+        light[..., channel] *= 1 + strength * np.sin(2 * math.pi * (phase + np.float32(shift)))
+
+
 def _light(r, w, h, severity):
     """Illumination: a slope, a falloff to the corners, at times the shadow of a hand or phone. float32 [h,w,1]."""
     gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
@@ -163,12 +188,15 @@ def capture(image, seed, *key, severity=1.0):
     usual hand-held photo, 2 a poor one."""
     r = rng("capture", seed, *key)
     h, w = image.shape[:2]
-    scene = _place(r, image, severity)
+    sheet = _fold(r, image, severity) if r.uniform() < .15 * severity else image
+    scene = _place(r, sheet, severity)
     if r.uniform() < .25 * severity:
         _occlude(r, scene)
     light = scene * _light(r, w, h, severity)
     if r.uniform() < .3 * severity:
         light += _glare(r, w, h, severity)
+    if r.uniform() < .12 * severity:
+        _moire(r, light, severity)
     photo = _sensor(r, _blur(r, light, severity), severity)
     quality = int(r.uniform(92 - 55 * min(severity, 1.5), 95))
     return cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)

@@ -212,6 +212,64 @@ def form(r):
     return p.done()
 
 
+def invoice(r):
+    p = Page(r, "invoice", 276, 390, pale=pick(r, (.01, .01, .05)), layers=pick(r, (0, 0, 1)), strength=.12)
+    organisation, title = p.heading("shop")
+    head, logo_right = pick(r, ("plain", "band", "side", "ruled")), bool(r.integers(2))
+    left, right = (34 if head == "side" else 14), p.w - 14
+    if head == "side":
+        box(p.canvas, 0, 0, 22, p.h, p.dark)
+    if head == "band":
+        box(p.canvas, 0, 0, p.w, 50, p.dark)
+    if head == "ruled":
+        box(p.canvas, left, 52, right - left, 3, p.other)
+    colour = art.WHITE if head == "band" else p.dark
+    p.emblem(right - 20 if logo_right else left + 20, 26, 18, disc=head == "band")
+    edge, align = (left, "left") if logo_right else (right, "right")
+    p.text(edge, 8, organisation, 15, right - left - 50, colour, align)
+    for i in range(2):  # the sender's own address belongs to the type
+        p.text(edge, 28 + 10 * i, words.sentence(r, p.language, 3), 8, 150, colour, align, bold=False)
+
+    title_left, y = bool(r.integers(2)), 64
+    for i in range(3):  # to whom: another one each time
+        p.field("name" if i == 0 else "address", left if not title_left else right - 118, y + 13 * i, 118, 13, size=10)
+    p.text(left if title_left else right, y, title.upper() if r.uniform() < .5 else title, 19, 110,
+           pick(r, (p.dark, p.ink)), "left" if title_left else "right")
+    keys, wide = ("number", "date", "expires", "amount")[:int(r.integers(2, 5))], right - left
+    for i, key in enumerate(keys):
+        p.entry(key, left + wide / len(keys) * i, 112, wide / len(keys) - 4, 9)
+
+    low, columns = pick(r, (282, 300)), np.cumsum([0, *r.uniform(.7, 1.2, int(r.integers(1, 4)))])
+    inverse, step = r.uniform() < .6, pick(r, (13, 15))
+    box(p.canvas, left, 144, wide, 15, p.dark if inverse else mix(p.dark, art.WHITE, .8))
+    for i in range(164 + step, low, 2 * step) if r.uniform() < .5 else ():
+        box(p.canvas, left, i, wide, step, mix(p.other, art.WHITE, .88))
+    columns = left + columns / columns[-1] * wide if len(columns) > 2 else np.array([left, right])
+    for a, b in zip(columns, columns[1:]):
+        p.text(a + 3, 145, words.name(r, p.language), 9, b - a - 5, art.WHITE if inverse else p.dark)
+    if r.uniform() < .5:
+        lines(p.canvas, [np.array([(x, 144), (x, low)]) for x in columns], p.dark)
+    p.field("items", left + 3, 163, wide - 6, low - 167, size=step - 4, face=SANS[0])
+
+    total = pick(r, ("inverse", "pale", "framed"))
+    box(p.canvas, right - 124, low + 4, 124, 24, p.dark if total == "inverse" else mix(p.dark, art.WHITE, .75),
+        1 if total == "framed" else -1)
+    p.field("amount", right - 66, low + 8, 62, 16, size=12, pattern=pick(r, ("", "€", "$", "£")), align="right",
+            colour=art.WHITE if total == "inverse" else p.ink)
+    p.text(left, low + 10, words.LABELS["total"][p.language], 12, wide - 130)
+    if r.uniform() < .5:
+        p.field("matrix", left, 334, 44, 44, pattern="21")
+        left += 52
+    for i in range(2):
+        p.text(left, 338 + 11 * i, words.sentence(r, p.language, 4), 8, right - left - 90, bold=False)
+    p.text(left, 364, words.PHRASES[p.language][3], 9, right - left - 90, p.dark)
+    if r.uniform() < .6:
+        p.entry("signature", right - 84, 336, 80, 30)
+    else:
+        p.field("postmark", right - 80, 328, 76, 56, colour=pick(r, ((40, 40, 160), (140, 60, 40))))
+    return p.done()
+
+
 def receipt(r):
     w, h = pick(r, (188, 200)), pick(r, (356, 384))
     p = Page(r, "receipt", w, h, pale=.01, layers=0)
@@ -358,4 +416,4 @@ def certificate(r):
     return p.done()
 
 
-FAMILIES = (id_card, passport, bank_card, form, receipt, ticket, label, certificate)
+FAMILIES = (id_card, passport, bank_card, form, receipt, ticket, label, certificate, invoice)

@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,7 @@ from synth.draw import text
 from synth.templates import FAMILIES, render, type_name
 
 MANIFEST = "synth.json"
+NEVER_TRAINED = 1_000_000  # evaluation sets begin at this type, training sets at 0: the same type is never in both
 
 
 def write_train(folder, types, copies, seed, captures=0, workers=None):
@@ -35,11 +38,11 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
     return _write(folder, range(types), files, seed, workers)
 
 
-def write_eval(folder, types, captures, seed, first_type, workers=None):
+def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=None):
     """Writes the types first_type..first_type+types-1 as `folder/<type>/reference.jpg` (clean) and `capture_N.jpg`.
 
     The reference is copy 0 and capture N is a made photo of copy N = 1..captures, so every one has its own content.
-    For types never trained on, `first_type` is at least the number of training types. Otherwise as `write_train`."""
+    Otherwise as `write_train`."""
     _require(1, types=types, captures=captures)
     _require(0, first_type=first_type)
     files = [("reference.jpg", 0, False)] + [(f"capture_{n}.jpg", n, True) for n in range(1, captures + 1)]
@@ -103,6 +106,7 @@ def _write(folder, type_ids, files, seed, workers):
     part.mkdir(parents=True)
     jobs = [(part / type_name(type_id), seed, type_id, files) for type_id in type_ids]
     workers = min(workers or os.cpu_count() or 1, total // 200 + 1)  # a process takes a second to start
+    began = time.perf_counter()
     with tqdm(total=total, desc=f"synth {folder.name}", unit="img", mininterval=.5) as bar:
         if workers == 1:
             for job in jobs:
@@ -115,6 +119,9 @@ def _write(folder, type_ids, files, seed, workers):
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
+    seconds = time.perf_counter() - began
+    print(f"{folder}: {total:,} images in {seconds:.1f} s, {total / seconds / workers:.0f} images/s per core "
+          f"({workers} at work)", file=sys.stderr)
     return total
 
 

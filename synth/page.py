@@ -9,7 +9,7 @@ from synth.fields import Field
 
 HUES = {"id_card": (.55, .33, .95, .12), "passport": (.58, .98, .3), "bank_card": (.6, .45, .03, .75, .12),
         "form": (.6, .35, 0.), "receipt": (0.,), "ticket": (.08, .55, .9), "label": (.13, .33, .6),
-        "certificate": (.1, .55, .3)}  # neighbourhoods of colour that a family's types share
+        "certificate": (.1, .55, .3), "invoice": (.6, .0, .35, .08)}  # neighbourhoods of colour that a family's types share
 NUMBERS = ("AA 999999", "A9999999", "999-999-999", "99 99 999999", "AAA-9999-A", "9999/9999", "99999999 A")
 DATES = ("d.m.y", "d/m/y", "y-m-d", "d m y", "m/y")
 VALUES = {"surname": "word", "given": "word", "name": "name", "birth": "date", "place": "word", "number": "number",

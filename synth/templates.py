@@ -8,7 +8,7 @@ from synth.fields import draw_field
 
 @functools.lru_cache(maxsize=32)
 def template(seed, type_id):
-    """The type's Template. Families take turns, so that any eight types in a row have one of each."""
+    """The type's Template. Families take turns, so that any nine types in a row have one of each."""
     return FAMILIES[type_id % len(FAMILIES)](rng("type", seed, type_id))
 
 

@@ -12,10 +12,12 @@ import pytest
 import synth
 from inference.image import UserError
 from synth.__main__ import main
+from synth.draw import rng
 from synth.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
-ONE_OF_EACH = range(16, 16 + len(FAMILIES))
+CAPTURE = sys.modules["synth.capture"]  # synth.capture is the function
+ONE_OF_EACH = range(18, 18 + len(FAMILIES))
 
 
 def _digest(image):
@@ -75,15 +77,15 @@ def test_images_depend_on_nothing_but_their_numbers():
     assert len({d for pair in first.values() for d in pair}) == 2 * len(order)
 
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import hashlib, synth; " \
-           "print(hashlib.sha256(synth.capture(synth.render(3, 16, 1), 3, 16, 1).tobytes()).hexdigest())"
+           "print(hashlib.sha256(synth.capture(synth.render(3, 18, 1), 3, 18, 1).tobytes()).hexdigest())"
     elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                                env={**os.environ, "PYTHONHASHSEED": "7"}).stdout.strip()
-    assert elsewhere == first[16, 1][1]
+    assert elsewhere == first[18, 1][1]
 
 
 def test_another_seed_type_copy_or_capture_is_another_image():
     image = synth.render(0, 5, 0)
-    others = [synth.render(*key) for key in ((1, 5, 0), (0, 13, 0), (0, 5, 1))]
+    others = [synth.render(*key) for key in ((1, 5, 0), (0, 14, 0), (0, 5, 1))]
     photos = [synth.capture(image, *key) for key in ((0, 5, 0), (0, 5, 1), (1, 5, 0), (0, 51, 0), (0, 5, "x"))]
     assert len({_digest(x) for x in [image, *others, *photos]}) == 9
 
@@ -135,7 +137,7 @@ def test_folders_hold_what_was_asked_for_whatever_the_number_of_processes(tmp_pa
 def test_eval_types_follow_the_training_types(tmp_path):
     assert synth.write_eval(tmp_path / "eval", 3, 2, seed=0, first_type=9) == 9
     files = _files(tmp_path / "eval")
-    assert {name.split("/")[0] for name in files} == {"passport_00009", "bank_card_00010", "form_00011"}
+    assert {name.split("/")[0] for name in files} == {"id_card_00009", "passport_00010", "bank_card_00011"}
     assert {name.split("/")[1] for name in files} == {"reference.jpg", "capture_1.jpg", "capture_2.jpg"}
 
 
@@ -203,3 +205,43 @@ def test_contact_sheet(tmp_path):
     synth.contact_sheet(tmp_path / "deep" / "sheet.png", seed=0, types=2, cell=120)
     sheet = cv2.imread(str(tmp_path / "deep" / "sheet.png"))
     assert sheet.shape[1] == 600 and len(np.unique(sheet)) > 100
+
+
+def test_command_writes_an_evaluation_set_of_types_that_no_training_set_has(tmp_path, capsys):
+    main(["--out", str(tmp_path / "set"), "--types", "3", "--copies", "4"])
+    assert {name.split("/")[1] for name in _files(tmp_path / "set")} == {
+        "reference.jpg", "capture_1.jpg", "capture_2.jpg", "capture_3.jpg"}
+    made = {p.name for p in (tmp_path / "set").iterdir() if p.is_dir()}
+    assert made == {synth.type_name(synth.NEVER_TRAINED + n) for n in range(3)}
+    said = capsys.readouterr()
+    assert "12 images of 3 types" in said.out and "images/s per core" in said.err
+    main(["--out", str(tmp_path / "set"), "--types", "3", "--copies", "4"])
+    assert "images/s" not in capsys.readouterr().err  # it was there
+    for refused in (["--out", "x", "--copies", "1"], ["x", "--train-types", "9", "--first-type", "5"]):
+        with pytest.raises(UserError):
+            main(refused)
+
+
+def test_training_sets_may_have_captures_too(tmp_path):
+    main([str(tmp_path), "--train-types", "2", "--copies", "1", "--train-captures", "2", "--eval-types", "1"])
+    assert len(_files(tmp_path / "train")) == 6 and "id_card_00000/capture_2.jpg" in _files(tmp_path / "train")
+
+
+def test_a_fold_is_a_change_of_light_from_one_edge_to_another():
+    """On a grey sheet: along some line of pixels, across the whole sheet, all of it changes; far from there little does."""
+    sheet = np.full((240, 320, 3), 128, np.uint8)
+    for n in range(20):
+        change = np.abs(CAPTURE._fold(rng(n), sheet, 1.0)[..., 1] - 128.)
+        assert (sheet == 128).all() and 1 < change.max() < 110
+        assert max((change.max(1) > 1).mean(), (change.max(0) > 1).mean()) > .98
+        assert np.median(change) < 40
+
+
+def test_moire_repeats_itself_and_leaves_the_mean():
+    for n in range(20):
+        light = np.full((240, 320, 3), 128, np.float32)
+        CAPTURE._moire(rng(n), light, 1.0)
+        change = light - 128
+        assert abs(change.mean()) < 1 < np.abs(change).max() < 12
+        spectrum = np.sort((np.abs(np.fft.rfft2(change[..., 0])) ** 2).ravel())[::-1]
+        assert spectrum[:400].sum() > .8 * spectrum.sum()  # of 38,640 frequencies: waves that are bent a little
