@@ -6,7 +6,8 @@
     synth.write_eval(folder, types=60, captures=4, seed=0)          # types that write_train never makes
 """
 from synth.capture import capture
-from synth.folders import NEVER_TRAINED, contact_sheet, write_eval, write_train
+from synth.folders import NEVER_TRAINED, contact_sheet, write_eval, write_photos, write_train
 from synth.templates import render, template, type_name
 
-__all__ = ["NEVER_TRAINED", "capture", "contact_sheet", "render", "template", "type_name", "write_eval", "write_train"]
+__all__ = ["NEVER_TRAINED", "capture", "contact_sheet", "render", "template", "type_name", "write_eval",
+           "write_photos", "write_train"]

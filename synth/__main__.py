@@ -3,6 +3,7 @@
   python -m synth --out DIR --types 100 --copies 5       an evaluation set: DIR/<type>/reference.jpg and capture_N.jpg
   python -m synth OUT                                    OUT/train and OUT/eval
   python -m synth OUT --train-types 4000 --copies 2 --train-captures 3 --eval-types 60 --captures 4 --seed 1
+  python -m synth --photos-of DIR2 --out DIR --copies 3  made photos of pictures that are there: DIR/<name>/ as above
   python -m synth --sheet sheet.png                      a picture to look at: types in rows, copies, captures
 
 All pictures of a type have other content: names, numbers, portraits. Captures are made photos, the others are clean.
@@ -11,13 +12,14 @@ Types to evaluate on are never those of OUT/train, whatever the numbers: they be
 
 from inference.cli import Parser, run_cli
 from inference.image import UserError
-from synth import NEVER_TRAINED, contact_sheet, write_eval, write_train
+from synth import NEVER_TRAINED, contact_sheet, write_eval, write_photos, write_train
 
 
 def _arguments(argv):
     parser = Parser(prog="python -m synth", description=__doc__)
     parser.add_argument("both", nargs="?", metavar="OUT", help="folder for train/ and eval/")
     parser.add_argument("--out", metavar="DIR", help="folder for one evaluation set")
+    parser.add_argument("--photos-of", metavar="DIR", help="of the pictures below DIR instead of made documents")
     parser.add_argument("--types", type=int, default=100, metavar="N", help="its document types")
     parser.add_argument("--copies", type=int, metavar="K", help="pictures of each type: in DIR a clean reference and K-1 "
                                                                 "captures (5), in OUT/train K clean ones (8)")
@@ -31,6 +33,8 @@ def _arguments(argv):
     args = parser.parse_args(argv)
     if not (args.both or args.out or args.sheet):
         parser.error("name a folder to write to: --out DIR or OUT, or --sheet FILE")
+    if args.photos_of and not args.out:
+        parser.error("--photos-of DIR needs --out, the folder to write to")
     if args.both and args.train_types > args.first_type:
         parser.error(f"--train-types {args.train_types} reach into those to evaluate on, from {args.first_type}; "
                      "give a larger --first-type")
@@ -44,7 +48,10 @@ def main(argv=None):
     try:
         if args.sheet:
             contact_sheet(args.sheet, args.seed)
-        if args.out:
+        if args.photos_of:
+            count = write_photos(args.photos_of, args.out, (args.copies or 5) - 1, args.seed)
+            print(f"{args.out}: {count} images")
+        elif args.out:
             count = write_eval(args.out, args.types, (args.copies or 5) - 1, args.seed, args.first_type)
             print(f"{args.out}: {count} images of {args.types} types")
         if args.both:

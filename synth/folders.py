@@ -3,6 +3,7 @@
 A folder appears complete or not at all: it is written beside its place and renamed. Its `synth.json` says what it was
 made from; asked for the same again, it is left as it is.
 """
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -10,18 +11,20 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from inference.image import UserError
+from inference.image import ImageError, UserError, list_images, load_image
 from synth.capture import capture
 from synth.draw import text
 from synth.templates import FAMILIES, render, type_name
 
 MANIFEST = "synth.json"
+SIDE = 400  # pixels of the longest side at which photos are made of pictures that are there already, as of made documents
 NEVER_TRAINED = 1_000_000  # evaluation sets begin at this type, training sets at 0: the same type is never in both
 
 
@@ -35,7 +38,7 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
     _require(0, captures=captures)
     files = [(f"copy_{n}.jpg", n, False) for n in range(copies)]
     files += [(f"capture_{n}.jpg", n, True) for n in range(copies, copies + captures)]
-    return _write(folder, range(types), files, seed, workers)
+    return _write_types(folder, range(types), files, seed, workers)
 
 
 def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=None):
@@ -46,7 +49,35 @@ def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=
     _require(1, types=types, captures=captures)
     _require(0, first_type=first_type)
     files = [("reference.jpg", 0, False)] + [(f"capture_{n}.jpg", n, True) for n in range(1, captures + 1)]
-    return _write(folder, range(first_type, first_type + types), files, seed, workers)
+    return _write_types(folder, range(first_type, first_type + types), files, seed, workers)
+
+
+def write_photos(source, folder, captures, seed, workers=None):
+    """Writes `folder/<name>/reference.jpg` and made photos of it, `capture_N.jpg`, for every picture below `source`.
+
+    The name is the picture's path without its ending (with it, where two would be the same); the reference its pixels, at
+    most SIDE on a side. What cannot be used is left out. To train on (a labelled root) with harder views than augmentation
+    alone makes, or to evaluate with on one's own kinds of pictures. Returns the number of images in the folder."""
+    _require(1, captures=captures)
+    names = list_images(source)
+    if not names:
+        raise UserError(f"{source}: no images found")
+    short = Counter(os.path.splitext(name)[0] for name in names)
+    folders = [stem if short[stem := os.path.splitext(name)[0]] == 1 else name for name in names]
+    jobs = [(at, seed, os.path.join(source, name), name, captures) for at, name in zip(folders, names)]
+    stats = [os.stat(job[2]) for job in jobs]
+    seen = hashlib.blake2b(repr([(job[3], s.st_size, s.st_mtime_ns) for job, s in zip(jobs, stats)]).encode(), digest_size=8)
+    manifest = {"seed": seed, "photos_of": seen.hexdigest(), "captures": captures}
+    written = _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)
+    if not written:
+        raise UserError(f"{source}: none of its {len(names)} images can be used")
+    return written
+
+
+def _write_types(folder, type_ids, files, seed, workers):
+    manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "files": [f[0] for f in files]}
+    jobs = [(type_name(type_id), seed, type_id, files) for type_id in type_ids]
+    return _write(folder, _write_type, jobs, len(type_ids) * len(files), manifest, workers)
 
 
 def contact_sheet(file, seed, types=2 * len(FAMILIES), cell=300):
@@ -91,38 +122,56 @@ def _write_type(job):
     return len(files)
 
 
-def _write(folder, type_ids, files, seed, workers):
-    folder, total = Path(folder), len(type_ids) * len(files)
-    manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "files": [f[0] for f in files],
-                "code": _code_version()}
+def _write_photos(job):
+    """The folder of one picture that is there already. Returns how many were written: none of one that cannot be used."""
+    folder, seed, source, name, captures = job
+    try:
+        image = load_image(source)
+    except ImageError:
+        return 0
+    if max(image.shape[:2]) > SIDE:
+        image = _fitted(image, SIDE)
+    folder.mkdir(parents=True, exist_ok=True)  # there may be pictures below a folder of the name of another
+    _save(folder / "reference.jpg", image)
+    for n in range(1, captures + 1):
+        _save(folder / f"capture_{n}.jpg", capture(image, seed, os.fsencode(name).hex(), n))
+    return captures + 1
+
+
+def _write(folder, write, jobs, total, manifest, workers):
+    """Runs `write(job)` for all jobs, each of which begins with the name of a folder below `folder`, unless that has been
+    done before. Returns how many images there are; `total` is how many there should be."""
+    folder, manifest = Path(folder), {**manifest, "code": _code_version()}
     if folder.exists():
         old = _manifest_of(folder)
-        if old == manifest:
-            return total
         if old is None and any(folder.iterdir()):
             raise UserError(f"{folder}: holds files that synth did not make; name another folder or empty this one")
+        written = (old or {}).pop("images", 0)
+        if old == manifest:
+            return written
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    jobs = [(part / type_name(type_id), seed, type_id, files) for type_id in type_ids]
+    jobs = [(part / name, *rest) for name, *rest in jobs]
     workers = min(workers or os.cpu_count() or 1, total // 200 + 1)  # a process takes a second to start
-    began = time.perf_counter()
-    with tqdm(total=total, desc=f"synth {folder.name}", unit="img", mininterval=.5) as bar:
-        if workers == 1:
-            for job in jobs:
-                bar.update(_write_type(job))
-        else:  # spawn, since OpenCV and torch may have threads by now, and a fork would inherit their locks
-            with multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,)) as pool:
-                for written in pool.imap_unordered(_write_type, jobs):
-                    bar.update(written)
-    (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    began, written = time.perf_counter(), 0
+    with contextlib.ExitStack() as until_done:
+        bar = until_done.enter_context(tqdm(total=total, desc=f"synth {folder.name}", unit="img", mininterval=.5))
+        results = map(write, jobs)
+        if workers > 1:  # spawn, since OpenCV and torch may have threads by now, and a fork would inherit their locks
+            pool = multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,))
+            results = until_done.enter_context(pool).imap_unordered(write, jobs)
+        for count in results:
+            written += count
+            bar.update(count)
+    (part / MANIFEST).write_text(json.dumps({**manifest, "images": written}, indent=1))
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
     seconds = time.perf_counter() - began
-    print(f"{folder}: {total:,} images in {seconds:.1f} s, {total / seconds / workers:.0f} images/s per core "
+    print(f"{folder}: {written:,} images in {seconds:.1f} s, {written / seconds / workers:.0f} images/s per core "
           f"({workers} at work)", file=sys.stderr)
-    return total
+    return written
 
 
 def _require(smallest, **numbers):

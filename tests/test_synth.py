@@ -120,7 +120,7 @@ def test_odd_sizes_can_be_captured():
 
 
 def _files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.jpg")}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.jpg") if p.is_file()}
 
 
 def test_folders_hold_what_was_asked_for_whatever_the_number_of_processes(tmp_path):
@@ -245,3 +245,30 @@ def test_moire_repeats_itself_and_leaves_the_mean():
         assert abs(change.mean()) < 1 < np.abs(change).max() < 12
         spectrum = np.sort((np.abs(np.fft.rfft2(change[..., 0])) ** 2).ravel())[::-1]
         assert spectrum[:400].sum() > .8 * spectrum.sum()  # of 38,640 frequencies: waves that are bent a little
+
+
+def test_photos_of_pictures_that_are_there(tmp_path):
+    source = tmp_path / "mine"
+    (source / "deep").mkdir(parents=True)
+    for name, side in (("a.png", 90), ("a.jpg", 80), ("deep/large.jpg", 900)):
+        cv2.imwrite(str(source / name), np.full((side, side // 2, 3), (30, 120, 200), np.uint8))
+    (source / "broken.jpg").write_bytes(b"no picture")
+    main(["--photos-of", str(source), "--out", str(tmp_path / "made"), "--copies", "3"])
+    files = _files(tmp_path / "made")
+    assert set(files) == {f"{folder}/{file}.jpg" for folder in ("a.png", "a.jpg", "deep/large")
+                          for file in ("reference", "capture_1", "capture_2")}
+    sizes = {name: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape for name, data in files.items()}
+    assert sizes["a.jpg/capture_1.jpg"] == (80, 40, 3) and sizes["deep/large/reference.jpg"] == (400, 200, 3)
+    assert files["a.png/capture_1.jpg"] != files["a.png/capture_2.jpg"]
+
+    def again():
+        synth.write_photos(source, tmp_path / "made", 2, 0, workers=2)
+        return _files(tmp_path / "made")
+    (tmp_path / "made" / "mark").touch()
+    assert again() == files and (tmp_path / "made" / "mark").exists()  # as it was
+    cv2.imwrite(str(source / "b.png"), np.zeros((50, 50, 3), np.uint8))
+    assert set(again()) > set(files) and not (tmp_path / "made" / "mark").exists()
+
+    for refused in (["--photos-of", str(source)], ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
+        with pytest.raises(UserError):
+            main(refused)
