@@ -20,6 +20,8 @@ def _arguments(argv):
     parser.add_argument("both", nargs="?", metavar="OUT", help="folder for train/ and eval/")
     parser.add_argument("--out", metavar="DIR", help="folder for one evaluation set")
     parser.add_argument("--photos-of", metavar="DIR", help="of the pictures below DIR instead of made documents")
+    parser.add_argument("--severity", type=float, default=1.0, metavar="S", help="how poor those photos are: 0 hardly, 1 usual, "
+                                                                                "2 poor")
     parser.add_argument("--types", type=int, default=100, metavar="N", help="its document types")
     parser.add_argument("--copies", type=int, metavar="K", help="pictures of each type: in DIR a clean reference and K-1 "
                                                                 "captures (5), in OUT/train K clean ones (8)")
@@ -49,7 +51,7 @@ def main(argv=None):
         if args.sheet:
             contact_sheet(args.sheet, args.seed)
         if args.photos_of:
-            count = write_photos(args.photos_of, args.out, (args.copies or 5) - 1, args.seed)
+            count = write_photos(args.photos_of, args.out, (args.copies or 5) - 1, args.seed, args.severity)
             print(f"{args.out}: {count} images")
         elif args.out:
             count = write_eval(args.out, args.types, (args.copies or 5) - 1, args.seed, args.first_type)

@@ -52,22 +52,23 @@ def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=
     return _write_types(folder, range(first_type, first_type + types), files, seed, workers)
 
 
-def write_photos(source, folder, captures, seed, workers=None):
+def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
     """Writes `folder/<name>/reference.jpg` and made photos of it, `capture_N.jpg`, for every picture below `source`.
 
     The name is the picture's path without its ending (with it, where two would be the same); the reference its pixels, at
-    most SIDE on a side. What cannot be used is left out. To train on (a labelled root) with harder views than augmentation
+    most SIDE on a side. `severity` is capture's. What cannot be used is left out. To train on (a labelled root) with harder views than augmentation
     alone makes, or to evaluate with on one's own kinds of pictures. Returns the number of images in the folder."""
     _require(1, captures=captures)
+    _require(0, severity=severity)
     names = list_images(source)
     if not names:
         raise UserError(f"{source}: no images found")
     short = Counter(os.path.splitext(name)[0] for name in names)
     folders = [stem if short[stem := os.path.splitext(name)[0]] == 1 else name for name in names]
-    jobs = [(at, seed, os.path.join(source, name), name, captures) for at, name in zip(folders, names)]
+    jobs = [(at, seed, os.path.join(source, name), name, captures, severity) for at, name in zip(folders, names)]
     stats = [os.stat(job[2]) for job in jobs]
     seen = hashlib.blake2b(repr([(job[3], s.st_size, s.st_mtime_ns) for job, s in zip(jobs, stats)]).encode(), digest_size=8)
-    manifest = {"seed": seed, "photos_of": seen.hexdigest(), "captures": captures}
+    manifest = {"seed": seed, "photos_of": seen.hexdigest(), "captures": captures, "severity": severity}
     written = _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)
     if not written:
         raise UserError(f"{source}: none of its {len(names)} images can be used")
@@ -124,7 +125,7 @@ def _write_type(job):
 
 def _write_photos(job):
     """The folder of one picture that is there already. Returns how many were written: none of one that cannot be used."""
-    folder, seed, source, name, captures = job
+    folder, seed, source, name, captures, severity = job
     try:
         image = load_image(source)
     except ImageError:
@@ -134,7 +135,7 @@ def _write_photos(job):
     folder.mkdir(parents=True, exist_ok=True)  # there may be pictures below a folder of the name of another
     _save(folder / "reference.jpg", image)
     for n in range(1, captures + 1):
-        _save(folder / f"capture_{n}.jpg", capture(image, seed, os.fsencode(name).hex(), n))
+        _save(folder / f"capture_{n}.jpg", capture(image, seed, os.fsencode(name).hex(), n, severity=severity))
     return captures + 1
 
 

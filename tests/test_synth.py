@@ -269,6 +269,13 @@ def test_photos_of_pictures_that_are_there(tmp_path):
     cv2.imwrite(str(source / "b.png"), np.zeros((50, 50, 3), np.uint8))
     assert set(again()) > set(files) and not (tmp_path / "made" / "mark").exists()
 
-    for refused in (["--photos-of", str(source)], ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
+    def changed(severity):  # by the photo, with the first file's JPEG alone
+        synth.write_photos(source, tmp_path / f"{severity}", 4, 0, severity)
+        pictures = [cv2.imread(str(tmp_path / f"{severity}" / "a.jpg" / f"{file}.jpg")).astype(int)
+                    for file in ("reference", *(f"capture_{n}" for n in range(1, 5)))]
+        return np.mean([np.abs(picture - pictures[0]).mean() for picture in pictures[1:]])
+    assert changed(0.) < changed(1.) / 5
+
+    for refused in (["--photos-of", str(source)], ["--photos-of", str(source), "--out", "x", "--severity", "-1"], ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
         with pytest.raises(UserError):
             main(refused)
