@@ -20,8 +20,7 @@ def _arguments(argv):
     parser.add_argument("both", nargs="?", metavar="OUT", help="folder for train/ and eval/")
     parser.add_argument("--out", metavar="DIR", help="folder for one evaluation set")
     parser.add_argument("--photos-of", metavar="DIR", help="of the pictures below DIR instead of made documents")
-    parser.add_argument("--severity", type=float, default=1.0, metavar="S", help="how poor those photos are: 0 hardly, 1 usual, "
-                                                                                "2 poor")
+    parser.add_argument("--severity", type=float, default=1.0, metavar="S", help="how poor those photos are (1; 2: very)")
     parser.add_argument("--types", type=int, default=100, metavar="N", help="its document types")
     parser.add_argument("--copies", type=int, metavar="K", help="pictures of each type: in DIR a clean reference and K-1 "
                                                                 "captures (5), in OUT/train K clean ones (8)")

@@ -56,8 +56,9 @@ def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
     """Writes `folder/<name>/reference.jpg` and made photos of it, `capture_N.jpg`, for every picture below `source`.
 
     The name is the picture's path without its ending (with it, where two would be the same); the reference its pixels, at
-    most SIDE on a side. `severity` is capture's. What cannot be used is left out. To train on (a labelled root) with harder views than augmentation
-    alone makes, or to evaluate with on one's own kinds of pictures. Returns the number of images in the folder."""
+    most SIDE on a side. `severity` is capture's. What cannot be used is left out. To train on (a labelled root), with harder
+    views than augmentation alone makes, or to evaluate with on one's own kinds of pictures. Returns the number of images
+    in the folder."""
     _require(1, captures=captures)
     _require(0, severity=severity)
     names = list_images(source)

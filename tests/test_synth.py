@@ -276,6 +276,8 @@ def test_photos_of_pictures_that_are_there(tmp_path):
         return np.mean([np.abs(picture - pictures[0]).mean() for picture in pictures[1:]])
     assert changed(0.) < changed(1.) / 5
 
-    for refused in (["--photos-of", str(source)], ["--photos-of", str(source), "--out", "x", "--severity", "-1"], ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
+    photos = ["--photos-of", str(source)]
+    for refused in (photos, [*photos, "--out", "x", "--severity", "-1"],
+                    ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
         with pytest.raises(UserError):
             main(refused)
