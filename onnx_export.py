@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones import load_run
+from eval.calibrate import threshold_table
 from inference.cli import Parser
 from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
 from runtime import UserError, first_line, run_cli
@@ -130,12 +131,10 @@ def _threshold_table(path):
     if report is None:
         return None
     try:
-        unsure = report["too_few_negatives"]
-        table = {rate: {"threshold": threshold, "tpr": report["tpr_at_fpr"][rate]}
-                 for rate, threshold in report["thresholds"].items() if rate not in unsure}
-        if not are_thresholds(table):
+        table = threshold_table(report)
+        if not are_thresholds(table or {}):
             raise ValueError
-        return table or None
+        return table
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: not what python -m eval --json prints; write it again or remove it") from None
 

@@ -1,6 +1,7 @@
 """Zero-shot evaluation: is this a picture of the same document type as that one?
 
-    python -m eval --model M.onnx|OUTPUT_DIR --data DIR [--report DIR] [--json]
+    python -m eval --model M.onnx|OUTPUT_DIR --data DIR [--open-set] [--report DIR] [--json]
+    python -m eval --model M.onnx --calibrate DIR
 """
 from eval.evaluation import Evaluation, evaluate_folder
 

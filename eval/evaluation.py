@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from eval.folder import Item, find_images, read_images
 from eval.gallery import Identification, identify
+from eval.open_set import OpenSet
 from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
 from eval.thumbnail import thumbnail
 from inference.cli import printable
@@ -29,16 +30,19 @@ class Evaluation:
     false_matches: list[Pair]               # the highest-scoring pairs of two types, worst first
     missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
     baseline: tuple[Verification, Identification] | None
+    open_set: OpenSet | None = None         # where it was asked for
 
     def as_dict(self):
         """JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images,
-        types, references, unreadable, and `baseline` with the same metrics (null when it was not asked for)."""
+        types, references, unreadable, `baseline` with the same metrics (null when it was not asked for), and
+        `open_set` where it was measured: accepted, right and refused (shares), known, strangers, threshold, margin."""
         baseline = self.baseline and {**self.baseline[0].as_dict(), **self.baseline[1].as_dict()}
         return {**self.verification.as_dict(), **self.identification.as_dict(),
                 "images": len(self.items), "types": len(self.types),
                 "references": sum(item.is_reference for item in self.items),
                 "unreadable": [{"file": name, "reason": reason} for name, reason in self.unreadable],
-                "data": self.folder, "baseline": baseline}
+                "data": self.folder, "baseline": baseline,
+                **({"open_set": self.open_set.as_dict()} if self.open_set else {})}
 
     def rows(self):
         """The table as strings: (what, model, model's threshold, baseline, baseline's threshold)."""
@@ -65,6 +69,8 @@ class Evaluation:
         if v.too_few_negatives:
             notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold "
                          f"lies just above the highest negative.")
+        if self.open_set:
+            notes.append(self.open_set.note())
         if self.unreadable:
             notes.append(f"{len(self.unreadable):,} unreadable files left out: "
                          + "; ".join(printable(f"{name} ({reason})") for name, reason in self.unreadable[:10])

@@ -37,6 +37,17 @@ def identify(points, labels, is_reference, block=1024):
     return Identification(right / len(queries), protocol, len(queries), len(gallery), len(candidates) - len(queries))
 
 
+def registered(labels, is_reference):
+    """bool [N]: the images that a user would register: each type's references or, where it has none, its first image.
+
+    labels: int [N]; is_reference: bool [N].
+    """
+    labels, chosen = np.asarray(labels), np.array(is_reference, bool)
+    types, first = np.unique(labels, return_index=True)
+    chosen[first[~np.isin(types, labels[chosen])]] = True
+    return chosen
+
+
 def _count_right(points, labels, queries, gallery, block):
     probes = points[queries]
     best_own = np.full(len(queries), -np.inf)

@@ -1,7 +1,8 @@
 """Which registered document type is this picture, if any?
 
-    python inference/classify.py --model M.onnx --register DIR IMAGE... [--threshold T | --fpr F] [--top-k K] [--json]
+    python inference/classify.py --model M.onnx --register DIR IMAGE... [--threshold T | --fpr F] [--margin M] [--top-k K]
     python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below it
+    python inference/classify.py IMAGE...                                 # with the shipped model and registry
 
     from inference.classify import DocClassifier
     label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
@@ -23,31 +24,57 @@ if __name__ == "__main__":  # as a script, Python has this folder on its path in
 from inference.cli import Parser, counted, printable, run_cli  # noqa: E402
 from inference.image import ImageError, UserError, list_images  # noqa: E402
 from inference.model import Model, load_model  # noqa: E402
-from inference.registry import Registry  # noqa: E402
+from inference.registry import COMPARED, Registry  # noqa: E402
 
-DEFAULT_FPR = 1e-3
+SHIPPED = Path(__file__).resolve().parent / "models"
+DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
+DEFAULT_REGISTRY = SHIPPED / "registry"
+DEFAULT_FPR = 1e-4  # of pairs: among 60 types a picture of none meets 60 references, so 1e-3 could not refuse 95 % of them
+RAISED = 0.25  # of the way from the threshold to the score of two references that look alike: more costs names, see README
+SHOWN = 3  # pairs of types that look alike; the others are counted
 FALLBACK_THRESHOLD = 0.75  # for a model that was exported before it was evaluated
 
 
 class DocClassifier:
     """Recognises the types registered in a folder and refuses the rest.
 
-    `model` is the path of an exported model (or a loaded `Model`); `register_root` the folder of references;
-    `threshold` the lowest score, 0..1, at which a type is named. Without one, the model's own table gives the score
-    that lets `fpr` (1e-3) of the pairs of different types pass; a model without a table gets 0.75 and a warning.
+    `model` is the path of an exported model (or a loaded `Model`); `register_root` the folder of references; None takes
+    the shipped one, DEFAULT_MODEL and DEFAULT_REGISTRY.
+    `threshold` is the lowest score, 0..1, at which a type is named. Without one, the model's own table gives the score
+    that lets `fpr` (1e-4) of the pairs of different types pass. Where nothing is said and the table ends before 1e-4, its
+    lowest rate is taken, and 0.75 where there is no table, either with a warning.
+    `margin` is the least lead, in scores, over the second best type; below it none is named. None takes the model's own,
+    which may be 0; 0 switches it off.
+    `thresholds` `{label: score}` are those in force: types whose references look alike have a higher one, unless `threshold`
+    was given, which is obeyed exactly.
     `backend`, "cpu" or "cuda", runs the network; `threads` work on many images at once (0: one for each core), a single
     image takes one. `gallery` "cuda" searches the references on the GPU, for millions of them: it needs torch and holds
     them in bf16, which moves scores by up to 1e-3. `progress`: on a terminal, say on stderr how far it is.
     `warnings` lists what is odd about the registry and the threshold. Raises UserError for whatever the user can put right.
     """
 
-    def __init__(self, *, model, register_root, threshold: float | None = None, fpr: float | None = None,
-                 backend: str = "cpu", threads: int = 0, gallery: str = "cpu", progress: bool = False):
+    def __init__(self, *, model=None, register_root=None, threshold: float | None = None, fpr: float | None = None,
+                 margin: float | None = None, backend: str = "cpu", threads: int = 0, gallery: str = "cpu",
+                 progress: bool = False):
+        if margin is not None and not 0 <= margin <= 1:
+            raise UserError(f"margin {margin}: must be between 0 and 1, a difference of two scores; 0 switches it off")
+        if model is None:
+            model = _shipped(DEFAULT_MODEL, "model")
+        if register_root is None:
+            register_root = _shipped(DEFAULT_REGISTRY, "registry")
         self.model = model if isinstance(model, Model) else load_model(model, backend, threads)
         self.threshold, notes = _choose_threshold(self.model, threshold, fpr)
+        self.margin: float = self.model.margin if margin is None else margin
         self.registry = Registry(register_root, self.model, gallery, progress)
         self.progress = progress
-        self.warnings: list[str] = notes + self.registry.warnings
+        alike = self.registry.look_alikes(self.threshold)
+        self.thresholds: dict[str, float] = dict.fromkeys(self.registry.labels, self.threshold)
+        if threshold is None:
+            for first, second, score in alike or ():
+                for label in (first, second):
+                    own = self.threshold + RAISED * (score - self.threshold)
+                    self.thresholds[label] = max(self.thresholds[label], own)
+        self.warnings: list[str] = notes + self.registry.warnings + _look_alikes(alike, self.thresholds)
 
     @property
     def bank(self) -> dict[str, np.ndarray]:
@@ -67,18 +94,20 @@ class DocClassifier:
         return self.model.embed(prepared[None])[0]
 
     def __call__(self, image) -> tuple[str | None, float]:
-        """A path, or what `cv2.imread` returns -> (label, score). Below the threshold the label is None; the score
-        is the best type's all the same. Raises ImageError.
+        """A path, or what `cv2.imread` returns -> (label, score). Below the threshold or the margin the label is None; the
+        score is the best type's all the same. Raises ImageError.
         """
-        (scores,), (types,) = self.registry.top(self.extract_feature(image)[None], 1)
-        result = self._result(image, scores, types)
+        (scores,), (types,) = self.registry.top(self.extract_feature(image)[None], 2)
+        result = self._result(image, scores, types, 1)
         return result["label"], result["score"]
 
     def classify(self, images, top_k: int = 1) -> list[dict]:
         """A list of paths or arrays -> for each {image, label or None, score, top_k: [{label, score}], error or None}.
 
         `image` is the path (None for an array); `top_k` holds the best `top_k` types whatever their scores. An image
-        that cannot be used has an `error`, no label, no score; the others are classified all the same.
+        that cannot be used has an `error`, no label, no score; the others are classified all the same. No label though the
+        score reaches the best type's of `self.thresholds`: the second best type is closer than `self.margin`; a `top_k` of 2
+        shows both.
         """
         return list(self.stream(images, top_k))
 
@@ -87,17 +116,35 @@ class DocClassifier:
         if top_k < 1:
             raise UserError(f"top-k {top_k}: must be at least 1")
         for part in counted(self.model.stream(images), len(images), "classifying", self.progress):
-            found = zip(part.positions, *self.registry.top(part.features, top_k))
-            results = {position: self._result(images[position], scores, types) for position, scores, types in found}
+            found = zip(part.positions, *self.registry.top(part.features, max(top_k, 2)))
+            results = {position: self._result(images[position], scores, types, top_k) for position, scores, types in found}
             for position, reason in part.reasons.items():
                 results[position] = dict(image=_name(images[position]), label=None, score=None, top_k=[], error=reason)
             yield from (results[position] for position in sorted(results))
 
-    def _result(self, image, scores, types):  # both (K,), best first
+    def _result(self, image, scores, types, top_k):  # both (K,), best first; K is 2 at least where there are two types
         ranking = [dict(label=self.registry.labels[index], score=float(score)) for index, score in zip(types, scores)]
-        accepted = ranking[0]["score"] >= self.threshold
-        return dict(image=_name(image), label=ranking[0]["label"] if accepted else None, score=ranking[0]["score"],
-                    top_k=ranking, error=None)
+        best, others = ranking[0], ranking[1:]
+        accepted = (best["score"] >= self.thresholds[best["label"]]
+                    and not (others and best["score"] - others[0]["score"] < self.margin))
+        return dict(image=_name(image), label=best["label"] if accepted else None, score=best["score"],
+                    top_k=ranking[:top_k], error=None)
+
+
+def _shipped(path, what):
+    if not path.exists():
+        option, argument = {"model": ("--model", "model"), "registry": ("--register", "register_root")}[what]
+        raise UserError(f"{path}: the shipped {what} is not there; give one of your own, {option} or {argument}=")
+    return path
+
+
+def _look_alikes(pairs, thresholds):
+    """Lines for the user. `pairs` as from `Registry.look_alikes`."""
+    if pairs is None:
+        return [f"more than {COMPARED:,} references: not looked for types that look alike"]
+    lines = [f"{first} and {second} look alike: their references score {score:.4f}; they are named from "
+             f"{thresholds[first]:.4f} and {thresholds[second]:.4f} on" for first, second, score in pairs[:SHOWN]]
+    return lines + ([f"{len(pairs) - SHOWN} more pairs of types look alike"] if len(pairs) > SHOWN else [])
 
 
 def _name(image):
@@ -117,21 +164,26 @@ def _choose_threshold(model, threshold, fpr):
         return chosen, []
     if fpr is not None:
         raise UserError(f"fpr {fpr:g}: the model has no threshold for so low a rate; give --threshold, "
-                        "or evaluate with more images and export again")
-    return FALLBACK_THRESHOLD, [f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; "
-                                f"taking {FALLBACK_THRESHOLD}"]
+                        "or calibrate it on more images: python -m eval --calibrate")
+    lacks = f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; taking "
+    lowest = model.lowest_rate
+    if lowest is None:
+        return FALLBACK_THRESHOLD, [f"{lacks}{FALLBACK_THRESHOLD}"]
+    return model.threshold_at(lowest), [f"{lacks}that of {lowest:g}, its lowest"]
 
 
 def main(arguments=None) -> int:
     """The command line; returns the exit status."""
     parser = Parser(description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture to classify, or a folder: all below it")
-    parser.add_argument("--model", required=True, help="what onnx_export.py wrote")
-    parser.add_argument("--register", required=True, metavar="DIR", help="folder of reference pictures")
+    parser.add_argument("--model", help="what onnx_export.py wrote (default: the shipped one)")
+    parser.add_argument("--register", metavar="DIR", help="folder of reference pictures (default: the shipped one)")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--threshold", type=float, metavar="T", help="lowest score, 0..1, at which a type is named")
     limit.add_argument("--fpr", type=float, metavar="F", help="take the threshold for this false positive rate from "
                                                               f"the model's own table (default {DEFAULT_FPR:g})")
+    parser.add_argument("--margin", type=float, metavar="M", help="least lead, in scores, over the second best type "
+                                                                  "(default: the model's own; 0 switches it off)")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="how many types to list (default 1)")
     parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="what runs the network (default cpu)")
     parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="what searches the references: cuda is for "
@@ -148,17 +200,21 @@ def main(arguments=None) -> int:
     # Lines of results on the same terminal say how far it is by themselves.
     progress = args.json or not sys.stdout.isatty()
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
-                               backend=args.backend, threads=args.threads, gallery=args.gallery, progress=progress)
+                               margin=args.margin, backend=args.backend, threads=args.threads, gallery=args.gallery,
+                               progress=progress)
+    choices = (args.model, DEFAULT_MODEL), (args.register, DEFAULT_REGISTRY)
+    shipped = [str(path) for given, path in choices if given is None]
+    if shipped:
+        print(printable(f"taking what is shipped: {' and '.join(shipped)}"), file=sys.stderr)
     for warning in classifier.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
-    results = classifier.stream(images, args.top_k)
     if args.json:
-        results = list(results)
+        results = classifier.classify(images, args.top_k)
         print(json.dumps(results, indent=2))
         return 0 if any(result["error"] is None for result in results) else 2
     usable = False
-    for result in results:
-        print(printable(_line(result, args.top_k)))
+    for result in classifier.stream(images, max(args.top_k, 2)):  # the second tells why none is named
+        print(printable(_line(result, args.top_k, classifier.thresholds)))
         usable |= result["error"] is None
     return 0 if usable else 2
 
@@ -169,12 +225,14 @@ def _expanded(image):
     return below or [image]
 
 
-def _line(result, top_k):
+def _line(result, top_k, thresholds):
     if result["error"]:
         return f"{result['image']}: cannot be used: {result['error']}"
     line = f"{result['image']}: {result['label'] or 'not registered'} {result['score']:.4f}"
+    if result["label"] is None and result["score"] >= thresholds[result["top_k"][0]["label"]]:
+        line += " (too close to {} and {})".format(*(entry["label"] for entry in result["top_k"][:2]))
     if top_k > 1:
-        line += " (" + ", ".join(f"{entry['label']} {entry['score']:.4f}" for entry in result["top_k"]) + ")"
+        line += " (" + ", ".join(f"{entry['label']} {entry['score']:.4f}" for entry in result["top_k"][:top_k]) + ")"
     return line
 
 

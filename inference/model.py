@@ -32,7 +32,8 @@ class Part(NamedTuple):
 class Model:
     """`embed(prepare(image)[None])` is all that classification needs of a network; `stream` does it for many at once.
 
-    `image_size` S and `embedding_size` D are ints; `metadata` is the dict that `onnx_export.py` put into the file;
+    `image_size` S and `embedding_size` D are ints; `margin` is the lead over the second best type, in scores, that a name
+    takes (0: none); `metadata` is the dict that `onnx_export.py` put into the file;
     `threads` is how many work on many images. Every method may be called from several threads; `embed` and `stream` raise
     UserError, naming the file at `path`, where the network does not run or gives no finite features.
     """
@@ -45,6 +46,8 @@ class Model:
         self.threads = threads
         self.image_size: int = metadata["image_size"]
         self.embedding_size: int = metadata["embedding_size"]
+        self._thresholds = {float(rate): entry["threshold"] for rate, entry in (metadata.get("thresholds") or {}).items()}
+        self.margin: float = metadata.get("margin") or 0.0
         self._idle: dict[int, list[_Bound]] = {}  # by their number of images; as many as ran at the same time
 
     def prepare(self, image) -> np.ndarray:
@@ -112,9 +115,13 @@ class Model:
         """The score from which at most `fpr` of the pairs of different types passed when the model was evaluated:
         the table's nearest rate that is not above `fpr`; None when the model has no such entry.
         """
-        rates = {float(rate): entry["threshold"] for rate, entry in (self.metadata.get("thresholds") or {}).items()}
-        allowed = [rate for rate in rates if rate <= fpr]
-        return rates[max(allowed)] if allowed else None
+        allowed = [rate for rate in self._thresholds if rate <= fpr]
+        return self._thresholds[max(allowed)] if allowed else None
+
+    @property
+    def lowest_rate(self) -> float | None:
+        """The lowest false positive rate of pairs that the model has a threshold for; None without any."""
+        return min(self._thresholds, default=None)
 
 
 class _Bound:
@@ -208,7 +215,7 @@ def _checked_metadata(path, session):
         inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
         outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
         ours = (type(size) is type(width) is int and 1 <= size <= MAX_INPUT
-                and are_thresholds(metadata.get("thresholds") or {})
+                and are_thresholds(metadata.get("thresholds") or {}) and 0 <= (metadata.get("margin") or 0) <= 1
                 and inputs == [("img", "tensor(float)", [3, size, size])]
                 and outputs == [("feats", "tensor(float)", [width])])
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form

@@ -10,6 +10,8 @@ from inference.image import UserError, list_images, type_label
 from inference.model import Model
 from inference.search import searcher
 
+COMPARED = 20_000  # references that are searched among themselves: seconds on 2 cores, but 1 M would take an hour
+
 
 class Registry:
     """Every readable image below `root` is a reference of the type that `type_label` gives it.
@@ -38,8 +40,9 @@ class Registry:
         for file, feature in features.items():
             references.setdefault(type_label(file), []).append(feature)
         self.labels = sorted(references)
-        stacked = np.concatenate([references[label] for label in self.labels])  # (M, D), a type's references side by side
-        starts = np.cumsum([0] + [len(references[label]) for label in self.labels[:-1]])  # (T,) where each type begins
+        # (M, D), a type's references side by side, and (T,), where each type begins
+        self._stacked = stacked = np.concatenate([references[label] for label in self.labels])
+        self._starts = starts = np.cumsum([0] + [len(references[label]) for label in self.labels[:-1]])
         self.bank = dict(zip(self.labels, np.split(stacked, starts[1:])))
         self._top = searcher(stacked, None if len(starts) == len(stacked) else starts, gallery)
 
@@ -49,6 +52,23 @@ class Registry:
         """
         cosines, types = self._top(features, k)
         return np.clip((cosines + 1) / 2, 0, 1), types
+
+    def look_alikes(self, threshold: float) -> list[tuple[str, str, float]] | None:
+        """Pairs of types whose references would be taken for each other: (label, label, score), most alike first.
+
+        Each reference is searched among all M; where the best one of another type scores `threshold` or more the two types
+        are a pair. Exact and in bounded memory, but M^2 D multiplications: None beyond COMPARED references.
+        """
+        if len(self._stacked) > COMPARED:
+            return None
+        scores, types = self.top(self._stacked, 2)  # (M, 2): a reference's own type, mostly first, and another
+        own = np.searchsorted(self._starts, np.arange(len(self._stacked)), "right") - 1
+        alike = {}
+        for row, column in zip(*np.nonzero((types != own[:, None]) & (scores >= threshold))):
+            pair = tuple(sorted((own[row], types[row, column])))
+            alike[pair] = max(alike.get(pair, 0.0), float(scores[row, column]))
+        return [(self.labels[first], self.labels[second], score)
+                for (first, second), score in sorted(alike.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _label_collisions(files):

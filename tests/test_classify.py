@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -277,10 +278,140 @@ def registry_of(bank, folder):
     return Registry(folder / "bank", Given())
 
 
+def test_look_alikes_are_those_of_all_pairs(tmp_path, monkeypatch):
+    """Random registries against a loop over all references; each type's best other one, whichever reference it is."""
+    rng = np.random.default_rng(1)
+    for threshold in (0.0, 0.5, 0.62, 1.01):
+        bank = {f"type {index}": rng.standard_normal((rng.integers(1, 4), WIDTH), np.float32) for index in range(12)}
+        bank["type 3"][0] = bank["type 7"][0] + 0.1
+        bank = {label: features / np.linalg.norm(features, axis=1, keepdims=True) for label, features in bank.items()}
+        expected = {}
+        for label, references in bank.items():
+            for reference in references:
+                scores = {other: float((bank[other] @ reference).max() + 1) / 2 for other in bank if other != label}
+                score, other = max((score, other) for other, score in scores.items())
+                pair = tuple(sorted((label, other), key=sorted(bank).index))
+                if score >= threshold:
+                    expected[pair] = max(score, expected.get(pair, 0))
+        found = registry_of(bank, tmp_path).look_alikes(threshold)
+        assert {(first, second): pytest.approx(score, abs=1e-6) for first, second, score in found} == expected
+        assert [score for *_, score in found] == sorted((score for *_, score in found), reverse=True)
+        assert threshold > 1 or found[0][:2] == ("type 3", "type 7")
+    assert registry_of({"alone": bank["type 0"]}, tmp_path).look_alikes(0) == []
+    monkeypatch.setattr("inference.registry.COMPARED", 1)
+    assert registry_of(bank, tmp_path).look_alikes(0) is None
+
+
+def test_look_alikes_are_said_in_few_lines(model, tmp_path, monkeypatch):
+    for number in range(6):
+        write(tmp_path / f"edition {number}.png", np.clip(noise(1).astype(int) + number, 0, 255))
+    warnings = DocClassifier(model=model, register_root=tmp_path, threshold=0.9).warnings
+    assert len(warnings) == 4 and all("look alike: their references score" in line for line in warnings[:3])
+    assert re.fullmatch(r"\d+ more pairs of types look alike", warnings[3])
+    assert DocClassifier(model=model, register_root=tmp_path, threshold=1).warnings == []
+    monkeypatch.setattr("inference.registry.COMPARED", 5)
+    warning, = DocClassifier(model=model, register_root=tmp_path, threshold=0.9).warnings
+    assert "not looked for types that look alike" in warning
+
+
+def test_types_that_look_alike_have_higher_thresholds_unless_one_was_given(tmp_path):
+    """By the formula, from the model's own table: a quarter of the way to what their references score."""
+    table = {"1e-4": {"threshold": 0.8, "tpr": 0.9}}
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
+    for name, image in (("first", noise(1)), ("second", blend(0.1)), ("other", noise(5))):
+        write(tmp_path / "types" / f"{name}.png", image)
+    classifier = DocClassifier(model=path, register_root=tmp_path / "types")
+    score = (features(noise(1)) @ features(blend(0.1)) + 1) / 2
+    raised = 0.8 + (score - 0.8) / 4
+    expected = {"first": raised, "other": 0.8, "second": raised}
+    assert 0.8 < score and classifier.thresholds == pytest.approx(expected, abs=2e-3)
+    between = 0
+    for share in np.linspace(0, 1, 60):  # through the thresholds, down to a picture of no type
+        (result,), own = classifier.classify([blend(share)]), classifier.thresholds
+        best = result["top_k"][0]["label"]
+        assert result["label"] == (best if result["score"] >= own[best] else None)
+        between += 0.8 <= result["score"] < own[best]
+    assert between
+    given = DocClassifier(model=path, register_root=tmp_path / "types", threshold=0.8)
+    assert set(given.thresholds.values()) == {0.8}
+
+
+# ---------------------------------------------------------------- the margin
+def blend(share):
+    """A picture whose feature is about `share` of the way from noise(1) to noise(3)."""
+    return cv2.addWeighted(noise(1), 1 - share, noise(3), share, 0)
+
+
+@pytest.mark.parametrize("own", [None, 0.05])
+def test_a_margin_refuses_what_two_types_are_close_to(tmp_path, register, own):
+    """By the formula: the lead of the best type over the second decides, the score is the true one all the same."""
+    path = write_model(tmp_path / "model.onnx", METADATA | {"margin": own})
+    for margin in (None, 0, 0.02, 0.2, 1):
+        classifier = DocClassifier(model=path, register_root=register, threshold=0.6, margin=margin)
+        assert classifier.margin == (own or 0 if margin is None else margin)
+        images = [blend(share / 20) for share in range(21)]
+        for image, result in zip(images, classifier.classify(images, top_k=4)):
+            assert set(result) == {"image", "label", "score", "top_k", "error"}
+            first, second = (entry["score"] for entry in result["top_k"][:2])
+            refused = first < 0.6 or first - second < classifier.margin
+            assert result["label"] == (None if refused else result["top_k"][0]["label"])
+            cosines = [features(noise(seed)) @ features(image) for seed in (1, 2, 3, 4)]
+            truth = sorted((max(cosines[:2]), *cosines[2:]))  # seeds 1 and 2 are both passports
+            assert (first, second) == pytest.approx(((truth[2] + 1) / 2, (truth[1] + 1) / 2), abs=2e-3)
+            assert classifier(image) == (result["label"], result["score"]) == (result["label"], first)
+            single, = classifier.classify([image])
+            assert single == result | {"top_k": result["top_k"][:1]}
+    labels = [result["label"] for result in classifier.classify(images)]  # margin 1: none leads by so much
+    assert set(labels) == {None}
+
+
+def test_a_single_type_has_no_second(model, tmp_path):
+    write(tmp_path / "passport.png", noise(1))
+    classifier = DocClassifier(model=model, register_root=tmp_path, threshold=0.6, margin=1)
+    assert classifier(noise(1))[0] == "passport" and len(classifier.classify([noise(1)], top_k=3)[0]["top_k"]) == 1
+
+
+def test_the_margin_is_said(model, register, tmp_path, capsys):
+    between, stranger = write(tmp_path / "between.png", blend(0.5)), write(tmp_path / "stranger.png", noise(9))
+    limits = "--threshold", 0.7, "--margin", 0.2
+    for top_k in (1, 3):
+        assert status_of(arguments(model, register, between, stranger, *limits, "--top-k", top_k)) == 0
+        line, other = capsys.readouterr().out.splitlines()
+        ways = [f"(too close to {names})" for names in ("passport and cards/bank", "cards/bank and passport")]
+        assert line.startswith(f"{between}: not registered 0.") and any(way in line for way in ways)
+        assert other.startswith(f"{stranger}: not registered 0.") and "too close" not in other
+        assert line.endswith(")") and line.count(" (") == (1 if top_k == 1 else 2)
+    assert status_of(arguments(model, register, between, "--threshold", 0.7, "--margin", 0)) == 0
+    assert "not registered" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what is shipped
+def test_without_model_and_registry_the_shipped_ones(model, register, tmp_path, capsys, monkeypatch):
+    picture = str(write(tmp_path / "picture.png", noise(4)))
+    monkeypatch.setattr("inference.classify.DEFAULT_MODEL", model)
+    monkeypatch.setattr("inference.classify.DEFAULT_REGISTRY", register)
+    for given, said in (([], [model, register]), (["--model", str(model)], [register]),
+                        (["--register", str(register)], [model])):
+        assert status_of([*given, picture, "--json", "--threshold", "0.9"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)[0]["label"] == "licence"
+        assert err == f"taking what is shipped: {' and '.join(map(str, said))}\n"
+    assert DocClassifier(threshold=0.9)(noise(4))[0] == "licence"
+
+
+def test_nothing_shipped(model, register, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("inference.classify.DEFAULT_MODEL", tmp_path / "nowhere.onnx")
+    monkeypatch.setattr("inference.classify.DEFAULT_REGISTRY", tmp_path / "nowhere")
+    assert "nowhere.onnx: the shipped model is not there" in refused(capsys, ["--register", str(register), "x.png"])
+    message = refused(capsys, ["--model", str(model), "x.png"])
+    assert "nowhere: the shipped registry is not there" in message and "--register" in message
+
+
 # ---------------------------------------------------------------- thresholds
-@pytest.mark.parametrize("fpr, expected", [(0.1, 0.6), (0.05, 0.7), (0.01, 0.7), (0.001, 0.8), (1, 0.6), (None, 0.8)])
+@pytest.mark.parametrize("fpr, expected", [(0.1, 0.6), (0.05, 0.7), (0.01, 0.7), (0.001, 0.8), (1, 0.6), (None, 0.85)])
 def test_fpr_picks_the_nearest_rate_not_above(tmp_path, register, fpr, expected):
-    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
+    table = THRESHOLDS | {"1e-4": {"threshold": 0.85}, "1e-5": {"threshold": 0.9}}
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
     classifier = DocClassifier(model=path, register_root=register, fpr=fpr)
     assert classifier.threshold == expected and classifier.warnings == []
 
@@ -290,6 +421,14 @@ def test_a_threshold_that_nothing_passes(tmp_path, register):
     table = {"1e-3": {"threshold": 1 + 2 ** -24}}
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
     assert DocClassifier(model=path, register_root=register)(noise(1))[0] is None
+
+
+def test_a_table_that_ends_before_the_default(tmp_path, register):
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
+    classifier = DocClassifier(model=path, register_root=register)
+    assert classifier.threshold == 0.8
+    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; taking that of 0.001, "
+                                   "its lowest"]
 
 
 def test_threshold_without_a_table(model, register, tmp_path):
@@ -405,6 +544,9 @@ def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     (["--fpr", "0.01", "--threshold", "0.5"], "not allowed with"),
     (["--top-k", "0"], "at least 1"),
     (["--tresh", "0.5"], "unrecognized"),
+    (["--margin", "-0.1"], "between 0 and 1"),
+    (["--margin", "nan"], "between 0 and 1"),
+    (["--margin", "wide"], "invalid float"),
     (["--backend", "tpu"], "use cpu or cuda"),
     (["--gallery", "tpu", "--threshold", "0.5"], "use cpu or cuda"),
     (["--threads", "-1"], "at least 1"),
@@ -441,6 +583,10 @@ def test_wrong_registry(model, tmp_path, capsys):
     ({"metadata": METADATA | {"thresholds": {"1e-3": {"threshold": "high"}}}}, "not a model of this project"),
     ({"metadata": METADATA | {"thresholds": {"1e-3": {"threshold": float("nan")}}}}, "not a model of this project"),
     ({"metadata": METADATA | {"thresholds": {"seldom": {"threshold": 0.5}}}}, "not a model of this project"),
+    ({"metadata": METADATA | {"margin": "wide"}}, "not a model of this project"),
+    ({"metadata": METADATA | {"margin": -0.1}}, "not a model of this project"),
+    ({"metadata": METADATA | {"margin": float("nan")}}, "not a model of this project"),
+    ({"metadata": METADATA | {"margin": [0.1]}}, "not a model of this project"),
     ({"more_inputs": ["more"]}, "not a model of this project"),
     ({"last": "Mystery", "domain": "custom"}, "cannot load"),
     ({"last": "\x1b[31mMystery\n", "domain": "custom"}, "cannot load"),
@@ -467,7 +613,7 @@ def test_a_model_that_breaks_at_some_images(tmp_path, register, capfd):
     path = write_model(tmp_path / "other.onnx", behind=[helper.make_node("Mul", ["unit", "flat"], ["more"]),
                                                         helper.make_node("Div", ["more", "flat"], ["feats"])])
     black = write(tmp_path / "black.png", np.zeros((64, 64, 3), np.uint8))
-    message = refused(capfd, arguments(path, register, register / "licence.png", black, "--json", "--threshold", 0.5))
+    message = refused(capfd, arguments(path, register, register / "licence.png", black, "--json", "--threshold", 0.9))
     assert f"{path}: its features are not 48 finite numbers" in message
 
 

@@ -197,7 +197,7 @@ def test_a_result_is_a_line_whatever_the_names(model, named, capsys):
     assert exit_status(lambda: classify([*arguments, "--top-k", "2"])) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3 * len(NAMES) == out.count("\n")
-    assert len(err.splitlines()) == 1 + len(NAMES) == err.count("\n")  # the threshold, and each bad file
+    assert len(err.splitlines()) == 1 + len(NAMES) + 4 == err.count("\n")  # the threshold, bad files, types that look alike
     assert out.replace("\n", "").isprintable()
     assert not any(character in out + err for character in "\r\x1b\x07\x9b\u2028")
     assert r"\x1b[31mred" in out and r"new\nline" in out and r"\udcff\udcfe" in out

@@ -1,0 +1,269 @@
+"""Calibration and the open set: derived again from the scores of all pairs, and what may go wrong around a model file."""
+import itertools
+import json
+import os
+import stat
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from eval import evaluate_folder
+from eval.__main__ import main
+from eval.calibrate import calibrate, choose_margin, leads, threshold_table
+from eval.gallery import registered
+from eval.open_set import open_set
+from inference.classify import DocClassifier
+from inference.cli import exit_status
+from inference.image import UserError
+from inference.model import load_model
+from tests.test_eval_folder import picture, run_cli, save, tiny_model
+
+KINDS, PHOTOS = 12, 4   # 48 images: 1,056 pairs of different types, enough for a rate of 1e-3
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_model(tmp_path / "tiny.onnx")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Types of a reference and photos; the last has photos alone."""
+    root = tmp_path_factory.mktemp("data") / "mine"
+    for kind, photo in itertools.product(range(KINDS), range(PHOTOS)):
+        name = "reference" if photo == 0 and kind < KINDS - 1 else f"photo{photo}"
+        save(root / f"kind{kind:02}" / f"{name}.png", picture(kind, photo))
+    return root
+
+
+def evaluated(model, folder):
+    loaded = load_model(model)
+    return evaluate_folder(loaded.embed, folder, loaded.image_size, progress=False, baseline=False)
+
+
+def metadata_of(path):
+    return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["docmetric"])
+
+
+# ---------------------------------------------------------------- the table and the margin
+def test_rates_with_too_few_pairs_are_left_out():
+    report = {"thresholds": {"1e-1": .6, "1e-2": .7, "1e-3": .8}, "tpr_at_fpr": {"1e-1": 1.0, "1e-2": .9, "1e-3": .5}}
+    assert threshold_table(report | {"too_few_negatives": ["1e-3"]}) == {
+        "1e-1": {"threshold": .6, "tpr": 1.0}, "1e-2": {"threshold": .7, "tpr": .9}}
+    assert threshold_table(report | {"too_few_negatives": list(report["thresholds"])}) is None
+
+
+def test_registered_are_the_references_or_the_first():
+    labels = [0, 0, 0, 1, 1, 2, 0, 2]
+    is_reference = [False, True, False, False, False, False, True, True]
+    assert np.flatnonzero(registered(labels, is_reference)).tolist() == [1, 3, 6, 7]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_leads_are_those_of_a_loop(seed):
+    """Random embeddings, some types with several references, one with none, in any order of the images."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.concatenate([np.arange(7), rng.integers(0, 7, 40)]))
+    embeddings = (rng.standard_normal((7, 6))[labels] + rng.standard_normal((len(labels), 6))).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    is_reference = (rng.random(len(labels)) < .3) & (labels != 4)
+    result = SimpleNamespace(labels=labels, embeddings=embeddings,
+                             items=[SimpleNamespace(is_reference=flag) for flag in is_reference])
+    gallery = {kind: [i for i in np.flatnonzero(labels == kind) if is_reference[i]] or [np.flatnonzero(labels == kind)[0]]
+               for kind in range(7)}
+    kept = {i for rows in gallery.values() for i in rows}
+    expected = {True: [], False: []}
+    for i in set(range(len(labels))) - kept:
+        scores = {kind: max((float(embeddings[i] @ embeddings[j]) + 1) / 2 for j in rows) for kind, rows in gallery.items()}
+        first, second = sorted(scores, key=scores.get)[:-3:-1]
+        if scores[first] >= .7:
+            expected[first == labels[i]].append(scores[first] - scores[second])
+    for found, truth in zip(leads(result, .7), (expected[True], expected[False])):
+        assert len(truth) > 0 and np.sort(found) == pytest.approx(sorted(truth), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_margin_is_the_smallest_that_pays(seed):
+    """Every multiple of 1e-4 in turn, until one refuses half of the wrong names."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.exponential(.01, rng.integers(1, 30))
+    right = rng.exponential(.01 * 10 ** rng.uniform(0, 2), rng.integers(0, 3000))
+    smallest = next(step / 1e4 for step in itertools.count(1) if 2 * (wrong < step / 1e4).sum() >= len(wrong))
+    lost, refused = (right < smallest).sum(), (wrong < smallest).sum()
+    pays = len(wrong) >= 5 and lost <= .01 * len(right) and lost <= 2 * refused
+    assert choose_margin(right, wrong) == (smallest if pays else 0)
+
+
+def test_the_margin_by_hand():
+    wrong, right = np.array([.001, .002, .0125, .3, .4]), np.full(1000, .1)
+    assert choose_margin(right, wrong) == .0126
+    assert choose_margin(right, wrong[:4]) == 0                                         # too few to know
+    assert choose_margin(np.append(right, [.01] * 6), wrong) == .0126                  # six lost for three
+    assert choose_margin(np.append(right, [.01] * 7), wrong) == 0                      # more than two for one
+    assert choose_margin(np.append(right[:200], [.01] * 3), wrong) == 0                 # more than 1 %
+    assert choose_margin(right, np.empty(0)) == choose_margin(np.empty(0), np.empty(0)) == 0
+
+
+# ---------------------------------------------------------------- into the file
+def test_the_file_says_what_the_folder_says(model, folder, tmp_path):
+    before, result = onnx.load(model), evaluated(model, folder)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    features = load_model(model).embed(images)
+    os.chmod(model, 0o640)
+    written = calibrate(model, result)
+
+    expected = {rate: {"threshold": result.verification.thresholds[rate], "tpr": result.verification.tpr_at_fpr[rate]}
+                for rate in ("1e-1", "1e-2", "1e-3")}
+    assert written["thresholds"] == expected
+    assert written["margin"] == choose_margin(*leads(result, expected["1e-3"]["threshold"]))
+    origin = written["thresholds_from"]
+    assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (PHOTOS - 1)
+    assert origin == {"data": "mine", "types": KINDS, "images": KINDS * PHOTOS, "pairs": {"positive": 72, "negative": 1056},
+                      "too_few_negatives": ["1e-4", "1e-5"]}
+    after = onnx.load(model)
+    assert after.graph == before.graph and np.array_equal(load_model(model).embed(images), features)
+    assert metadata_of(model) == json.loads(before.metadata_props[0].value) | calibrate(model, result)
+    assert list(tmp_path.iterdir()) == [model] and stat.S_IMODE(model.stat().st_mode) == 0o640
+    assert DocClassifier(model=model, register_root=folder).threshold == expected["1e-3"]["threshold"]
+
+
+def test_a_link_stays_a_link(model, folder, tmp_path):
+    (tmp_path / "link.onnx").symlink_to(model)
+    calibrate(tmp_path / "link.onnx", evaluated(model, folder))
+    assert (tmp_path / "link.onnx").is_symlink() and "1e-3" in metadata_of(model)["thresholds"]
+
+
+def test_the_margin_goes_into_the_file(model, folder, monkeypatch):
+    monkeypatch.setattr("eval.calibrate.choose_margin", lambda right, wrong: .0123)
+    calibrate(model, evaluated(model, folder))
+    assert DocClassifier(model=model, register_root=folder).margin == load_model(model).margin == .0123
+
+
+def test_a_file_that_cannot_be_written_stays(model, folder, tmp_path, monkeypatch):
+    before, result = model.read_bytes(), evaluated(model, folder)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("os.replace", "shutil.copymode", "pathlib.Path.write_bytes"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .No space left") as caught:
+            patch.setattr(name, full)
+            calibrate(model, result)
+        assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+        assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
+
+    def broken(path):
+        if str(path).endswith(".unchecked"):
+            raise UserError("broken")
+        return load_model(path)
+
+    monkeypatch.setattr("eval.calibrate.load_model", broken)
+    with pytest.raises(UserError, match="broken"):
+        calibrate(model, result)
+    assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
+
+
+def test_too_few_pairs_for_any_threshold(model, tmp_path):
+    before = model.read_bytes()
+    for name in ("a/1", "a/2", "b/1", "b/2", "b/3"):
+        save(tmp_path / "few" / f"{name}.png", picture(ord(name[0]), int(name[2])))
+    with pytest.raises(UserError, match="its 6 pairs of different types are too few"):
+        calibrate(model, evaluated(model, tmp_path / "few"))
+    save(tmp_path / "few" / "c" / "1.png", picture(0, 0))     # 11 pairs; no score at 1e-3, so no margin either
+    written = calibrate(model, evaluated(model, tmp_path / "few"))
+    assert list(written["thresholds"]) == ["1e-1"] and written["margin"] == 0
+    assert model.read_bytes() != before
+
+
+# ---------------------------------------------------------------- the open set
+def table_of(model, **entries):
+    """The model with these entries in its metadata."""
+    proto = onnx.load(model)
+    proto.metadata_props[0].value = json.dumps(json.loads(proto.metadata_props[0].value) | entries)
+    onnx.save(proto, model)
+    return model
+
+
+@pytest.mark.parametrize("threshold, margin", [(.8, 0), (.85, .03), (.9, .01), (0, 0), (1.001, 0), (0, 1)])
+def test_the_open_set_is_that_of_a_loop(model, folder, threshold, margin):
+    table_of(model, thresholds={"1e-2": {"threshold": .99}, "1e-3": {"threshold": threshold}}, margin=margin)
+    result = evaluated(model, folder)
+    rows, labels = result.embeddings, result.labels
+    references = {kind: np.flatnonzero(labels == kind)[-1 if kind < KINDS - 1 else 0] for kind in range(KINDS)}
+    assert all(result.items[row].is_reference for row in list(references.values())[:-1])    # "photo" < "reference"
+    accepted, right, refused = [], [], []
+    for half in (0, 1):
+        inside = [kind for kind in range(KINDS) if kind % 2 == half]
+        for row in range(len(rows)):
+            if row in [references[kind] for kind in inside]:
+                continue
+            scores = {kind: (float(rows[row] @ rows[references[kind]]) + 1) / 2 for kind in inside}
+            first, second = sorted(scores, key=scores.get)[:-3:-1]
+            named = scores[first] >= threshold and scores[first] - scores[second] >= margin
+            if labels[row] in inside:
+                accepted.append(named)
+                right.append(named and first == labels[row])
+            else:
+                refused.append(not named)
+    found = open_set(model, result)
+    assert (found.known, found.strangers) == (len(accepted), len(refused)) == (KINDS * (PHOTOS - 1), KINDS * PHOTOS)
+    assert (found.threshold, found.margin) == (threshold, margin)
+    assert (found.accepted, found.right, found.refused) == pytest.approx(
+        (np.mean(accepted), np.mean(right), np.mean(refused)), abs=1e-12)
+    assert open_set(model, result, fpr=1e-2).threshold == .99
+
+
+def test_an_open_set_of_references_alone(model, tmp_path):
+    for name in ("a/reference1", "a/reference2", "b/reference"):
+        save(tmp_path / "data" / f"{name}.png", picture(ord(name[0]), 0))
+    with pytest.raises(UserError, match="all images are references"):
+        open_set(model, evaluated(model, tmp_path / "data"))
+
+
+# ---------------------------------------------------------------- the command
+def test_the_document_is_that_of_the_evaluation(model, folder, tmp_path, capsys):
+    main(["--model", str(model), "--data", str(folder), "--json"])
+    plain = json.loads(capsys.readouterr().out)
+    main(["--model", str(model), "--calibrate", str(folder), "--json", "--report", str(tmp_path / "report")])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == plain and (tmp_path / "report" / "report.html").is_file()
+    assert f"{model}: has thresholds for FPR 1e-1, 1e-2, 1e-3 and a margin of 0 now, from {folder}\n" in err
+    assert metadata_of(model)["thresholds_from"]["data"] == "mine"
+
+    main(["--model", str(model), "--data", str(folder), "--open-set", "--fpr", "1e-2", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    measured = document.pop("open_set")
+    assert document == plain and measured["threshold"] == plain["thresholds"]["1e-2"]
+    assert set(measured) == {"threshold", "margin", "accepted", "right", "refused", "known", "strangers"}
+
+
+def test_calibrating_needs_no_torch(model, folder):
+    done = run_cli("--model", model, "--calibrate", folder, "--open-set")
+    assert done.returncode == 0, done.stderr
+    threshold = metadata_of(model)["thresholds"]["1e-3"]["threshold"]
+    assert "Open set, every other type registered and then the others" in done.stdout
+    assert f"(threshold {threshold:.4f}, margin 0.0000)" in done.stdout
+
+
+def test_mistakes_are_one_line(model, folder, tmp_path, capsys):
+    before = model.read_bytes()
+    save(tmp_path / "run" / "x.png", picture(0, 0))
+    (tmp_path / "text.onnx").write_text("not a model")
+    for said, arguments in {
+        "export the run first": ["--model", tmp_path / "run", "--calibrate", folder],
+        "export the run first:": ["--model", tmp_path / "run", "--data", folder, "--open-set"],
+        "not allowed with": ["--model", model, "--calibrate", folder, "--data", folder],
+        "--data --calibrate is required": ["--model", model],
+        "--fpr is for --open-set": ["--model", model, "--data", folder, "--fpr", "0.1"],
+        "fpr 2.0": ["--model", model, "--data", folder, "--open-set", "--fpr", "2"],
+        "no threshold": ["--model", model, "--data", folder, "--open-set", "--fpr", "1e-3"],
+        "nowhere: no such folder": ["--model", model, "--calibrate", tmp_path / "nowhere"],
+        "1 readable images": ["--model", model, "--calibrate", tmp_path / "run"],
+        "cannot load it": ["--model", tmp_path / "text.onnx", "--calibrate", folder],
+    }.items():
+        assert exit_status(lambda: main([str(argument) for argument in arguments])) == 2, said
+        out, err = capsys.readouterr()
+        assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1, (said, err)
+    assert model.read_bytes() == before
