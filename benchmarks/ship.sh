@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# How inference/models came to be, and how to make a better one.
+#   benchmarks/ship.sh train DATA [key=value ...]   DATA holds documents, posters, photos; makes the rest and trains, into
+#                                                   work_dirs/docmetric; stopped or killed, the same command goes on
+#   benchmarks/ship.sh publish                      exports and calibrates it, into inference/models/docmetric.onnx
+#   benchmarks/ship.sh registry                     makes the types and photos to try beside it
+set -euo pipefail
+what=${1:-} root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) out=work_dirs/docmetric models=inference/models
+data=$([ "$what" = train ] && realpath "${2:?which folder has documents, posters and photos?}" || true)
+cd "$root"
+python=.venv/bin/python made=work_dirs/docmetric_data
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+
+held_out() { # every fifteenth picture of a folder is kept from training
+    ls "$1" | awk 'NR % 15 == 8'
+}
+
+case $what in
+train)
+    "$python" -m synth $made --train-types 4000 --copies 2 --train-captures 3 --eval-types 200 --captures 4
+    for kind in documents posters; do
+        "$python" -m synth --photos-of "$data/$kind" --out $made/$kind --copies 2 --severity 1.6
+        mkdir -p $made/held/$kind
+        for file in $(held_out "$data/$kind"); do
+            cp "$data/$kind/$file" $made/held/$kind/
+            rm -rf "$made/$kind/${file%.*}"
+        done
+    done
+    "$python" -m synth --photos-of $made/held --out $made/validation/real --copies 4 --seed 9 --severity 2
+    ln -sfn ../eval $made/validation/made
+    "$python" train_v2.py configs/docmetric output=$out resume=auto eval_data=$made/validation \
+        data=$made/documents:8:labelled,$made/posters:8:labelled,"$data/photos:1",$made/train:1:labelled "${@:3}" ;;
+publish)
+    "$python" -m synth --out $made/calibration --types 400 --copies 5 --first-type 2000000
+    "$python" onnx_export.py $out
+    "$python" -m eval --model $out/model.onnx --calibrate $made/calibration
+    cp $out/model.onnx $models/docmetric.onnx ;;
+registry)
+    "$python" -m synth --out $made/registry --types 24 --copies 2
+    rm -rf $models/registry $models/photos && mkdir -p $models/registry $models/photos
+    types=($made/registry/*/)
+    for i in "${!types[@]}"; do # of four types three are registered, and two of these have a photo to try
+        name=$(basename "${types[$i]}")
+        case $((i % 4)) in
+        0) cp "${types[$i]}reference.jpg" "$models/registry/$name.jpg" ;;
+        3) cp "${types[$i]}capture_1.jpg" "$models/photos/never_registered_$name.jpg" ;;
+        *) cp "${types[$i]}reference.jpg" "$models/registry/$name.jpg"
+           cp "${types[$i]}capture_1.jpg" "$models/photos/$name.jpg" ;;
+        esac
+    done ;;
+*) echo "usage: benchmarks/ship.sh train DATA [key=value ...] | publish | registry" >&2; exit 2 ;;
+esac
