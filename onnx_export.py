@@ -1,16 +1,21 @@
 """Export a trained run for inference: one file that carries all that recognition needs.
 
-    python onnx_export.py OUTPUT_DIR        # OUTPUT_DIR/model.pt -> OUTPUT_DIR/model.onnx
+    python onnx_export.py OUTPUT_DIR                                # OUTPUT_DIR/model.pt -> OUTPUT_DIR/model.onnx
+    python onnx_export.py OUTPUT_DIR --fp16                         # weights stored in 16 bits: half the file
+    python onnx_export.py OUTPUT_DIR --int8 [--calibration DIR]     # large layers in 8 bits: a third of the file
 
 Input `img` float32 [batch, 3, S, S], RGB in [0, 1]; output `feats` float32 [batch, D], L2-normalised. The metadata key
-`docmetric` holds a JSON object: sizes, channel order, config, classes trained on, and the thresholds that
-OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there.
+`docmetric` holds a JSON object: sizes, channel order, precision, config, classes trained on, and the thresholds that
+OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there. int8 takes the range of its numbers from pictures that
+the run was trained on, or those below DIR, and measures its thresholds anew where the evaluation's pictures are.
 """
 import contextlib
 import io
 import json
 import logging
 import os
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -20,18 +25,26 @@ import torch
 import torch.nn.functional as F
 
 from backbones import load_run
+from dataset import parse_root
+from eval import evaluate_folder
 from eval.calibrate import threshold_table
-from inference.cli import Parser
+from inference.cli import Parser, printable
+from inference.image import list_images
 from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
+from quantise import half_weights, to_int8
 from runtime import UserError, first_line, run_cli
 
 OPSET = 18
 PARITY_BATCHES = 1, 3, 64
 MIN_COSINE = 0.99999
+MIN_INT8_COSINE = 0.99  # the mean over pictures; single odd ones may lie far lower
+INT8_IMAGES = 400  # pictures: three of four to calibrate, the fourth to see how near the features are
+MIN_IMAGES = 20
 
 
 def export(model: torch.nn.Module, path: Path, metadata: dict) -> float:
-    """Write `model` (float RGB `[B, 3, S, S]` in [0, 1] -> `[B, D]`) and `metadata` to `path`, an ONNX file.
+    """Write `model` (float RGB `[B, 3, S, S]` in [0, 1] -> `[B, D]`) and `metadata` to `path`, an ONNX file. With
+    `metadata["precision"]` "fp16" its weights are stored in 16 bits; the arithmetic, and the limit below, stay.
 
     Returns the lowest cosine between torch's features and the file's. Raises UserError, and leaves `path` as it was,
     when that is below MIN_COSINE, the features are not finite, or the file cannot be written. `model` ends up on the
@@ -43,25 +56,69 @@ def export(model: torch.nn.Module, path: Path, metadata: dict) -> float:
         if not network(torch.rand(1, 3, size, size)).isfinite().all():
             raise UserError(f"{path}: not written, the network's features are not finite; its training has diverged")
     proto = _to_onnx(network, size)
-    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata))
-    onnx.checker.check_model(proto, full_check=True)
-
-    unchecked = path.with_name(path.name + ".unchecked")
-    try:
-        onnx.save(proto, unchecked)
+    if metadata["precision"] == "fp16":
+        proto = half_weights(proto)
+    with _replacing(path) as unchecked:
+        _save(proto, metadata, unchecked)
         cosine = _parity(network, unchecked, size)
         if not cosine >= MIN_COSINE:
             raise UserError(f"{path}: not written, its features differ from torch's (cosine {cosine:.7f}, "
                             f"at least {MIN_COSINE} is needed)")
-        os.replace(unchecked, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        unchecked.unlink(missing_ok=True)
     return cosine
 
 
-def describe(output_dir: Path, cfg: dict) -> dict:
+def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | None) -> tuple[float, float]:
+    """Write `exact`, an fp32 file of `export`, to `path` with its large layers in int8 and its other weights in 16 bits.
+
+    files: pictures, of which INT8_IMAGES at even distances are used; those that cannot be read are left out.
+    evaluated_on: the folder that the thresholds are measured on anew. Where it cannot be used there are none in the file,
+    since those of fp32 would not hold, and a warning says so.
+    Returns mean and lowest cosine between fp32's features and the file's, on the pictures that did not calibrate it. Raises
+    UserError, and leaves `path` as it was, when there are fewer than MIN_IMAGES pictures, the mean is below MIN_INT8_COSINE,
+    or the file cannot be written.
+    """
+    model = load_model(exact)
+    spread = np.linspace(0, len(files) - 1, min(len(files), INT8_IMAGES)).astype(int)
+    parts = list(model.stream([files[i] for i in spread]))
+    images, features = (np.concatenate([getattr(part, name) for part in parts] or [[]]) for name in ("images", "features"))
+    if len(images) < MIN_IMAGES:
+        raise UserError(f"--int8: {len(images)} of {len(spread)} pictures can be used to calibrate, at least {MIN_IMAGES} "
+                        f"are needed ({INT8_IMAGES} are best); name a folder that has more with --calibration DIR")
+    kept = np.arange(len(images)) % 4 == 3
+    metadata = {**model.metadata, "precision": "int8", "thresholds": None}
+    with _replacing(path) as unchecked:
+        proto = half_weights(to_int8(onnx.load(exact), images[~kept]))
+        _save(proto, metadata, unchecked)
+        small = load_model(unchecked)
+        cosines = (small.embed(images[kept]) * features[kept]).sum(axis=1)
+        if not cosines.mean() >= MIN_INT8_COSINE:
+            raise UserError(f"{path}: not written, int8 changes its features too much (mean cosine {cosines.mean():.4f}, at "
+                            f"least {MIN_INT8_COSINE} is needed); export it with --fp16")
+        try:
+            if not evaluated_on:
+                raise UserError("the run was not evaluated")
+            report = evaluate_folder(small.embed, evaluated_on, small.image_size, baseline=False).as_dict()
+            _save(proto, {**metadata, "thresholds": threshold_table(report)}, unchecked)
+        except UserError as error:
+            print(printable(f"warning: {path}: has no thresholds, since int8 moves them and they cannot be measured anew "
+                            f"({error}); python -m eval --model {path} --calibrate DIR makes them from your own pictures"),
+                  file=sys.stderr)
+    return float(cosines.mean()), float(cosines.min())
+
+
+def pictures(cfg: dict, folder: str | None = None) -> list[Path]:
+    """The files below `folder`; None: those that the run of `cfg` was trained on. Raises UserError naming a folder that
+    cannot be read."""
+    if folder:
+        return [Path(folder, name) for name in list_images(folder)]
+    try:
+        roots = [parse_root(text, 1).folder for text in cfg["data"]]
+        return [root / name for root in roots for name in list_images(root)]
+    except UserError as error:
+        raise UserError(f"--int8: the run's own pictures: {error}; or name others with --calibration DIR") from None
+
+
+def describe(output_dir: Path, cfg: dict, precision: str = "fp32") -> dict:
     """The metadata of a run: what inference needs to know, and what a person may want to."""
     run = _read_json(output_dir / "run.json")
     return {
@@ -71,6 +128,7 @@ def describe(output_dir: Path, cfg: dict) -> dict:
         "channel_order": "RGB",
         "range": [0, 1],
         "score": "(cosine + 1) / 2",
+        "precision": precision,
         "config": dict(cfg),
         "classes": run.get("num_classes") if isinstance(run, dict) else None,
         "thresholds": _threshold_table(output_dir / "eval.json"),
@@ -101,7 +159,30 @@ def _to_onnx(network, size):
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-    return program.model_proto
+    proto = program.model_proto
+    for node in proto.graph.node:  # where in which source file each came from: of no use later, and of this machine
+        del node.metadata_props[:]
+    return proto
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file beside `path` to write to and check, which takes its place where the block ends without an exception."""
+    unchecked = path.with_name(path.name + ".unchecked")
+    try:
+        yield unchecked
+        os.replace(unchecked, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        unchecked.unlink(missing_ok=True)
+
+
+def _save(proto, metadata, path):
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata))
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
 
 
 def _parity(network, path, size):
@@ -126,7 +207,7 @@ def _read_json(path):
 
 
 def _threshold_table(path):
-    """{"1e-3": {"threshold": score, "tpr": rate}} without the rates that the evaluation had too few pairs for."""
+    """The thresholds in an evaluation's JSON file, None without it."""
     report = _read_json(path)
     if report is None:
         return None
@@ -142,11 +223,27 @@ def _threshold_table(path):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the run's output folder")
-    output_dir = parser.parse_args().output_dir
-    model, cfg = load_run(output_dir)
-    path = output_dir / "model.onnx"
-    cosine = export(model, path, describe(output_dir, cfg))
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, lowest cosine with torch {cosine:.7f}")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--fp16", action="store_true", help="store the weights in 16 bits: half the file, the same features")
+    form.add_argument("--int8", action="store_true", help="compute the large layers in 8 bits: a third of the file")
+    parser.add_argument("--calibration", metavar="DIR", help="pictures for --int8, instead of those the run was trained on")
+    args = parser.parse_args()
+    if args.calibration and not args.int8:
+        parser.error("--calibration: of use to --int8 alone")
+    model, cfg = load_run(args.output_dir)
+    path = args.output_dir / "model.onnx"
+    metadata = describe(args.output_dir, cfg, "fp16" if args.fp16 else "fp32")
+    if args.int8:
+        files = pictures(cfg, args.calibration)
+        evaluated_on = (_read_json(args.output_dir / "eval.json") or {}).get("data")
+        with tempfile.TemporaryDirectory() as folder:
+            exact = Path(folder, path.name)
+            export(model, exact, metadata)
+            mean, lowest = export_int8(exact, path, files, evaluated_on)
+        found = f"cosine with fp32 on other pictures: mean {mean:.4f}, lowest {lowest:.4f}"
+    else:
+        found = f"lowest cosine with torch {export(model, path, metadata):.7f}"
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {found}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks run, and say what they found in the common form; their figures are not looked at.
 
-bench_train_step.py is left out: it compiles the network for each of two allocators, a minute even with --quick.
+Left out: bench_train_step.py compiles the network for each of two allocators, a minute even with --quick, and
+bench_precision.py makes seven models, half a minute.
 """
 import json
 import math

@@ -64,6 +64,7 @@ def test_is_one_file_of_the_stated_form(run_folder):
     assert sorted(file.name for file in path.parent.iterdir()) == ["eval.json", "model.onnx", "run.json"]
     proto = onnx.load(path, load_external_data=False)
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", onnx_export.OPSET)]
+    assert not any(node.metadata_props for node in proto.graph.node)  # paths of the machine that exported it
     port, = proto.graph.input
     assert port.name == "img" and port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert [dim.dim_value or dim.dim_param for dim in port.type.tensor_type.shape.dim] == ["batch", 3, SIZE, SIZE]
