@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -129,10 +130,19 @@ def describe(output_dir: Path, cfg: dict, precision: str = "fp32") -> dict:
         "range": [0, 1],
         "score": "(cosine + 1) / 2",
         "precision": precision,
-        "config": dict(cfg),
+        "config": without_places(cfg),
         "classes": run.get("num_classes") if isinstance(run, dict) else None,
         "thresholds": _threshold_table(output_dir / "eval.json"),
     }
+
+
+def without_places(cfg: dict) -> dict:
+    """`cfg` with the last part alone of every path: where folders lie is no business of those who get the model."""
+    def last(value):
+        return re.sub(r".*[/\\](?=.)", "", value, flags=re.S) if isinstance(value, str) else value
+
+    places = {key: last(cfg[key]) for key in ("output", "pretrained", "cache", "eval_data", "resume") if key in cfg}
+    return {**cfg, **places, "data": [last(root) for root in cfg.get("data", [])]}
 
 
 class _Normalised(torch.nn.Module):

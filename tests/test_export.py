@@ -146,3 +146,10 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "nowhere" in err and err.count("\n") == 1
+
+
+def test_the_file_does_not_say_where_folders_lie(tmp_path):
+    cfg = {**CONFIG, "data": ["/home/me/scans:8:labelled", "photos", "C:\\mine\\cards:24"], "output": "/secret/place/run",
+           "pretrained": False, "cache": True, "eval_data": "there/eval", "resume": "auto"}
+    told = onnx_export.describe(tmp_path, cfg)["config"]
+    assert told == {**cfg, "data": ["scans:8:labelled", "photos", "cards:24"], "output": "run", "eval_data": "eval"}

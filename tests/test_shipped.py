@@ -1,0 +1,74 @@
+"""The model and the types that come with the project: what a user has before giving anything of their own."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import synth
+from eval import evaluate_folder
+from eval.open_set import open_set
+from inference.classify import DEFAULT_MODEL, DEFAULT_REGISTRY
+from inference.image import list_images, type_label
+from inference.model import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT / "inference" / "models" / "photos"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(DEFAULT_MODEL)
+
+
+def test_the_file_is_small_and_says_nothing_of_where_it_was_made(model):
+    data = DEFAULT_MODEL.read_bytes()
+    assert len(data) <= 3e6
+    assert b".py\"" not in data and b"File \"" not in data          # the exporter's stack traces
+    assert not any(str(value).startswith("/") for value in model.metadata["config"].values())
+    assert not any(root.startswith("/") for root in model.metadata["config"]["data"])
+
+
+def test_its_thresholds_come_from_enough_pairs(model):
+    table, source = model.metadata["thresholds"], model.metadata["thresholds_from"]
+    assert {"1e-2", "1e-3", "1e-4"} <= set(table) and source["pairs"]["negative"] >= 1e6
+    scores = [table[rate]["threshold"] for rate in sorted(table, key=float)]
+    assert scores == sorted(scores, reverse=True)
+    assert model.threshold_at(1e-4) == table["1e-4"]["threshold"]
+
+
+def test_classify_without_a_model_or_a_registry(tmp_path):
+    """As the README says it, from another folder: photos of registered types get their names, the others none."""
+    done = subprocess.run([sys.executable, ROOT / "inference" / "classify.py", PHOTOS, "--json"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "taking what is shipped" in done.stderr
+    found = {Path(result["image"]).stem: result["label"] for result in json.loads(done.stdout)}
+    registered = {type_label(name) for name in list_images(DEFAULT_REGISTRY)}
+    known = {name for name in found if not name.startswith("never_registered")}
+    assert len(registered) == 18 and len(known) == 12 and len(found) == 18 and known <= registered
+    assert sum(found[name] == name for name in known) >= 11
+    assert sum(found[name] is None for name in set(found) - known) == 6
+    assert not any(found[name] not in (name, None) for name in known)
+
+
+def test_the_shipped_types_are_as_the_code_makes_them():
+    """What is in the repository is what benchmarks/ship.sh registry would make of it again, by its pixels."""
+    import cv2
+    import numpy as np
+    for name in list_images(DEFAULT_REGISTRY):
+        shipped = cv2.imread(os.path.join(DEFAULT_REGISTRY, name))
+        made = synth.render(0, int(name.split("_")[-1].split(".")[0]), 0)
+        assert shipped.shape == made.shape and np.abs(shipped.astype(int) - made).mean() < 8
+
+
+def test_types_that_it_never_saw(model, tmp_path):
+    """Well below what the model card says of more types: this is to notice a network, a decoder or a resizing that broke."""
+    synth.write_eval(tmp_path / "made", 40, 3, seed=0, first_type=3_000_000)
+    result = evaluate_folder(model.embed, tmp_path / "made", model.image_size)
+    report = result.as_dict()
+    assert report["auroc"] > .995 and report["top1"] > .93 and report["tpr_at_fpr"]["1e-2"] > .93
+    assert report["baseline"]["top1"] < report["top1"] - .2
+    found = open_set(model, result)
+    assert found.refused > .93 and found.right > .85
