@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from eval import evaluate_folder
 from eval.calibrate import threshold_table
 from inference.cli import Parser, printable
 from inference.image import list_images
-from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
+from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model, replacing
 from quantise import half_weights, to_int8
 from runtime import UserError, first_line, run_cli
 
@@ -59,7 +58,7 @@ def export(model: torch.nn.Module, path: Path, metadata: dict) -> float:
     proto = _to_onnx(network, size)
     if metadata["precision"] == "fp16":
         proto = half_weights(proto)
-    with _replacing(path) as unchecked:
+    with replacing(path) as unchecked:
         _save(proto, metadata, unchecked)
         cosine = _parity(network, unchecked, size)
         if not cosine >= MIN_COSINE:
@@ -87,7 +86,7 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
                         f"are needed ({INT8_IMAGES} are best); name a folder that has more with --calibration DIR")
     kept = np.arange(len(images)) % 4 == 3
     metadata = {**model.metadata, "precision": "int8", "thresholds": None}
-    with _replacing(path) as unchecked:
+    with replacing(path) as unchecked:
         proto = half_weights(to_int8(onnx.load(exact), images[~kept]))
         _save(proto, metadata, unchecked)
         small = load_model(unchecked)
@@ -173,19 +172,6 @@ def _to_onnx(network, size):
     for node in proto.graph.node:  # where in which source file each came from: of no use later, and of this machine
         del node.metadata_props[:]
     return proto
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A file beside `path` to write to and check, which takes its place where the block ends without an exception."""
-    unchecked = path.with_name(path.name + ".unchecked")
-    try:
-        yield unchecked
-        os.replace(unchecked, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        unchecked.unlink(missing_ok=True)
 
 
 def _save(proto, metadata, path):

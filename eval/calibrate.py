@@ -15,7 +15,7 @@ import onnx
 
 from eval.gallery import registered
 from inference.image import UserError
-from inference.model import METADATA_KEY, load_model
+from inference.model import METADATA_KEY, load_model, replacing
 from inference.search import top_k
 
 MARGIN_FPR = "1e-3"     # the margin is judged among what this rate's threshold lets pass
@@ -92,17 +92,9 @@ def choose_margin(right: np.ndarray, wrong: np.ndarray) -> float:
 
 
 def _replace_metadata(path, metadata):
-    unchecked = path.with_name(path.name + ".unchecked")
-    try:
+    with replacing(path) as unchecked:
         proto = onnx.load_model_from_string(path.read_bytes())
         next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY).value = json.dumps(metadata)
         unchecked.write_bytes(proto.SerializeToString())
         shutil.copymode(path, unchecked)
-        written = load_model(unchecked)
-        assert written.metadata == metadata
-        os.replace(unchecked, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space, or calibrate a copy of it in a "
-                        "folder of yours") from None
-    finally:
-        unchecked.unlink(missing_ok=True)
+        assert load_model(unchecked).metadata == metadata

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +123,21 @@ class Model:
     def lowest_rate(self) -> float | None:
         """The lowest false positive rate of pairs that the model has a threshold for; None without any."""
         return min(self._thresholds, default=None)
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """A file beside `path` to write to and check, which takes its place where the block ends without an exception.
+    Raises UserError when the system does not let it be written."""
+    unchecked = path.with_name(path.name + ".unchecked")
+    try:
+        yield unchecked
+        os.replace(unchecked, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder needs to be writable, with room for a "
+                        "second one") from None
+    finally:
+        unchecked.unlink(missing_ok=True)
 
 
 class _Bound:
