@@ -1,6 +1,7 @@
 """Checkpoints: folders of safetensors files with a JSON manifest, no pickle, written while the run goes on.
 
     step-N/network.safetensors                  weights and buffers
+    step-N/average.safetensors                  the same of their moving average, in a run with `ema`
     step-N/optimizer.safetensors                state of the network's optimiser, `<parameter number>.<name>`
     step-N/centres-START-STOP.safetensors       class rows START .. STOP - 1 and their optimiser state, a file for each rank
     step-N/manifest.json                        step, best metric, what the run must agree with; size and CRC-32 of each file
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from runtime import UserError, agreed, first_line, rank_and_world
 
 FORMAT = 2
+NETWORK, AVERAGE = "network.safetensors", "average.safetensors"
 PATIENCE = 600      # seconds that rank 0 waits for the files of the others
 LAST_PATIENCE = 5   # the same when the run ends with an error, which the others may not have survived
 CHUNK = 1 << 24     # bytes written, or read, at a time
@@ -75,18 +77,22 @@ class Checkpoints:
             self._give_up = time.monotonic() + LAST_PATIENCE
         self.wait()
 
-    def save(self, step: int, network: dict, optimizer, partial_fc, counters: dict, manifest: dict, then=None) -> None:
+    def save(self, step: int, network: dict, optimizer, partial_fc, counters: dict, manifest: dict, then=None,
+             average: dict | None = None) -> None:
         """Begin to write step-N. Waits for the save before, and for the copies.
 
-        network: a state dict. counters: {name: tensor}, small ones for the manifest. manifest: JSON values, among them
-        `best_step`. then(network): what rank 0's thread calls when the checkpoint is there, with the copied state dict.
+        network, average: state dicts. counters: {name: tensor}, small ones for the manifest. manifest: JSON values, among
+        them `best_step`. then(network): what rank 0's thread calls when the checkpoint is there, with the copied state dict
+        of the average, or of the network where there is none.
         """
         self.wait()
-        classes, network_file = partial_fc.classes, "network.safetensors"
+        classes, published = partial_fc.classes, NETWORK if average is None else AVERAGE
         files = {f"centres-{classes.start}-{classes.stop}.safetensors": partial_fc.row_state()}
         if self.rank == 0:
             states = optimizer.state_dict()["state"]
-            files[network_file] = network
+            files[NETWORK] = network
+            if average is not None:
+                files[AVERAGE] = average
             files["optimizer.safetensors"] = {f"{number}.{name}": value for number, state in states.items()
                                               for name, value in state.items()}
         files = {file: {name: self._copied((file, name), value) for name, value in tensors.items()}
@@ -108,7 +114,7 @@ class Checkpoints:
                 self._finish(partial, step, part, {"format": FORMAT, "step": step, **numbers, **manifest})
                 if then:
                     what = "what goes with it"
-                    then(files[network_file])
+                    then(files[published])
             except Exception as error:  # of the disk, mostly; none of them is worth the run
                 written = checkpoint_steps(self.folder)
                 newest = f"its newest checkpoint is that of step {written[-1]}" if written else "without a checkpoint so far"
@@ -198,7 +204,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in Path(folder).glob("step-*") if path.name[5:].isdecimal())
 
 
-def resume(how: str, folder: Path, must_agree: dict, network, optimizer, partial_fc) -> dict:
+def resume(how: str, folder: Path, must_agree: dict, network, optimizer, partial_fc, average=None) -> dict:
     """Load the checkpoint that `how` asks for and return its manifest, or {} where there is none to go on from: "false"; a
     checkpoint; or "auto", the newest whole one in `folder`. Every rank of the group calls it, and all take the same.
     Raises UserError for a checkpoint that was asked for and is damaged, and for one that does not fit `must_agree`."""
@@ -208,7 +214,7 @@ def resume(how: str, folder: Path, must_agree: dict, network, optimizer, partial
     manifest = read_manifest(checkpoint, must_agree)
     if how != "auto" and (reason := damage(checkpoint)):
         raise _damaged(checkpoint, reason)
-    load_checkpoint(checkpoint, manifest, network, optimizer, partial_fc)
+    load_checkpoint(checkpoint, manifest, network, optimizer, partial_fc, average)
     return manifest
 
 
@@ -250,11 +256,14 @@ def read_manifest(folder: Path, must_agree: dict) -> dict:
     return manifest
 
 
-def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc) -> None:
-    """Fill network, optimiser and this rank's rows of the class centres from a checkpoint that `read_manifest` accepted."""
+def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc, average=None) -> None:
+    """Fill network, optimiser, this rank's rows of the class centres and the `average` network, if one is given, from a
+    checkpoint that `read_manifest` accepted. Where it holds no average, as `ema` was off, that one begins as the network."""
     folder, classes = Path(folder), partial_fc.classes
     try:
-        network.load_state_dict(load_file(folder / "network.safetensors"))
+        network.load_state_dict(load_file(folder / NETWORK))
+        if average is not None:
+            average.load_state_dict(load_file(folder / (AVERAGE if AVERAGE in manifest["files"] else NETWORK)))
         states: dict = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             number, name = key.split(".", 1)

@@ -19,9 +19,9 @@ from torch.distributed.rendezvous import rendezvous
 from inference.cli import first_line, printable, run_cli  # these live where torch is not needed
 from inference.image import UserError, available_cores
 
-__all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "first_line", "free_memory", "get_logger", "hash64",
-           "lr_factor", "margin_factor", "normal", "permute", "printable", "process_group", "rank_and_world", "run_cli",
-           "scaled_lr", "share_of", "uniform"]
+__all__ = ["Ranks", "StopSignals", "UserError", "agreed", "bernoulli", "ema_decay", "first_line",
+           "free_memory", "get_logger", "hash64", "lr_factor", "margin_factor", "normal", "permute",
+           "printable", "process_group", "rank_and_world", "run_cli", "scaled_lr", "share_of", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -216,6 +216,12 @@ def margin_factor(step: int, total: int, warmup: float) -> float:
     """Factor on the margin at `step`: grows linearly from 0 to 1 over the first `warmup` fraction of the run."""
     rising = warmup * total
     return 1.0 if step >= rising else step / rising
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the moving average of the weights at `step`: `decay`, but less at the start, where (1 + step) / (10 + step)
+    holds the average to about the last tenth of the run so far, so that the first weights do not weigh on short runs."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 # ---------------------------------------------------------------- counter-based random numbers

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from augment import Augment
+from average import Average
 from backbones import get_model
 from dataset import Batches, ImageFolders, list_roots, load_batches
 from eval import evaluate_folder
@@ -19,7 +20,7 @@ from eval.folder import find_images
 from image_cache import size_text
 from losses import get_margin
 from partial_fc import PartialFC, memory_needed
-from runtime import Ranks, UserError, first_line, free_memory, margin_factor, scaled_lr
+from runtime import Ranks, UserError, ema_decay, first_line, free_memory, margin_factor, scaled_lr
 
 ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
 
@@ -59,6 +60,8 @@ class RegistrationTask:
             # Its first backward pass decides where in its buckets each gradient lies, and so how sums over three ranks are
             # rounded. Were that a step's, a run that goes on would differ by a bit from one that never stopped.
             self._rehearse(self.trained)
+        self._averaging = Average(self.network) if cfg.ema else None
+        self.average = self._averaging.network if cfg.ema else None  # what is evaluated and published in place of `network`
         self._check_memory()
         self.partial_fc = PartialFC(get_margin(cfg), cfg.embedding_size, self.num_classes, cfg.sample_rate,
                                     optimizer=cfg.centres_optimizer, momentum=cfg.centres_momentum,
@@ -97,6 +100,7 @@ class RegistrationTask:
         margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
         lr = scaled_lr(cfg.centres_lr, cfg.batch_size, cfg.centres_optimizer) * lr_factor
         self.partial_fc.begin_step(step, lr, cfg.accumulate)
+        self._decay = ema_decay(step, cfg.ema)
         return {"margin": margin.strength, "centres_lr": lr}
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -107,11 +111,13 @@ class RegistrationTask:
         return {self.cfg.margin: self.partial_fc(embeddings, batch["label"])}
 
     def finish_step(self, skip: torch.Tensor) -> None:
-        """The update of what has no torch optimiser: the centres."""
+        """The update of what has no torch optimiser: the centres, and the average of the network as the step left it."""
         self.partial_fc.finish_step(skip)
+        if self._averaging:
+            self._averaging.update(self._decay, skip)
 
     def evaluate(self) -> dict:
-        """Zero-shot metrics of the network on `eval_data`: the document that `python -m eval --json` prints."""
+        """Zero-shot metrics of the network, or of its average, on `eval_data`: what `python -m eval --json` prints."""
         return evaluate_folder(self.embed, self.cfg.eval_data, self.cfg.image_size).as_dict()
 
     def summary(self, metrics: dict) -> dict[str, float]:
@@ -121,11 +127,12 @@ class RegistrationTask:
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N,S,S,3]` -> float32 `[N,D]`."""
-        was_training = self.network.training
-        self.network.eval()
+        network = self.average or self.network
+        was_training = network.training
+        network.eval()
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.ranks.device).permute(0, 3, 1, 2)
-        out = self.network(x.to(self.network.mean.dtype) / 255).float().cpu().numpy()
-        self.network.train(was_training)
+        out = network(x.to(network.mean.dtype) / 255).float().cpu().numpy()
+        network.train(was_training)
         return out
 
     def _compiled(self) -> tuple[nn.Module, str | None]:

@@ -55,7 +55,8 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack
     task = build_task(cfg, ranks)
     optimizer = make_optimizer(task.network, cfg.weight_decay)
     base_lr = scaled_lr(cfg.lr, cfg.batch_size, "adamw")
-    earlier = resume(cfg.resume, output / "checkpoints", task.must_agree(), task.network, optimizer, task.partial_fc)
+    earlier = resume(cfg.resume, output / "checkpoints", task.must_agree(), task.network, optimizer, task.partial_fc,
+                     task.average)
     start = earlier.get("step", 0)
     total = task.total_steps
     info = {**task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
@@ -103,9 +104,9 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack
             optimizer.found_inf = skip.float()             # fused optimisers leave the step out by this flag on the device
             optimizer.step()
             optimizer.zero_grad()
-            task.finish_step(skip)
             kept = torch.where(skip, before, flat(statistics)).split(sizes)
             torch._foreach_copy_(statistics, [part.view_as(buffer) for part, buffer in zip(kept, statistics)])
+            task.finish_step(skip)                         # after the statistics, which are averaged with the weights
             running += torch.stack([loss.where(~skip, 0), (~skip).to(loss.dtype)])
             skipped += skip
             in_a_row = (in_a_row + 1) * skip
@@ -221,7 +222,7 @@ def save(checkpoints: Checkpoints, output: Path, task, optimizer, step: int, cou
             (output / "eval.json").write_text(json.dumps(metrics, indent=2) + "\n")
     checkpoints.save(step, task.network.state_dict(), optimizer, task.partial_fc, counters,
                      {"best": best[0], "best_step": best[1], **task.must_agree()},
-                     publish if better or best[0] is None else None)
+                     publish if better or best[0] is None else None, task.average and task.average.state_dict())
     return best
 
 

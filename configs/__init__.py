@@ -136,6 +136,7 @@ def _checked(key: str, value, default):
     for keys, holds, says in ((AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
                               (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
                               (FRACTIONS, lambda v: 0 <= v <= 1, "from 0 to 1"),
+                              (("ema",), lambda v: 0 <= v < 1, "0 or more and below 1"),
                               (("sample_rate",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
                               (("image_size",), lambda v: 32 <= v <= MAX_INPUT, f"from 32 to {MAX_INPUT}"),
                               (("embedding_size",), lambda v: 1 <= v <= MAX_EMBEDDING, f"from 1 to {MAX_EMBEDDING}")):

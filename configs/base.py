@@ -38,6 +38,8 @@ weight_decay = 1e-3            # of weight matrices and kernels; norms and biase
 schedule = "polynomial"        # polynomial (power 1), cosine or constant
 warmup = 0.1                   # fraction of the run
 clip = 5.0                     # gradient norm of the network; 0: off
+ema = 0.0                      # decay per step, such as 0.999, of a moving average of the network (BatchNorm's statistics
+                               # too), less in the first steps; the average is evaluated and saved as model.pt; 0: off
 centres_optimizer = "sgd"      # sgd (momentum) or adamw
 centres_lr = 0.1
 centres_momentum = 0.9
