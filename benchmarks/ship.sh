@@ -31,7 +31,8 @@ train)
     "$python" train_v2.py configs/docmetric output=$out resume=auto eval_data=$made/validation \
         data=$made/documents:8:labelled,$made/posters:8:labelled,"$data/photos:1",$made/train:1:labelled "${@:3}" ;;
 publish)
-    "$python" -m synth --out $made/calibration --types 400 --copies 5 --first-type 2000000
+    "$python" -m synth --out $made/calibration/made --types 400 --copies 5 --first-type 2000000
+    "$python" -m synth --photos-of $made/held --out $made/calibration/real --copies 5 --seed 21 --severity 1.6
     "$python" onnx_export.py $out
     "$python" -m eval --model $out/model.onnx --calibrate $made/calibration
     cp $out/model.onnx $models/docmetric.onnx ;;
