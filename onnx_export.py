@@ -109,7 +109,7 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
 def pictures(cfg: dict, folder: str | None = None) -> list[Path]:
     """The files below `folder`; None: those that the run of `cfg` was trained on. Raises UserError naming a folder that
     cannot be read."""
-    if folder:
+    if folder is not None:
         return [Path(folder, name) for name in list_images(folder)]
     try:
         roots = [parse_root(text, 1).folder for text in cfg["data"]]
@@ -224,7 +224,7 @@ def main():
     form.add_argument("--int8", action="store_true", help="compute the large layers in 8 bits: a third of the file")
     parser.add_argument("--calibration", metavar="DIR", help="pictures for --int8, instead of those the run was trained on")
     args = parser.parse_args()
-    if args.calibration and not args.int8:
+    if args.calibration is not None and not args.int8:
         parser.error("--calibration: of use to --int8 alone")
     model, cfg = load_run(args.output_dir)
     path = args.output_dir / "model.onnx"

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from configs import load_config, read_config
 from dataset import list_roots, parse_root
 from eval.folder import find_images
 from inference.cli import Parser, printable
+from inference.image import available_cores
 from runtime import StopSignals
 from synth import write_eval, write_train
 
@@ -209,13 +211,14 @@ class Ablation:
 
     def speed(self, name: str, samples: int) -> float:
         """Images per second of a row's steps, from a run over so many samples; measured once."""
-        if name not in self.known["speeds"]:
-            job = Job(f"speed-{name}", name, samples)
+        job = Job(f"speed-{name}", name, samples)
+        key = json.dumps([self.asked(job), available_cores()])  # of other data or cores it would be another
+        if key not in self.known["speeds"]:
             steps = self.config_of(job)[2].max_steps
             self.train(job, self.out / job.key, {"log_every": max(1, steps // 4)})
-            self.known["speeds"][name], _ = speed_of(self.out / job.key, after=samples / 4)
+            self.known["speeds"][key], _ = speed_of(self.out / job.key, after=samples / 4)
             self.remember()
-        return self.known["speeds"][name]
+        return self.known["speeds"][key]
 
     def train(self, job: Job, output: Path, more: dict | None = None):
         """Run train_v2.py, or let it go on where a run of the same settings was stopped; returns its resolved config."""
@@ -326,7 +329,7 @@ def errors(rows: dict[str, dict], evals: list[str]) -> str:
 
 def wanted(text: str | None, given: dict, data: list[str]) -> list[str]:
     """The rows of --rows, or all; those that want something which was not given are left out with a word."""
-    names = text.split(",") if text else list(ROWS)
+    names = list(ROWS) if text is None else text.split(",")
     for name in names:
         if name not in ROWS:
             near = difflib.get_close_matches(name, ROWS, 1)
@@ -345,14 +348,16 @@ def wanted(text: str | None, given: dict, data: list[str]) -> list[str]:
 
 
 def check_folders(data: list[str], evals: list[str]) -> None:
-    """Raises UserError for a folder without images, and for one to judge by in which, or below which, one trains."""
+    """Raises UserError for a folder that cannot judge, and for one to judge by in which, or below which, one trains."""
     for root, _ in list_roots(data, 1):
         for folder in evals:
             one, other = root.folder.resolve(), Path(folder).resolve()
             if one in (other, *other.parents) or other in one.parents:
                 raise UserError(f"--eval {folder}: is trained on, as --data {root.folder}; keep apart what judges the rows")
     for folder in evals:
-        find_images(folder)
+        types = Counter(item.type for item in find_images(folder))
+        if len(types) < 2 or max(types.values()) < 2:
+            raise UserError(f"--eval {folder}: needs two types at least, and two images of one; DIR/<type>/*.jpg")
 
 
 def take_cores(count: int) -> None:
@@ -395,8 +400,6 @@ def arguments(argv):
     if args.quick:
         made = Path(args.out) / "made"
         args.samples, args.data, args.eval = min(args.samples, 32), f"{made}/train", [f"{made}/eval"]
-        write_train(made / "train", 6, 2, 0)
-        write_eval(made / "eval", 4, 2, 0, 6)
     if not args.data or not args.eval:
         parser.error("give --data ROOTS to train on and --eval DIR to judge by")
     return args
@@ -413,9 +416,12 @@ def main(argv=None):
     common = {"pretrained": False, "data": data, **(QUICK if args.quick else {})}
     given = {FILE: args.pretrained, DATA: args.data if args.made else None}
     ablation = Ablation(Path(args.out), common, given, args.eval)
+    if args.quick:
+        write_train(args.data, 6, 2, 0)
+        write_eval(args.eval[0], 4, 2, 0, 6)
     roots = load_config("configs/base", overrides(common)).data
     check_folders(roots, args.eval)
-    names = wanted(args.rows or ("reference,ours" if args.same_time else None), given, roots)
+    names = wanted("reference,ours" if args.rows is None and args.same_time else args.rows, given, roots)
     if args.same_time and len(names) != 2:
         raise UserError(f"--same-time: wants two rows, such as --rows reference,ours; here {len(names)} would run")
     jobs = [Job(name, name, args.samples) for name in names]

@@ -24,21 +24,16 @@ HEAD = {"h.0": "head.reduce.0", "h.2": "head.embed.0", "h.3": "head.embed.1", "h
 def main():
     if len(sys.argv) != 3:
         raise UserError("usage: benchmarks/prototype.py PROTOTYPE.pt FILE.pt")
-    try:
-        theirs = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
-    except Exception as error:  # of whatever the file is
-        raise UserError(f"{sys.argv[1]}: cannot be read as weights ({first_line(error)})") from None
     network = get_model(load_config("configs/docmetric", []), pretrained=False)
     ours = {"mean": torch.zeros_like(network.mean), "std": torch.ones_like(network.std)}
-    for name, value in theirs.items():
-        part, rest = name.split(".", 1)
-        if part == "h":
-            part, rest = HEAD[".".join(name.split(".")[:2])], name.split(".", 2)[2]
-        else:
-            part = "features"
-        ours[f"{part}.{rest}"] = value
-    ours["features.conv_stem.weight"] = ours["features.conv_stem.weight"].flip(1).contiguous()
-    network.load_state_dict(ours)
+    try:
+        for name, value in torch.load(sys.argv[1], map_location="cpu", weights_only=True).items():
+            part, number, rest = name.split(".", 2)
+            ours[f"features.{number}.{rest}" if part == "b" else f"{HEAD[part + '.' + number]}.{rest}"] = value
+        ours["features.conv_stem.weight"] = ours["features.conv_stem.weight"].flip(1).contiguous()
+        network.load_state_dict(ours)
+    except Exception as error:  # of whatever the file is
+        raise UserError(f"{sys.argv[1]}: not the prototype's weights ({first_line(error)})") from None
     save_weights(network.state_dict(), Path(sys.argv[2]))
 
 

@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # How inference/models came to be, and how to make a better one.
 #   benchmarks/ship.sh train DATA [key=value ...]   DATA holds documents, posters, photos; makes the rest and trains, into
-#                                                   work_dirs/docmetric; stopped or killed, the same command goes on
+#                                                   work_dirs/docmetric; stopped or killed, the same command goes on; paths
+#                                                   such as pretrained=FILE are from the repository's root
 #   benchmarks/ship.sh publish                      exports and calibrates it, into inference/models/docmetric.onnx
 #   benchmarks/ship.sh registry                     makes the types and photos to try beside it
 set -euo pipefail
 what=${1:-} root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) out=work_dirs/docmetric models=inference/models
-data=$([ "$what" = train ] && realpath "${2:?which folder has documents, posters and photos?}" || true)
+data=${2:-}
+if [ "$what" = train ]; then
+    for kind in documents posters photos; do
+        [ -d "$data/$kind" ] || { echo "error: $data/$kind: no such folder; give the one that has documents, posters and photos" >&2; exit 2; }
+    done
+    data=$(realpath "$data")
+fi
 cd "$root"
 python=.venv/bin/python made=work_dirs/docmetric_data
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
@@ -22,7 +29,7 @@ train)
         "$python" -m synth --photos-of "$data/$kind" --out $made/$kind --copies 2 --severity 1.6
         mkdir -p $made/held/$kind
         for file in $(held_out "$data/$kind"); do
-            cp "$data/$kind/$file" $made/held/$kind/
+            cp -p "$data/$kind/$file" $made/held/$kind/
             rm -rf "$made/$kind/${file%.*}"
         done
     done

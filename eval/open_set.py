@@ -1,5 +1,6 @@
 """Open set: half of the types are registered, the other half are strangers, and the classifier itself decides."""
 import os
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.gallery import registered
+from inference.cli import printable
 from inference.image import UserError
 
 
@@ -56,6 +58,9 @@ def open_set(model, result, fpr: float | None = None) -> OpenSet:
                 link.symlink_to(path)
             classifier = DocClassifier(model=model, register_root=root, fpr=fpr, progress=True)
             model = classifier.model
+            if half == 0:
+                for warning in classifier.warnings:
+                    print(printable(f"warning: {warning}"), file=sys.stderr)
         asked = np.flatnonzero(~(kept & is_known))
         for row, found in zip(asked, classifier.stream([str(result.items[row].path) for row in asked])):
             named = -1 if found["label"] is None else int(found["label"])

@@ -42,7 +42,7 @@ class DocClassifier:
     the shipped one, DEFAULT_MODEL and DEFAULT_REGISTRY.
     `threshold` is the lowest score, 0..1, at which a type is named. Without one, the model's own table gives the score
     that lets `fpr` (1e-4) of the pairs of different types pass. Where nothing is said and the table ends before 1e-4, its
-    lowest rate is taken, and 0.75 where there is no table, either with a warning.
+    lowest rate is taken but no score below 0.75, and 0.75 where there is no table, either with a warning.
     `margin` is the least lead, in scores, over the second best type; below it none is named. None takes the model's own,
     which may be 0; 0 switches it off.
     `thresholds` `{label: score}` are those in force: types whose references look alike have a higher one, unless `threshold`
@@ -169,7 +169,9 @@ def _choose_threshold(model, threshold, fpr):
     lowest = model.lowest_rate
     if lowest is None:
         return FALLBACK_THRESHOLD, [f"{lacks}{FALLBACK_THRESHOLD}"]
-    return model.threshold_at(lowest), [f"{lacks}that of {lowest:g}, its lowest"]
+    # A table that ends early comes from few pictures, and 1e-1 of pairs would name nearly everything.
+    chosen = max(model.threshold_at(lowest), FALLBACK_THRESHOLD)
+    return chosen, [f"{lacks}{chosen:.4f}, since its lowest is that for {lowest:g}"]
 
 
 def main(arguments=None) -> int:

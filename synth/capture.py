@@ -125,12 +125,12 @@ def _occlude(r, scene):
         tip, thick = start + inward * r.uniform(.06, .17) * max(h, w), max(h, w) * r.uniform(.07, .12)
         ends = [tuple(map(int, p)) for p in (start - inward * 30, tip)]
         for shade, part in ((.35, 1.), (.1, .86), (0, .55)):
-            cv2.line(scene, *ends, mix(skin, (10, 10, 40), shade), int(thick * part), cv2.LINE_AA)
+            cv2.line(scene, *ends, mix(skin, (10, 10, 40), shade), max(1, int(thick * part)), cv2.LINE_AA)
         ellipse(scene, *(tip + inward * thick * .22), thick * .2, thick * .2, mix(skin, (235, 225, 255), .35))
     elif kind < .8:
         reach = (inward + inward[::-1] * r.uniform(-1, 1)) * r.uniform(.15, .35) * max(h, w)
         lines(scene, [np.array([start, start + reach])], pick(r, ((40, 40, 40), (150, 60, 20), (40, 40, 180))),
-              int(max(h, w) * .022))
+              max(1, int(max(h, w) * .022)))
     else:
         wide, deep = r.uniform(.1, .35) * w, r.uniform(.04, .12) * max(h, w)
         across, deep = np.abs(inward[::-1]) * wide, inward * deep

@@ -24,6 +24,7 @@ from synth.draw import text
 from synth.templates import FAMILIES, render, type_name
 
 MANIFEST = "synth.json"
+SMALLEST = 32  # pixels of a side; what a finger or a lens does is nothing on less
 SIDE = 400  # pixels of the longest side at which photos are made of pictures that are there already, as of made documents
 NEVER_TRAINED = 1_000_000  # evaluation sets begin at this type, training sets at 0: the same type is never in both
 
@@ -56,24 +57,25 @@ def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
     """Writes `folder/<name>/reference.jpg` and made photos of it, `capture_N.jpg`, for every picture below `source`.
 
     The name is the picture's path without its ending (with it, where two would be the same); the reference its pixels, at
-    most SIDE on a side. `severity` is capture's. What cannot be used is left out. To train on (a labelled root), with harder
-    views than augmentation alone makes, or to evaluate with on one's own kinds of pictures. Returns the number of images
-    in the folder."""
+    most SIDE on a side. `severity`, 0 to 4, is capture's. What cannot be used, or has fewer than SMALLEST on a side, is left
+    out. To train on (a labelled root), with harder views than augmentation alone makes, or to evaluate with on one's
+    own kinds of pictures. Returns the number of images in the folder."""
     _require(1, captures=captures)
-    _require(0, severity=severity)
-    names = list_images(source)
+    if not 0 <= severity <= 4:
+        raise UserError(f"severity must be from 0 to 4, not {severity}")
+    here, there = os.path.realpath(source), os.path.realpath(folder)
+    if os.path.commonpath([here, there]) in (here, there):
+        raise UserError(f"{folder}: the photos need a folder that is neither in {source} nor around it")
+    names = [name for name in list_images(source) if os.path.isfile(os.path.join(source, name))]
     if not names:
         raise UserError(f"{source}: no images found")
-    short = Counter(os.path.splitext(name)[0] for name in names)
-    folders = [stem if short[stem := os.path.splitext(name)[0]] == 1 else name for name in names]
+    taken = Counter([os.path.splitext(name)[0] for name in names] + names)
+    folders = [stem if taken[stem := os.path.splitext(name)[0]] == 1 else name for name in names]
     jobs = [(at, seed, os.path.join(source, name), name, captures, severity) for at, name in zip(folders, names)]
-    stats = [os.stat(job[2]) for job in jobs]
-    seen = hashlib.blake2b(repr([(job[3], s.st_size, s.st_mtime_ns) for job, s in zip(jobs, stats)]).encode(), digest_size=8)
-    manifest = {"seed": seed, "photos_of": seen.hexdigest(), "captures": captures, "severity": severity}
-    written = _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)
-    if not written:
-        raise UserError(f"{source}: none of its {len(names)} images can be used")
-    return written
+    seen = [(name, status.st_size, status.st_mtime_ns) for name, status in ((job[3], os.stat(job[2])) for job in jobs)]
+    manifest = {"seed": seed, "photos_of": hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest(),
+                "captures": captures, "severity": severity}
+    return _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)
 
 
 def _write_types(folder, type_ids, files, seed, workers):
@@ -131,6 +133,8 @@ def _write_photos(job):
         image = load_image(source)
     except ImageError:
         return 0
+    if min(image.shape[:2]) < SMALLEST:
+        return 0
     if max(image.shape[:2]) > SIDE:
         image = _fitted(image, SIDE)
     folder.mkdir(parents=True, exist_ok=True)  # there may be pictures below a folder of the name of another
@@ -143,7 +147,7 @@ def _write_photos(job):
 def _write(folder, write, jobs, total, manifest, workers):
     """Runs `write(job)` for all jobs, each of which begins with the name of a folder below `folder`, unless that has been
     done before. Returns how many images there are; `total` is how many there should be."""
-    folder, manifest = Path(folder), {**manifest, "code": _code_version()}
+    folder, manifest = Path(os.path.abspath(folder)), {**manifest, "code": _code_version()}
     if folder.exists():
         old = _manifest_of(folder)
         if old is None and any(folder.iterdir()):
@@ -166,6 +170,9 @@ def _write(folder, write, jobs, total, manifest, workers):
         for count in results:
             written += count
             bar.update(count)
+    if not written:
+        shutil.rmtree(part)
+        raise UserError(f"{folder}: not made, none of the {len(jobs)} pictures can be used")
     (part / MANIFEST).write_text(json.dumps({**manifest, "images": written}, indent=1))
     if folder.exists():
         shutil.rmtree(folder)
@@ -184,9 +191,10 @@ def _require(smallest, **numbers):
 
 def _manifest_of(folder):
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def _code_version():

@@ -187,6 +187,8 @@ def test_rows_that_want_what_was_not_given_are_left_out(capsys):
     (["OUT", "--data=none", "--eval=DATA"], "none: no such folder"),
     (["OUT", "--data=DATA", "--eval=DATA"], "is trained on"),
     (["OUT", "--data=DATA/..", "--eval=DATA"], "is trained on"),
+    (["OUT", "--data=DATA", "--eval=FLAT"], "needs two types at least, and two images of one"),
+    (["OUT", "--data=DATA", "--eval=EVAL", "--rows="], "--rows : no such row"),
     (["OUT", "--data=DATA", "--eval=EVAL", "--rows=ous"], "--rows ous: no such row; did you mean ours"),
     (["OUT", "--data=DATA", "--eval=EVAL", "--rows=ours,ours"], "names a row twice"),
     (["OUT", "--data=DATA", "--eval=EVAL", "--samples=0"], "--samples 0: must be above 0"),
@@ -198,9 +200,11 @@ def test_rows_that_want_what_was_not_given_are_left_out(capsys):
 def test_mistakes_are_refused_in_one_line(tmp_path, words, says):
     from tests.test_train import make_images
     (tmp_path / "some").mkdir()
-    data, judge = make_images(tmp_path / "some/data"), make_images(tmp_path / "eval")
-    words = [word.replace("DATA", str(data)).replace("EVAL", str(judge)).replace("OUT", str(tmp_path / "out"))
-             for word in words]
+    data, flat = make_images(tmp_path / "some/data"), make_images(tmp_path / "flat")
+    (tmp_path / "eval").mkdir()
+    judge = [make_images(tmp_path / "eval" / kind) for kind in "ab"][0].parent
+    for short, path in {"DATA": data, "EVAL": judge, "FLAT": flat, "OUT": tmp_path / "out"}.items():
+        words = [word.replace(short, str(path)) for word in words]
     with pytest.raises(UserError, match=says) as error:
         ablation.main(words)
     assert "\n" not in str(error.value)

@@ -427,8 +427,12 @@ def test_a_table_that_ends_before_the_default(tmp_path, register):
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
     classifier = DocClassifier(model=path, register_root=register)
     assert classifier.threshold == 0.8
-    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; taking that of 0.001, "
-                                   "its lowest"]
+    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; taking 0.8000, since "
+                                   "its lowest is that for 0.001"]
+    few = write_model(tmp_path / "few.onnx", METADATA | {"thresholds": {"1e-1": {"threshold": 0.56, "tpr": 1.0}}})
+    classifier = DocClassifier(model=few, register_root=register)  # a rate that would name nearly everything
+    assert classifier.threshold == 0.75 and "taking 0.7500" in classifier.warnings[0]
+    assert DocClassifier(model=few, register_root=register, fpr=1e-1).threshold == 0.56
 
 
 def test_threshold_without_a_table(model, register, tmp_path):

@@ -276,7 +276,23 @@ def test_photos_of_pictures_that_are_there(tmp_path):
         return np.mean([np.abs(picture - pictures[0]).mean() for picture in pictures[1:]])
     assert changed(0.) < changed(1.) / 5
 
+    (source / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    cv2.imwrite(str(source / "tiny.png"), np.zeros((20, 20, 3), np.uint8))
+    for name in ("a.jpg.png", "c.png", "c.jpg", "c.jpg.png"):  # a.jpg and c.jpg could be folders of two pictures
+        cv2.imwrite(str(source / name), np.full((60, 60, 3), 99, np.uint8))
+    folders = "b", "a.jpg.png", "c.png", "c.jpg", "c.jpg.png"
+    assert again().keys() - files.keys() == {f"{folder}/{file}.jpg" for folder in folders
+                                             for file in ("reference", "capture_1", "capture_2")}
+    kept = again()
+    (tmp_path / "useless").mkdir()
+    (tmp_path / "useless" / "broken.jpg").write_bytes(b"no picture")
     photos = ["--photos-of", str(source)]
+    for refused in (["--photos-of", str(tmp_path / "useless"), "--out", str(tmp_path / "made")],
+                    [*photos, "--out", str(source)], [*photos, "--out", str(source / "in")],
+                    [*photos, "--out", str(tmp_path)], [*photos, "--out", "x", "--severity", "nan"]):
+        with pytest.raises(UserError):
+            main(refused)
+    assert _files(tmp_path / "made") == kept and (source / "a.jpg").exists()  # nothing is lost
     for refused in (photos, [*photos, "--out", "x", "--severity", "-1"],
                     ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
         with pytest.raises(UserError):
