@@ -72,7 +72,9 @@ def to_int8(proto: onnx.ModelProto, images: np.ndarray, layers: list[str] | None
         quantize_static(exact, path, _Pictures(images, proto.graph.input[0].name), quant_format=QuantFormat.QDQ,
                         per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                         # Weights of 7 bits: x86 without VNNI adds two 8-bit products in 16 bits, which would saturate.
-                        reduce_range=True, nodes_to_quantize=layers, calibrate_method=method)
+                        reduce_range=True, nodes_to_quantize=layers, calibrate_method=method,
+                        # MinMax: the mean of the pictures' own ranges, since one odd one of hundreds may have thrice that.
+                        extra_options={"CalibMovingAverage": method == CalibrationMethod.MinMax})
         return onnx.load(path)
 
 

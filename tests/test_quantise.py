@@ -92,7 +92,7 @@ def test_a_layer_computes_what_the_formula_says():
     assert z_x.dtype == np.uint8 and constants[made_by[conv.input[1]].input[0]].dtype == np.int8
     assert 60 <= np.abs(q_w).max() <= 64  # 7 bits
     assert np.abs(q_w * s_w[:, None, None, None] - weight).max() <= s_w.max() * 0.51
-    assert s_x * 255 >= images.max() / 255 and s_x * 255 < 1.01
+    assert abs(s_x * 255 - images.max((1, 2, 3)).mean() / 255) < .01  # the mean of the pictures' ranges, which include 0
 
     x = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     q_x = np.clip(np.rint(x / s_x) + z_x, 0, 255).astype(np.int64) - z_x
