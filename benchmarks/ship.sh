@@ -3,7 +3,7 @@
 #   benchmarks/ship.sh train DATA [key=value ...]   DATA holds documents, posters, photos; makes the rest and trains, into
 #                                                   work_dirs/docmetric; stopped or killed, the same command goes on; paths
 #                                                   such as pretrained=FILE are from the repository's root
-#   benchmarks/ship.sh publish                      exports and calibrates it, into inference/models/docmetric.onnx
+#   benchmarks/ship.sh publish                      exports and calibrates it, into inference/models
 #   benchmarks/ship.sh registry                     makes the types and photos to try beside it
 set -euo pipefail
 what=${1:-} root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) out=work_dirs/docmetric models=inference/models
@@ -42,7 +42,8 @@ publish)
     "$python" -m synth --photos-of $made/held --out $made/calibration/real --copies 5 --seed 21 --severity 1.6
     "$python" onnx_export.py $out
     "$python" -m eval --model $out/model.onnx --calibrate $made/calibration
-    cp $out/model.onnx $models/docmetric.onnx ;;
+    cp $out/model.onnx $models/docmetric.onnx
+    cp $out/model.pt $models/docmetric.pt ;;
 registry)
     "$python" -m synth --out $made/registry --types 24 --copies 2
     rm -rf $models/registry $models/photos && mkdir -p $models/registry $models/photos
