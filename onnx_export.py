@@ -78,13 +78,11 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
     or the file cannot be written.
     """
     model = load_model(exact)
-    spread = np.linspace(0, len(files) - 1, min(len(files), INT8_IMAGES)).astype(int)
-    parts = list(model.stream([files[i] for i in spread]))
-    images, features = (np.concatenate([getattr(part, name) for part in parts] or [[]]) for name in ("images", "features"))
+    images, features, kept = sample(model, files)
     if len(images) < MIN_IMAGES:
-        raise UserError(f"--int8: {len(images)} of {len(spread)} pictures can be used to calibrate, at least {MIN_IMAGES} "
-                        f"are needed ({INT8_IMAGES} are best); name a folder that has more with --calibration DIR")
-    kept = np.arange(len(images)) % 4 == 3
+        raise UserError(f"--int8: {len(images)} of {min(len(files), INT8_IMAGES)} pictures can be used to calibrate, at "
+                        f"least {MIN_IMAGES} are needed ({INT8_IMAGES} are best); name a folder that has more with "
+                        "--calibration DIR")
     metadata = {**model.metadata, "precision": "int8", "thresholds": None}
     with replacing(path) as unchecked:
         proto = half_weights(to_int8(onnx.load(exact), images[~kept]))
@@ -104,6 +102,15 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
                             f"({error}); python -m eval --model {path} --calibrate DIR makes them from your own pictures"),
                   file=sys.stderr)
     return float(cosines.mean()), float(cosines.min())
+
+
+def sample(model, files: list[Path], count: int = INT8_IMAGES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`count` of the files at even distances, as `model` sees them, those left out that cannot be read: images uint8 RGB
+    `[N, S, S, 3]`, features float32 `[N, D]`, and bool `[N]`, the fourth part that does not calibrate."""
+    spread = np.linspace(0, len(files) - 1, min(len(files), count)).astype(int)
+    parts = list(model.stream([files[i] for i in spread]))
+    images, features = (np.concatenate([getattr(part, name) for part in parts] or [[]]) for name in ("images", "features"))
+    return images, features, np.arange(len(images)) % 4 == 3
 
 
 def pictures(cfg: dict, folder: str | None = None) -> list[Path]:

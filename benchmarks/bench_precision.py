@@ -26,7 +26,7 @@ from side_by_side import Report, UserError, medians, run_cli
 from eval import evaluate_folder
 from inference.image import list_images
 from inference.model import load_model
-from onnx_export import INT8_IMAGES
+from onnx_export import INT8_IMAGES, sample
 from quantise import half_weights, to_int8
 from synth import write_eval, write_train
 
@@ -172,9 +172,7 @@ def main():
 
         roots = report.args.calibration or [folder / "calibration"]
         files = [Path(root, name) for root in roots for name in list_images(root)]
-        spread = np.linspace(0, len(files) - 1, min(len(files), count)).astype(int)
-        images = np.concatenate([part.images for part in exact.stream([files[i] for i in spread])])
-        kept = np.arange(len(images)) % 4 == 3
+        images, _, kept = sample(exact, files, count)
         models = {"fp32": exact, **loaded(forms(proto, images[~kept]).items(), folder)}
         # A random network's ranges are too small for histograms, which keep every number of every third picture here.
         more = loaded(calibrated(proto, images[~kept][::3]), folder) if report.args.model else {}

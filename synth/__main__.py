@@ -49,11 +49,12 @@ def main(argv=None):
     try:
         if args.sheet:
             contact_sheet(args.sheet, args.seed)
+        captures = (args.copies or 5) - 1  # beside the reference of each type
         if args.photos_of:
-            count = write_photos(args.photos_of, args.out, (args.copies or 5) - 1, args.seed, args.severity)
+            count = write_photos(args.photos_of, args.out, captures, args.seed, args.severity)
             print(f"{args.out}: {count} images")
         elif args.out:
-            count = write_eval(args.out, args.types, (args.copies or 5) - 1, args.seed, args.first_type)
+            count = write_eval(args.out, args.types, captures, args.seed, args.first_type)
             print(f"{args.out}: {count} images of {args.types} types")
         if args.both:
             copies = 8 if args.copies is None else args.copies

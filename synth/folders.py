@@ -66,13 +66,14 @@ def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
     here, there = os.path.realpath(source), os.path.realpath(folder)
     if os.path.commonpath([here, there]) in (here, there):
         raise UserError(f"{folder}: the photos need a folder that is neither in {source} nor around it")
-    names = [name for name in list_images(source) if os.path.isfile(os.path.join(source, name))]
-    if not names:
+    paths = {name: os.path.join(source, name) for name in list_images(source)}
+    paths = {name: path for name, path in paths.items() if os.path.isfile(path)}
+    if not paths:
         raise UserError(f"{source}: no images found")
-    taken = Counter([os.path.splitext(name)[0] for name in names] + names)
-    folders = [stem if taken[stem := os.path.splitext(name)[0]] == 1 else name for name in names]
-    jobs = [(at, seed, os.path.join(source, name), name, captures, severity) for at, name in zip(folders, names)]
-    seen = [(name, status.st_size, status.st_mtime_ns) for name, status in ((job[3], os.stat(job[2])) for job in jobs)]
+    taken = Counter([*(os.path.splitext(name)[0] for name in paths), *paths])
+    folders = [stem if taken[stem := os.path.splitext(name)[0]] == 1 else name for name in paths]
+    jobs = [(at, seed, path, name, captures, severity) for at, (name, path) in zip(folders, paths.items())]
+    seen = [(name, status.st_size, status.st_mtime_ns) for name, status in zip(paths, map(os.stat, paths.values()))]
     manifest = {"seed": seed, "photos_of": hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest(),
                 "captures": captures, "severity": severity}
     return _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)

@@ -12,7 +12,7 @@ from configs import load_config
 from runtime import Ranks, UserError, ema_decay
 from tests import test_train
 from tests.ranks import run_ranks
-from tests.test_train import CPU, Stopped, centres, losses_of, settings, stop_at
+from tests.test_train import CPU, Stopped, centres, losses_of, settings, stop_at, train_until
 from train_v2 import make_optimizer, train
 
 folder = test_train.folder
@@ -101,13 +101,7 @@ def test_it_is_what_is_judged_and_published(folder, tmp_path, monkeypatch):
 def test_a_resumed_run_has_the_same_average(folder, tmp_path, monkeypatch):
     more = ["save_every=3", EMA]
     train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-
-    def stop(value):
-        raise Stopped
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5, stop)
-        with pytest.raises(Stopped):
-            train(settings(folder, tmp_path / "halves", *more), Ranks(0, 1, CPU))
+    train_until(5, settings(folder, tmp_path / "halves", *more), monkeypatch)
     train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
     for name in "network", "average":
         assert same(saved(tmp_path / "whole", name), saved(tmp_path / "halves", name))

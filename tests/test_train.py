@@ -93,16 +93,20 @@ def stop_at(monkeypatch, step, does):
     monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
 
 
-def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
-    more = ["save_every=3", "sample_rate=0.5", "accumulate=2"]
-    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-
+def train_until(step, cfg, monkeypatch):
+    """The run of `cfg` as far as an exception at the loss of `step`."""
     def stop(value):
         raise Stopped
     with monkeypatch.context() as patch:
-        stop_at(patch, 5, stop)
+        stop_at(patch, step, stop)
         with pytest.raises(Stopped):
-            train(settings(folder, tmp_path / "halves", *more), Ranks(0, 1, CPU))
+            train(cfg, Ranks(0, 1, CPU))
+
+
+def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
+    more = ["save_every=3", "sample_rate=0.5", "accumulate=2"]
+    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
+    train_until(5, settings(folder, tmp_path / "halves", *more), monkeypatch)
     assert len(losses_of(tmp_path / "halves")) == 5
     train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
     # cut back to step 3, then on: no row twice
