@@ -25,9 +25,12 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from image_cache import CacheUnavailable, ImageCache, default_folder, size_text
+from augment.image_cache import CacheUnavailable, ImageCache, default_folder, size_text
+from engine.distributed import rank_and_world, shard_range
+from engine.random import permute
+from inference.cli import run_cli
+from inference.errors import UserError, first_line
 from inference.image import ImageError, list_images, load_image, map_ahead, resize, type_label
-from runtime import UserError, first_line, permute, rank_and_world, run_cli, share_of
 
 EXPANSIONS = (1, 8, 24)
 AHEAD = 3  # micro-batches that lie ready
@@ -163,7 +166,7 @@ class ImageFolders:
 
     def squares(self, image: torch.Tensor, pin: bool = False) -> torch.Tensor:
         """The pictures of `image` int64 `[n]`: RGB uint8 `[n,3,side,side]`; on the host (in pinned memory) unless
-        `keep_on` has put them elsewhere. Raises UserError naming a file that can no longer be used."""
+        `cache_on_device` has put them elsewhere. Raises UserError naming a file that can no longer be used."""
         if self._on_device is not None:
             return self._on_device.index_select(0, image.to(self._on_device.device, non_blocking=True))
         out = torch.empty(len(image), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pin)
@@ -181,7 +184,7 @@ class ImageFolders:
         except ImageError as error:
             raise UserError(f"{self.paths[image]}: {error}; it was readable when the run began") from None
 
-    def keep_on(self, device: torch.device, room: int) -> bool:
+    def cache_on_device(self, device: torch.device, room: int) -> bool:
         """Put all squares on `device`, where batches are then made, if they are cached and take at most `room` bytes."""
         if not self.cached or len(self.paths) * 3 * self.side ** 2 > room:
             return False
@@ -209,8 +212,8 @@ class Batches(Dataset):
 
     def positions(self, k: int) -> range:
         step, micro = divmod(k, self.accumulate)
-        whole = share_of(self.batch_size, micro, self.accumulate)
-        part = share_of(len(whole), self.rank, self.world)
+        whole = shard_range(self.batch_size, micro, self.accumulate)
+        part = shard_range(len(whole), self.rank, self.world)
         start = step * self.batch_size + whole.start
         return range(start + part.start, start + part.stop)
 
@@ -306,7 +309,7 @@ def _cached(files: list[str], side: int, cache: bool | str, progress: bool) -> t
 def _check(files: list[str], side: int, progress: bool) -> dict[str, str]:
     """Decode every file of this rank's share once: {path: why it is left out}."""
     rank, world = rank_and_world()
-    mine = [files[i] for i in share_of(len(files), rank, world)]
+    mine = [files[i] for i in shard_range(len(files), rank, world)]
 
     def look(path):
         try:
@@ -338,7 +341,7 @@ def _agree(files: list[str], left_out: dict[str, str]) -> dict[str, str]:
 def main():
     if sys.argv[1:2] != ["doctor"]:
         raise UserError("usage: python -m dataset doctor DIR...; doctor looks at images before a run (--help: how)")
-    from doctor import main as doctor
+    from tools.doctor import main as doctor
     doctor(sys.argv[2:])
 
 

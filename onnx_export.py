@@ -25,14 +25,15 @@ import torch
 import torch.nn.functional as F
 
 from backbones import load_run
+from backbones.quantize import half_weights, to_int8
 from dataset import parse_root
 from eval import evaluate_folder
 from eval.calibrate import threshold_table
-from inference.cli import Parser, printable
+from inference.cli import Parser, run_cli
+from inference.errors import UserError, first_line, printable
+from inference.files import replacing
 from inference.image import list_images
-from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model, replacing
-from quantise import half_weights, to_int8
-from runtime import UserError, first_line, run_cli
+from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
 
 OPSET = 18
 PARITY_BATCHES = 1, 3, 64

@@ -4,8 +4,8 @@ Partial FC: An et al. 2022, https://arxiv.org/abs/2203.15565. Rank r of W holds 
     X: [B,D] embeddings of the global batch      W: [C,D] centres      cosine = normalize(X) @ normalize(W).T
     loss = mean over B of  log(1 + sum over j != y of exp(s * cosine_j) / exp(s * margin(cosine_y)))
 Across ranks go, per step, the embeddings and their gradient, and for each row one sum and the target's logit (beyond
-s = 64 also a maximum). The work of a rank is done a tile of classes at a time: class_tiles.py, and as CUDA kernels
-class_tiles_triton.py.
+s = 64 also a maximum). The work of a rank is done a tile of classes at a time: margin_softmax.py, and as CUDA kernels
+margin_softmax_triton.py.
 """
 import math
 
@@ -14,10 +14,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from centre_updates import AdamW, DenseGradient, Sgd, rows_of
-from class_tiles import Shard, implementation
+from engine.distributed import rank_and_world, shard_range
+from engine.random import bernoulli, normal
+from kernels.margin_softmax import Shard, implementation
+from kernels.row_optimizers import AdamW, DenseGradient, Sgd, rows_of
 from losses import Margin
-from runtime import bernoulli, normal, rank_and_world, share_of
 
 ROWS_AT_ONCE = 1 << 14  # where something is done to all centres outside the tiles
 
@@ -26,7 +27,7 @@ def memory_needed(num_classes: int, embedding_size: int, optimizer: str = "sgd",
     """Bytes that the largest of `world` shards takes on its device: centres and what their optimizer keeps, in float32, and
     for "adamw" a dense gradient. What a step takes beside that hardly grows with the classes."""
     tensors = {"sgd": 2, "adamw": 4}[optimizer]
-    return len(share_of(num_classes, 0, world)) * (4 * embedding_size * tensors + 1)  # 1: whether a row is part of the step
+    return len(shard_range(num_classes, 0, world)) * (4 * embedding_size * tensors + 1)  # 1: whether a row is part of the step
 
 
 class PartialFC(nn.Module):
@@ -72,7 +73,7 @@ class PartialFC(nn.Module):
         if operands not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"operands={operands}: must be torch.float32, torch.bfloat16 or None")
         self.margin, self.num_classes, self.sample_rate, self.seed = margin_loss, num_classes, sample_rate, seed
-        self.classes = share_of(num_classes, self.rank, self.world)  # ids of this rank's rows
+        self.classes = shard_range(num_classes, self.rank, self.world)  # ids of this rank's rows
         self.optimizer, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.dense_gradient, self.operands = dense_gradient, operands
 

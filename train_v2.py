@@ -19,12 +19,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import Checkpoints, checkpoint_steps, resume, save_weights
 from configs import load_config, save_config
-from results import Results
-from runtime import Ranks, StopSignals, UserError, agreed, get_logger, lr_factor, process_group, run_cli, scaled_lr, share_of
-from task import build_task
-from watchdog import Watchdog
+from engine.checkpoint import Checkpoints, checkpoint_steps, resume, save_weights
+from engine.distributed import Ranks, all_reduce_max, process_group, shard_range
+from engine.log import get_logger
+from engine.metrics import Results
+from engine.schedules import lr_factor, scaled_lr
+from engine.signals import StopSignals
+from engine.watchdog import Watchdog
+from inference.cli import run_cli
+from inference.errors import UserError
+from tasks.registration import build_task
 
 OF_A_RUN = ("config.json", "run.json", "results.csv", "training.log", "tensorboard", "checkpoints", "model.pt",
             "model.onnx", "eval.json")
@@ -55,7 +60,7 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack
     task = build_task(cfg, ranks)
     optimizer = make_optimizer(task.network, cfg.weight_decay)
     base_lr = scaled_lr(cfg.lr, cfg.batch_size, "adamw")
-    earlier = resume(cfg.resume, output / "checkpoints", task.must_agree(), task.network, optimizer, task.partial_fc,
+    earlier = resume(cfg.resume, output / "checkpoints", task.compatibility_keys(), task.network, optimizer, task.partial_fc,
                      task.average)
     start = earlier.get("step", 0)
     total = task.total_steps
@@ -90,7 +95,7 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack
             loss = torch.zeros((), device=ranks.device)
             for micro in range(cfg.accumulate):
                 # A micro-batch counts by its share of the batch; gradients cross ranks at the last one alone.
-                share = len(share_of(cfg.batch_size, micro, cfg.accumulate)) / cfg.batch_size
+                share = len(shard_range(cfg.batch_size, micro, cfg.accumulate)) / cfg.batch_size
                 last = micro == cfg.accumulate - 1
                 watchdog.at(step + 1, "loading images")
                 batch = next(batches)
@@ -133,7 +138,7 @@ def loop(cfg, ranks: Ranks, watchdog: Watchdog, to_the_end: contextlib.ExitStack
 
             evaluating = bool(cfg.eval_data) and (done == total or cfg.eval_every > 0 and done % cfg.eval_every == 0)
             # What any rank wants, 1: a checkpoint, 2: to stop after one. A signal may reach one alone, and clocks differ.
-            wish = agreed(2 if signals.seen else int(checkpoints.due(cfg.save_minutes)))
+            wish = all_reduce_max(2 if signals.seen else int(checkpoints.due(cfg.save_minutes)))
             if evaluating or done == total or wish or cfg.save_every and done % cfg.save_every == 0:
                 with clock.paused():
                     if evaluating:
@@ -221,7 +226,7 @@ def save(checkpoints: Checkpoints, output: Path, task, optimizer, step: int, cou
         if better:
             (output / "eval.json").write_text(json.dumps(metrics, indent=2) + "\n")
     checkpoints.save(step, task.network.state_dict(), optimizer, task.partial_fc, counters,
-                     {"best": best[0], "best_step": best[1], **task.must_agree()},
+                     {"best": best[0], "best_step": best[1], **task.compatibility_keys()},
                      publish if better or best[0] is None else None, task.average and task.average.state_dict())
     return best
 

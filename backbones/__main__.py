@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import load_config, names
-from runtime import run_cli
+from inference.cli import run_cli
 
 from . import get_model
 

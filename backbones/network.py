@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs import read_config
-from runtime import UserError, first_line
+from inference.errors import UserError, first_line
 
 from .head import Head
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from side_by_side import Report, UserError, run_cli, synchronize
 
-from checkpoint import Checkpoints, damage, load_checkpoint, read_manifest
+from engine.checkpoint import Checkpoints, damage, load_checkpoint, read_manifest
 from losses import CosFace
 from partial_fc import PartialFC
 

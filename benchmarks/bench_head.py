@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from side_by_side import ONE_ALLOCATOR, Report, medians, peak_memory, run_cli, synchronize, under_each_allocator
 from torch import nn
 
-import class_tiles
+from engine.distributed import shard_range
+from engine.random import normal
+from kernels import margin_softmax
 from losses import CosFace
 from partial_fc import PartialFC
-from runtime import normal, share_of
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.test_partial_fc import bytes_sent, plain, relative
 
 CUDA = torch.cuda.is_available()
@@ -102,7 +103,7 @@ def peer_step(peer: Reference, x, labels):
 def matmuls(batch: int, classes: int):
     """The four matmuls of a step and nothing else, in tiles (CPU: fp32) or chunks (CUDA: bf16 operands, fp32 out)."""
     dtype = torch.bfloat16 if CUDA else torch.float32
-    n = min(classes, (1 << 17) if CUDA else class_tiles.TILE // max(batch, D))
+    n = min(classes, (1 << 17) if CUDA else margin_softmax.TILE // max(batch, D))
     x = torch.randn(batch, D, device=DEVICE, dtype=dtype)
     w = torch.randn(n * 2, D, device=DEVICE, dtype=dtype) if CUDA else torch.randn(classes, D)
 
@@ -193,7 +194,7 @@ def growth(report, sizes, batch, rounds):
 
 def of_a_rank(rank, world, classes, batch, rounds):
     """Median seconds of a step on this rank, with one thread."""
-    part = share_of(batch, rank, world)
+    part = shard_range(batch, rank, world)
     x, labels = torch.randn(len(part), D, requires_grad=True), torch.randint(classes, (len(part),))
     return medians({"step": step_of(PartialFC(CosFace(), D, classes), x, labels)}, rounds)["step"]
 

@@ -30,9 +30,9 @@ from torchvision.transforms import Compose, PILToTensor, Resize
 from augment import Augment
 from configs import load_config
 from dataset import Batches, ImageFolders, list_roots, load_batches
+from engine.distributed import Ranks
 from inference.image import available_cores, load_image, map_ahead
-from runtime import Ranks
-from task import build_task
+from tasks.registration import build_task
 from train_v2 import make_optimizer
 
 BATCH, QUICK_BATCH, SIZE, SIDE = 256, 32, 128, 160

@@ -23,11 +23,11 @@ from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from side_by_side import Report, UserError, medians, run_cli
 
+from backbones.quantize import half_weights, to_int8
 from eval import evaluate_folder
 from inference.image import list_images
 from inference.model import load_model
 from onnx_export import INT8_IMAGES, sample
-from quantise import half_weights, to_int8
 from synth import write_eval, write_train
 
 FP16, BF16 = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones import get_model
 from configs import load_config
+from engine.distributed import Ranks
 from inference.image import list_images
-from runtime import Ranks
 from synth import write_train
 from train_v2 import make_optimizer, train
 

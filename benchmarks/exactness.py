@@ -16,7 +16,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from tests.ranks import run_ranks  # noqa: E402
+from tests.helpers.ranks import run_ranks  # noqa: E402
 from tests.test_partial_fc import cases_for, errors, everything  # noqa: E402
 from tests.test_train import centres, in_double, losses_of  # noqa: E402
 

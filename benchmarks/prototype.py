@@ -14,9 +14,10 @@ if __name__ == "__main__":  # as a script, Python has this folder on its path in
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbones import get_model  # noqa: E402
-from checkpoint import save_weights  # noqa: E402
 from configs import load_config  # noqa: E402
-from runtime import UserError, first_line, run_cli  # noqa: E402
+from engine.checkpoint import save_weights  # noqa: E402
+from inference.cli import run_cli  # noqa: E402
+from inference.errors import UserError, first_line  # noqa: E402
 
 HEAD = {"h.0": "head.reduce.0", "h.2": "head.embed.0", "h.3": "head.embed.1", "h.4": "head.embed.2", "h.5": "head.embed.3"}
 

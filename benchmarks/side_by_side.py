@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from inference.cli import run_cli  # noqa: E402
+from inference.errors import UserError  # noqa: E402
 from inference.image import available_cores  # noqa: E402
-from runtime import UserError, run_cli  # noqa: E402
 
 __all__ = ["ONE_ALLOCATOR", "Report", "UserError", "medians", "peak_memory", "run_cli", "synchronize",
            "under_each_allocator"]

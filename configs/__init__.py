@@ -10,8 +10,8 @@ from pathlib import Path
 
 from easydict import EasyDict
 
+from inference.errors import UserError, first_line
 from inference.image import MAX_INPUT
-from runtime import UserError, first_line
 
 FOLDER = Path(__file__).resolve().parent
 CHOICES = {

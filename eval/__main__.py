@@ -17,8 +17,8 @@ from pathlib import Path
 
 from eval.evaluation import evaluate_folder
 from eval.open_set import open_set
-from inference.cli import Parser, printable, run_cli
-from inference.image import UserError
+from inference.cli import Parser, run_cli
+from inference.errors import UserError, printable
 
 
 def main(argv=None):

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 
 from eval.gallery import registered
-from inference.image import UserError
-from inference.model import METADATA_KEY, load_model, replacing
+from inference.errors import UserError
+from inference.files import replacing
+from inference.model import METADATA_KEY, load_model
 from inference.search import top_k
 
 MARGIN_FPR = "1e-3"     # the margin is judged among what this rate's threshold lets pass

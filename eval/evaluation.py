@@ -10,8 +10,8 @@ from eval.gallery import Identification, identify
 from eval.open_set import OpenSet
 from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
 from eval.thumbnail import thumbnail
-from inference.cli import printable
-from inference.image import UserError, resize
+from inference.errors import UserError, printable
+from inference.image import resize
 
 WORST = 20      # pairs kept at each wrong end, for the report
 

@@ -2,7 +2,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.image import EXTENSIONS, ImageError, UserError, list_images, load_image, map_ahead, type_label
+from inference.errors import UserError
+from inference.image import EXTENSIONS, ImageError, list_images, load_image, map_ahead, type_label
 
 
 @dataclass(frozen=True)

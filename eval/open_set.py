@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.gallery import registered
-from inference.cli import printable
-from inference.image import UserError
+from inference.errors import UserError, printable
 
 
 @dataclass(frozen=True)

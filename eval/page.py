@@ -5,7 +5,8 @@ from pathlib import Path
 
 import cv2
 
-from inference.image import UserError, load_image
+from inference.errors import UserError
+from inference.image import load_image
 
 STYLE = """
 :root { color-scheme: light; }

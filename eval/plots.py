@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from inference.cli import printable
+from inference.errors import printable
 
 MODEL, BASELINE, POSITIVE, NEGATIVE = "#1f6feb", "#8b949e", "#1a7f37", "#cf222e"
 MARKERS = "osD^"

@@ -4,7 +4,7 @@
     python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below it
     python inference/classify.py IMAGE...                                 # with the shipped model and registry
 
-    from inference.classify import DocClassifier
+    from .classify import DocClassifier
     label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
 
 DIR holds a folder of reference pictures per type (DIR/passport/*.jpg), or one picture per type (DIR/passport.jpg).
@@ -18,13 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-if __name__ == "__main__":  # as a script, Python has this folder on its path instead of the repository's
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__" and not __package__:  # as a script: the folder around it becomes the package, whatever its name
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = Path(__file__).resolve().parent.name
+    __import__(__package__)
 
-from inference.cli import Parser, counted, printable, run_cli  # noqa: E402
-from inference.image import ImageError, UserError, list_images  # noqa: E402
-from inference.model import Model, load_model  # noqa: E402
-from inference.registry import COMPARED, Registry  # noqa: E402
+from .cli import Parser, counted, run_cli  # noqa: E402
+from .errors import UserError, printable  # noqa: E402
+from .image import ImageError, list_images  # noqa: E402
+from .model import Model, load_model  # noqa: E402
+from .registry import COMPARED, Registry  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
 DEFAULT_MODEL = SHIPPED / "docmetric.onnx"

@@ -1,11 +1,10 @@
 """What every command of the project does with a user's mistake: one line on stderr, exit status 2. No torch."""
 import argparse
 import os
-import re
 import sys
 import time
 
-from inference.image import UserError
+from .errors import UserError, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,19 +39,6 @@ def exit_status(main) -> int:
 def run_cli(main) -> None:
     """Run `main()` as the program; see `exit_status`."""
     sys.exit(exit_status(main))
-
-
-def printable(text) -> str:
-    """One line for a terminal or a log. File names may hold anything: what would begin a new line, steer the terminal, turn
-    the order of letters round, or is no text (bytes that are not UTF-8) is written as Python writes it: `\\n`, `\\udcff`.
-    """
-    return re.sub("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
-                  lambda found: ascii(found[0])[1:-1], str(text))
-
-
-def first_line(error: BaseException | str) -> str:
-    """What an exception says, on one line of at most 160 characters; its type when it says nothing."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:160])
 
 
 def counted(items, total: int, what: str, show: bool):

@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 import cv2
 import numpy as np
 
-from inference.header import png_pixels, read_header
+from .errors import UserError
+from .header import png_pixels, read_header
 
 MIN_SIDE = 8  # pixels; less is not a picture of anything
 MAX_INPUT = 4096  # pixels: the side of the squares that a network takes is no longer
@@ -33,10 +34,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # There are threads enough (`map_ahead`); with OpenCV's own beside them, each of ours that resizes would leave 872 bytes
 # behind when it ends (https://github.com/opencv/opencv/issues/9745).
 cv2.setNumThreads(1)
-
-
-class UserError(Exception):
-    """Something the user can put right; shown as one line, exit status 2."""
 
 
 class ImageError(UserError):

@@ -4,14 +4,13 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 
-from inference.cli import first_line
-from inference.image import MAX_INPUT, ImageError, UserError, as_bgr, default_threads, load_image, map_ahead, resize
+from .errors import UserError, first_line
+from .image import MAX_INPUT, ImageError, as_bgr, default_threads, load_image, map_ahead, resize
 
 METADATA_KEY = "docmetric"
 FORMAT = 1
@@ -123,21 +122,6 @@ class Model:
     def lowest_rate(self) -> float | None:
         """The lowest false positive rate of pairs that the model has a threshold for; None without any."""
         return min(self._thresholds, default=None)
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """A file beside `path` to write to and check, which takes its place where the block ends without an exception.
-    Raises UserError when the system does not let it be written."""
-    unchecked = path.with_name(path.name + ".unchecked")
-    try:
-        yield unchecked
-        os.replace(unchecked, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder needs to be writable, with room for a "
-                        "second one") from None
-    finally:
-        unchecked.unlink(missing_ok=True)
 
 
 class _Bound:

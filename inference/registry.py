@@ -5,10 +5,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from inference.cli import counted
-from inference.image import UserError, list_images, type_label
-from inference.model import Model
-from inference.search import searcher
+from .cli import counted
+from .errors import UserError
+from .image import list_images, type_label
+from .model import Model
+from .search import searcher
 
 COMPARED = 20_000  # references that are searched among themselves: seconds on 2 cores, but 1 M would take an hour
 

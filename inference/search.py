@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inference.image import UserError
+from .errors import UserError
 
 GROUP = 64  # references that share a maximum
 BLOCK_BYTES = 8 << 20  # scores held at once: small enough for the cache, large enough for few and long matmuls
@@ -51,7 +51,7 @@ def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: 
     if gallery != "cuda":
         raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")
     try:
-        from inference.search_cuda import CudaGallery
+        from .search_cuda import CudaGallery
     except ImportError as error:
         raise UserError(f"gallery cuda: needs torch ({error}); install it, or use gallery cpu") from None
     return CudaGallery(references, starts).top_k

@@ -5,7 +5,7 @@ Not measured yet, for want of a GPU: tested on the CPU and, as for the kernel, i
 import numpy as np
 import torch
 
-from inference.image import UserError
+from .errors import UserError
 
 GROUP = 128  # references that share a maximum
 QUERIES = 64  # queries at once
@@ -115,7 +115,7 @@ def group_maxima(high: torch.Tensor, low: torch.Tensor, references: torch.Tensor
 
 def _kernel():
     try:
-        from inference.search_triton import group_maxima as kernel
+        from .search_triton import group_maxima as kernel
     except ImportError:  # Triton comes with torch on Linux alone
         return group_maxima
     return kernel

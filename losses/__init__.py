@@ -2,7 +2,7 @@
 
 That is all the class-sharded, class-tiled head needs to know: only the owner of a class applies it.
 """
-from runtime import UserError
+from inference.errors import UserError
 
 from .arcface import ArcFace
 from .combined import CombinedMargin

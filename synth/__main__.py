@@ -11,7 +11,7 @@ Types to evaluate on are never those of OUT/train, whatever the numbers: they be
 """
 
 from inference.cli import Parser, run_cli
-from inference.image import UserError
+from inference.errors import UserError
 from synth import NEVER_TRAINED, contact_sheet, write_eval, write_photos, write_train
 
 

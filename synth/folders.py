@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from inference.image import ImageError, UserError, list_images, load_image
+from inference.errors import UserError
+from inference.image import ImageError, list_images, load_image
 from synth.capture import capture
 from synth.draw import text
 from synth.templates import FAMILIES, render, type_name

@@ -7,7 +7,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-import class_tiles_triton as kernels
+from kernels import margin_softmax_triton as kernels
 
 # compute capability: bytes of shared memory that a program may have
 GPUS = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}

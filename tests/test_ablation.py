@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from configs import load_config
-from runtime import Ranks, UserError
+from engine.distributed import Ranks
+from inference.errors import UserError
 from tests.test_train import CPU
 from train_v2 import train
 

@@ -9,7 +9,7 @@ import torch
 from backbones import get_model, load_run
 from backbones.__main__ import measure
 from configs import load_config, save_config
-from runtime import UserError
+from inference.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_MB = {"lcnet_arc": 5.54, "lcnet_softmax": 5.54, "lcnet_cos": 5.54, "lcnet_cos_scratch": 5.54,

@@ -16,7 +16,7 @@ from eval.gallery import registered
 from eval.open_set import open_set
 from inference.classify import DocClassifier
 from inference.cli import exit_status
-from inference.image import UserError
+from inference.errors import UserError
 from inference.model import load_model
 from tests.test_eval_folder import picture, run_cli, save, tiny_model
 
@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_written_stays(model, folder, tmp_path, monkeypatc
         assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
 
     def broken(path):
-        if str(path).endswith(".unchecked"):
+        if str(path).endswith(".partial"):
             raise UserError("broken")
         return load_model(path)
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
-import task as tasks
-from checkpoint import Checkpoints, checkpoint_steps, damage, load_checkpoint, newest_whole, read_manifest, write_file
-from runtime import Ranks, StopSignals, UserError
+from engine import checkpoint
+from engine.checkpoint import Checkpoints, checkpoint_steps, damage, load_checkpoint, newest_whole, read_manifest, write_file
+from engine.distributed import Ranks
+from engine.signals import StopSignals
+from inference.errors import UserError
+from tasks import registration as tasks
 from tests import test_train
-from tests.ranks import FRESH, run_ranks
+from tests.helpers.ranks import FRESH, run_ranks
 from tests.test_train import CPU, centres, losses_of, rows, settings
 from train_v2 import make_optimizer, train
 
@@ -51,12 +53,12 @@ def part_of_a_run(rank, world, folder, output, step):
     if last:
         task = tasks.build_task(cfg, Ranks(rank, world, CPU))
         optimizer = make_optimizer(task.network, 0.0)
-        manifest = read_manifest(last, task.must_agree())
+        manifest = read_manifest(last, task.compatibility_keys())
         load_checkpoint(last, manifest, task.network, optimizer, task.partial_fc)
         rows = {name: value.clone() for name, value in task.partial_fc.row_state().items()}
         with Checkpoints(Path(output) / "once-more", 1) as checkpoints:
             checkpoints.save(manifest["step"], task.network.state_dict(), optimizer, task.partial_fc, {},
-                             {"best": None, "best_step": None, **task.must_agree()})
+                             {"best": None, "best_step": None, **task.compatibility_keys()})
     signalled(step - 1, world - 1, rank)
     train(cfg, Ranks(rank, world, CPU))
     return rows
@@ -83,7 +85,7 @@ def test_two_then_three_then_one_ranks_run_one_training(folder, tmp_path):
     try:
         cfg = settings(folder, tmp_path, *ELASTIC)
         one = tasks.build_task(cfg, Ranks(0, 1, CPU))
-        load_checkpoint(halves / "once-more/step-3", read_manifest(halves / "once-more/step-3", one.must_agree()),
+        load_checkpoint(halves / "once-more/step-3", read_manifest(halves / "once-more/step-3", one.compatibility_keys()),
                         one.network, make_optimizer(one.network, 0.0), one.partial_fc)
         for name, value in saved.items():
             for other in (torch.cat([rank[name] for rank in three]), saved_again[name], one.partial_fc.row_state()[name]):

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inference.classify import DocClassifier, main
 from inference.cli import counted, exit_status
-from inference.image import ImageError, UserError
+from inference.errors import UserError
+from inference.image import ImageError
 from inference.model import METADATA_KEY, PART, Part, _Bound, load_model
 from inference.registry import Registry
 

@@ -92,7 +92,7 @@ def test_a_file_that_breaks_in_the_loader_ends_every_rank(made, tmp_path):
     script = tmp_path / "breaks.py"
     script.write_text(
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import dataset\nimport train_v2\nfrom runtime import run_cli\n"
+        "import dataset\nimport train_v2\nfrom inference.cli import run_cli\n"
         "load = dataset.ImageFolders.load\n"
         "def breaks(self, image):\n"
         "    if image == 3: self.paths[3] = 'gone.jpg'\n"
@@ -138,7 +138,7 @@ def test_ctrl_c_a_killed_rank_and_a_scheduler(made, tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(
         "import os, signal, sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import task\nimport train_v2\nfrom runtime import run_cli\n"
+        "from tasks import registration as task\nimport train_v2\nfrom inference.cli import run_cli\n"
         "losses = task.RegistrationTask.losses\n"
         "def dies(self, batch):\n"
         "    if (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0') and self.partial_fc.step > "

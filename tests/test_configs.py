@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import load_config, names, read_config, save_config
-from runtime import UserError
+from inference.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # every row of the reference's table, and ours

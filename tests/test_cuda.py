@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from augment import PRESETS, Augment
+from engine.distributed import Ranks
+from engine.random import hash64, normal
 from losses import ArcFace, CosFace
 from partial_fc import PartialFC
-from runtime import Ranks, hash64, normal
-from task import RegistrationTask
+from tasks.registration import RegistrationTask
 from tests.test_partial_fc import plain, relative, sampled_rows
 from tests.test_train import folder, losses_of, settings  # noqa: F401
 from train_v2 import train

@@ -13,7 +13,7 @@ import torch
 
 from augment import Augment
 from dataset import Batches, ImageFolders, list_roots, load_batches, load_square, parse_root, view_of
-from runtime import UserError
+from inference.errors import UserError
 
 
 def picture(height, width, seed=0):
@@ -342,9 +342,9 @@ def test_images_that_stay_on_the_device(tmp_path):
     images = folders([write(tmp_path / "a", 5)], 24, cache=str(tmp_path / "cache"))
     batches, needed = Batches(images, 16, 1, 0, 0, 1), 5 * 3 * 64 * 64
     before = [batches[k] for k in range(4)]
-    assert not images.keep_on(torch.device("cpu"), needed - 1) and "on cpu" not in images.storage
-    assert images.keep_on(torch.device("cpu"), needed) and "on cpu" in images.storage
+    assert not images.cache_on_device(torch.device("cpu"), needed - 1) and "on cpu" not in images.storage
+    assert images.cache_on_device(torch.device("cpu"), needed) and "on cpu" in images.storage
     images._cache = None  # from here on the pixels come from the copy alone
     for k, batch in enumerate(before):
         assert all(torch.equal(batches[k][key], value) for key, value in batch.items())
-    assert not folders([tmp_path / "a"], 24).keep_on(torch.device("cpu"), needed)  # nothing is cached
+    assert not folders([tmp_path / "a"], 24).cache_on_device(torch.device("cpu"), needed)  # nothing is cached

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-import doctor
+from augment.image_cache import HEADER, ImageCache
 from configs import load_config
 from dataset import ImageFolders, list_roots, view_of
-from doctor import duplicates
-from doctor.checks import Look, is_blank, look_at, look_at_all, others_below
-from doctor.compare import difference
-from doctor.duplicates import ALIKE, find_groups, near_links, search, trees
-from doctor.estimate import cost, measure
-from image_cache import HEADER, ImageCache
 from partial_fc import PartialFC, memory_needed
 from synth import render
+from tools import doctor
+from tools.doctor import duplicates
+from tools.doctor.checks import Look, is_blank, look_at, look_at_all, others_below
+from tools.doctor.compare import difference
+from tools.doctor.duplicates import ALIKE, find_groups, near_links, search, trees
+from tools.doctor.estimate import cost, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--set", "network=test_efficientnet", "image_size=64", "embedding_size=32", "batch_size=64", "cache=false"]
@@ -439,7 +439,7 @@ def test_cost_is_what_the_parts_take(optimizer, tmp_path):
 
 
 def test_the_softmax_takes_time_in_proportion_beyond_what_is_measured(monkeypatch):
-    from doctor import estimate
+    from tools.doctor import estimate
     monkeypatch.setattr(estimate, "_network_seconds", lambda *_: 0.001)
     monkeypatch.setattr(estimate, "_head_seconds", lambda cfg, classes, device: 1e-7 * classes)
     cfg = load_config("lcnet_cos", ["pretrained=false"])
@@ -506,7 +506,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, says, planted, tmp_path, 
 
 
 def test_a_file_that_goes_while_it_is_looked_at_is_left_out(tmp_path, monkeypatch):
-    from doctor import checks
+    from tools.doctor import checks
     path = save(tmp_path / "a.jpg", form(0))
 
     def load(*arguments):

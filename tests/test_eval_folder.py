@@ -20,7 +20,8 @@ from eval.folder import find_images, read_images
 from eval.pairs import FPRS
 from eval.report import write_report
 from eval.thumbnail import thumbnail
-from inference.image import UserError, load_image, resize
+from inference.errors import UserError
+from inference.image import load_image, resize
 
 ROOT = Path(__file__).resolve().parents[1]
 COVERS = ROOT.parent / "shared" / "data" / "covers"

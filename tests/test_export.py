@@ -11,7 +11,7 @@ from torch import nn
 
 import onnx_export
 from inference.classify import DocClassifier
-from inference.image import UserError
+from inference.errors import UserError
 from inference.model import load_model
 
 SIZE, WIDTH = 16, 12

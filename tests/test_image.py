@@ -14,13 +14,13 @@ import pytest
 from PIL import Image, ImageOps
 
 import inference.image
+from inference.errors import UserError
 from inference.header import read_header
 from inference.image import (
     MAX_PIXELS,
     MAX_SCANS,
     MIN_SIDE,
     ImageError,
-    UserError,
     as_bgr,
     decode,
     list_images,

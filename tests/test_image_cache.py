@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import dataset
-import image_cache
+from augment import image_cache
+from augment.image_cache import HEADER, CacheUnavailable, ImageCache
 from dataset import Batches, ImageFolders, list_roots
-from image_cache import HEADER, CacheUnavailable, ImageCache
+from inference.errors import UserError
 from inference.image import ImageError
-from runtime import UserError
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.test_dataset import folders, write
 
 ROOT = Path(__file__).resolve().parent.parent

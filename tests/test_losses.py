@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from configs import load_config
+from inference.errors import UserError
 from losses import ArcFace, CombinedMargin, CosFace, Softmax, get_margin
-from runtime import UserError
 
 COSINES = torch.linspace(-0.999, 0.999, 401, dtype=torch.float64)
 

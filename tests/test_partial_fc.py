@@ -6,11 +6,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-import class_tiles
+from engine.distributed import shard_range
+from engine.random import bernoulli, normal, uniform
+from kernels import margin_softmax
 from losses import ArcFace, CombinedMargin, CosFace, Softmax
 from partial_fc import PartialFC
-from runtime import bernoulli, normal, share_of, uniform
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 D = 16
 
@@ -253,7 +254,7 @@ def test_adamw_leaves_the_rows_that_were_not_sampled():
 # ---------------------------------------------------------------- the update taken in backward, tile by tile
 def three_steps(rank, world, rate, calls, dense, operands):
     """Weight and momentum of this rank's rows after three steps of `calls` uneven calls, and whether a gradient was kept."""
-    class_tiles.TILE = 64 * D  # the 101 classes are several tiles
+    margin_softmax.TILE = 64 * D  # the 101 classes are several tiles
     head = PartialFC(ArcFace(s=16.0, interclass=0.6), D, 101, rate, lr=0.5, momentum=0.8, weight_decay=0.1,
                      dense_gradient=dense, operands=operands, dtype=torch.float32 if operands else torch.float64)
     kept = []
@@ -261,7 +262,7 @@ def three_steps(rank, world, rate, calls, dense, operands):
         head.begin_step(step, 0.5 / (step + 1), calls)
         for call in range(calls):
             x, _, labels = problem(101, 12 + call)
-            here = share_of(len(x), rank, world)
+            here = shard_range(len(x), rank, world)
             x, labels = x[here.start:here.stop] + step, labels[here.start:here.stop]
             (head(x.to(head.weight.dtype), labels) / calls).backward()
         kept.append(head.weight.grad is not None)
@@ -381,7 +382,7 @@ def bytes_sent(rank, world):
         setattr(dist, name, counting)
     head = PartialFC(CosFace(), 256, 64)
     head.begin_step(0, calls=1)
-    part = share_of(1024, rank, world)
+    part = shard_range(1024, rank, world)
     head(torch.ones(len(part), 256, requires_grad=True), torch.zeros(len(part), dtype=torch.int64)).backward()
     head.finish_step()
     return sum(counted)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.image import UserError
+from inference.errors import UserError
 from inference.search import searcher, top_k
 from inference.search_cuda import GROUP, CudaGallery
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import synth
-from inference.image import UserError
+from inference.errors import UserError
 from synth.__main__ import main
 from synth.draw import rng
 from synth.families import FAMILIES

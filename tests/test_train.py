@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import task as tasks
 from backbones import load_run
-from checkpoint import load_checkpoint, read_manifest, write_manifest
 from configs import load_config
-from runtime import Ranks, UserError
-from tests.ranks import run_ranks
+from engine.checkpoint import load_checkpoint, read_manifest, write_manifest
+from engine.distributed import Ranks
+from inference.errors import UserError
+from tasks import registration as tasks
+from tests.helpers.ranks import run_ranks
 from train_v2 import make_optimizer, train
 
 CPU = torch.device("cpu")
@@ -342,7 +343,7 @@ def shards_of(rank, world, folder, output):
     cfg = settings(folder, output)
     task = tasks.build_task(cfg, Ranks(rank, world, CPU))
     checkpoint = Path(output) / "checkpoints" / "last"
-    load_checkpoint(checkpoint, read_manifest(checkpoint, task.must_agree()), task.network,
+    load_checkpoint(checkpoint, read_manifest(checkpoint, task.compatibility_keys()), task.network,
                     make_optimizer(task.network, 0.0), task.partial_fc)
     return task.partial_fc.weight.detach()
 

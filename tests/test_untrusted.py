@@ -17,13 +17,14 @@ import torch
 
 from backbones import get_model, load_run
 from configs import load_config, read_config, save_config
+from engine.log import get_logger
 from eval import evaluate_folder
 from eval.__main__ import main as evaluate
 from eval.report import write_report
 from inference.classify import main as classify
-from inference.cli import exit_status, printable
-from inference.image import UserError, list_images
-from runtime import get_logger
+from inference.cli import exit_status
+from inference.errors import UserError, printable
+from inference.image import list_images
 from tests.test_classify import SIZE, noise, write_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import task as tasks
-import watchdog
+from engine import watchdog
+from engine.distributed import Ranks
+from inference.errors import UserError
 from losses import get_margin
 from partial_fc import PartialFC, memory_needed
-from runtime import Ranks, UserError
+from tasks import registration as tasks
 from tests import test_train
-from tests.ranks import FRESH, run_ranks
+from tests.helpers.ranks import FRESH, run_ranks
 from tests.test_train import CPU, rows, settings, stop_at
 from train_v2 import run_cli, train
 

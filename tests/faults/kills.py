@@ -25,11 +25,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import task as tasks
-from checkpoint import checkpoint_steps, damage
+from engine.checkpoint import checkpoint_steps, damage
+from engine.distributed import Ranks
 from inference.cli import Parser, run_cli
-from runtime import Ranks, UserError
-from tests.ranks import FRESH
+from inference.errors import UserError
+from tasks import registration as tasks
+from tests.helpers.ranks import FRESH
 from tests.test_train import CPU, losses_of, make_images, rows, settings
 from train_v2 import train
 

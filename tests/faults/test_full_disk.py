@@ -4,9 +4,10 @@ import time
 
 import pytest
 
-import task as tasks
-from checkpoint import checkpoint_steps, damage
-from runtime import Ranks, UserError
+from engine.checkpoint import checkpoint_steps, damage
+from engine.distributed import Ranks
+from inference.errors import UserError
+from tasks import registration as tasks
 from tests import test_train
 from tests.faults.kills import board_steps
 from tests.test_train import CPU, rows, settings

@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import view_of
-from doctor.checks import Look
-from doctor.compare import LARGE, difference, rough_place
 from inference.image import ImageError, load_image, resize
 from inference.search import top_k
+from tools.doctor.checks import Look
+from tools.doctor.compare import LARGE, difference, rough_place
 
 THUMB = 12             # side of the thumbnails that are searched
 ALIKE = 0.75           # of their cosine: all but some 0.2 % of the pictures that were changed as compare.py allows

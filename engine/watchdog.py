@@ -16,7 +16,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from runtime import Ranks, UserError, agreed, first_line, printable
+from engine.distributed import Ranks, all_reduce_max
+from inference.errors import UserError, first_line, printable
 
 PERIOD = 2.0        # seconds between two looks
 LAST_WORDS = 2.0    # seconds that a rank which lost contact waits for the reason
@@ -59,14 +60,14 @@ class Watchdog:
 
     def __enter__(self):
         self._tell()
-        agreed(0)  # from here on every rank has told something
+        all_reduce_max(0)  # from here on every rank has told something
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind, error, traceback):
         if error is None:
             try:
-                agreed(0)  # nobody goes while others may still look at it
+                all_reduce_max(0)  # nobody goes while others may still look at it
             except Exception as lost:
                 error = lost
         with self._ending:

@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from inference.cli import Parser
-from inference.image import UserError
+from inference.errors import UserError
 
 DEFAULT = "configs/lcnet_cos"
 
@@ -35,9 +35,9 @@ def main(arguments=None) -> None:
 
     with redirect_stdout(sys.stderr):  # libraries may greet; stdout is for the result
         from configs import load_config
-        from doctor.examine import examine
-        from doctor.report import page, text
         from eval.page import make_folder, writing
+        from tools.doctor.examine import examine
+        from tools.doctor.report import page, text
         cfg = load_config(args.config or DEFAULT, args.set)
         cfg.data = args.data or cfg.data
         if not cfg.data:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from runtime import UserError
+from inference.errors import UserError
 
 # 128 x 128. For smaller layers the conversions around one cost more than its products gain, and the first layers, which
 # are small, are also those whose range is too wide for 8 bits.

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from inference.image import ImageError, UserError, map_ahead
+from inference.errors import UserError
+from inference.image import ImageError, map_ahead
 
 VERSION = 1         # of the files' form and of what a row holds; another version has folders of its own
 HEADER = 4096       # bytes before the first row

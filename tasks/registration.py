@@ -12,15 +12,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from augment import Augment
-from average import Average
+from augment.image_cache import size_text
 from backbones import get_model
 from dataset import Batches, ImageFolders, list_roots, load_batches
+from engine.distributed import Ranks, free_memory
+from engine.ema import Average
+from engine.schedules import ema_decay, margin_factor, scaled_lr
 from eval import evaluate_folder
 from eval.folder import find_images
-from image_cache import size_text
+from inference.errors import UserError, first_line
 from losses import get_margin
 from partial_fc import PartialFC, memory_needed
-from runtime import Ranks, UserError, ema_decay, first_line, free_memory, margin_factor, scaled_lr
 
 ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
 
@@ -68,7 +70,7 @@ class RegistrationTask:
                                     weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
         self.augment = Augment(cfg.augment, cfg.seed).to(ranks.device)
         if ranks.device.type == "cuda":  # what is left is for activations
-            self.images.keep_on(ranks.device, int(ON_GPU * torch.cuda.mem_get_info(ranks.device)[0]))
+            self.images.cache_on_device(ranks.device, int(ON_GPU * torch.cuda.mem_get_info(ranks.device)[0]))
         self.notes = [self.images.storage, self.centres_storage,
                       *(f"left out: {path}: {why}" for path, why in self.images.left_out.items())]
         if cannot:
@@ -79,7 +81,7 @@ class RegistrationTask:
         return {"num_classes": self.num_classes, "images": len(self.images.paths), "samples": len(self.images),
                 "left_out": len(self.images.left_out), "steps": self.total_steps}
 
-    def must_agree(self) -> dict:
+    def compatibility_keys(self) -> dict:
         """What a checkpoint must share with this run to be gone on with."""
         keys = ("network", "head", "norm", "embedding_size", "image_size", "batch_size", "centres_optimizer", "seed")
         return {**{key: self.cfg[key] for key in keys}, "num_classes": self.num_classes, "samples": len(self.images)}

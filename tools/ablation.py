@@ -30,10 +30,11 @@ from side_by_side import UserError, run_cli
 from backbones import get_model
 from configs import load_config, read_config
 from dataset import list_roots, parse_root
+from engine.signals import StopSignals
 from eval.folder import find_images
-from inference.cli import Parser, printable
+from inference.cli import Parser
+from inference.errors import printable
 from inference.image import available_cores
-from runtime import StopSignals
 from synth import write_eval, write_train
 
 ROOT = Path(__file__).resolve().parent.parent

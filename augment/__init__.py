@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runtime import normal, uniform
+from engine.random import normal, uniform
 
 AT_ONCE = (256, 8)  # pictures warped together, on a GPU and on a CPU: twice as fast there as all, since they fit its caches
 NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from; it goes on round its edges
@@ -370,7 +370,7 @@ def main():
 
     from configs import load_config
     from dataset import Batches, ImageFolders, list_roots
-    from runtime import UserError
+    from inference.errors import UserError
 
     if len(sys.argv) < 3 or not sys.argv[2].endswith(".png"):
         raise UserError("usage: python augment.py CONFIG FILE.png [key=value ...]")
@@ -389,5 +389,5 @@ def main():
 
 
 if __name__ == "__main__":
-    from runtime import run_cli
+    from inference.cli import run_cli
     run_cli(main)

@@ -25,7 +25,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from runtime import UserError, agreed, first_line, rank_and_world
+from engine.distributed import all_reduce_max, rank_and_world
+from inference.errors import UserError, first_line
 
 FORMAT = 2
 NETWORK, AVERAGE = "network.safetensors", "average.safetensors"
@@ -62,8 +63,8 @@ class Checkpoints:
                 for left in self.folder.glob(kind):
                     shutil.rmtree(left, ignore_errors=True) if left.is_dir() and not left.is_symlink() else left.unlink()
             seen.touch()
-        agreed(0)  # all wait here
-        blind = agreed(0 if seen.exists() else self.rank)
+        all_reduce_max(0)  # all wait here
+        blind = all_reduce_max(0 if seen.exists() else self.rank)
         if blind:
             raise UserError(f"output: rank {blind} does not see {self.folder}; give a folder that every machine sees")
         if self.rank == 0:
@@ -204,14 +205,14 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in Path(folder).glob("step-*") if path.name[5:].isdecimal())
 
 
-def resume(how: str, folder: Path, must_agree: dict, network, optimizer, partial_fc, average=None) -> dict:
+def resume(how: str, folder: Path, compatibility_keys: dict, network, optimizer, partial_fc, average=None) -> dict:
     """Load the checkpoint that `how` asks for and return its manifest, or {} where there is none to go on from: "false"; a
     checkpoint; or "auto", the newest whole one in `folder`. Every rank of the group calls it, and all take the same.
-    Raises UserError for a checkpoint that was asked for and is damaged, and for one that does not fit `must_agree`."""
+    Raises UserError for a checkpoint that was asked for and is damaged, and for one that does not fit `compatibility_keys`."""
     checkpoint = None if how == "false" else newest_whole(folder) if how == "auto" else Path(how)
     if checkpoint is None:
         return {}
-    manifest = read_manifest(checkpoint, must_agree)
+    manifest = read_manifest(checkpoint, compatibility_keys)
     if how != "auto" and (reason := damage(checkpoint)):
         raise _damaged(checkpoint, reason)
     load_checkpoint(checkpoint, manifest, network, optimizer, partial_fc, average)
@@ -242,14 +243,14 @@ def damage(folder: Path) -> str | None:
     return reason
 
 
-def read_manifest(folder: Path, must_agree: dict) -> dict:
-    """The manifest of a checkpoint. Raises UserError naming the first of `must_agree` that differs from this run's."""
+def read_manifest(folder: Path, compatibility_keys: dict) -> dict:
+    """The manifest of a checkpoint. Raises UserError naming the first of `compatibility_keys` that differs from this run's."""
     try:
         manifest = _manifest_of(Path(folder))
     except (OSError, ValueError) as error:
         raise UserError(f"resume={folder}: not a checkpoint ({first_line(error)}); "
                         "give OUTPUT/checkpoints/last, or resume=false to start anew") from None
-    for key, value in {"format": FORMAT, **must_agree}.items():
+    for key, value in {"format": FORMAT, **compatibility_keys}.items():
         if manifest.get(key) != value:
             raise UserError(f"resume={folder}: a checkpoint of another run: its {key} is {manifest.get(key)!r}, here it is "
                             f"{value!r}; use that run's config, another output, or resume=false")

@@ -5,13 +5,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import task as tasks
-from average import Average
-from checkpoint import load_checkpoint, read_manifest
 from configs import load_config
-from runtime import Ranks, UserError, ema_decay
+from engine.checkpoint import load_checkpoint, read_manifest
+from engine.distributed import Ranks
+from engine.ema import Average
+from engine.schedules import ema_decay
+from inference.errors import UserError
+from tasks import registration as tasks
 from tests import test_train
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.test_train import CPU, Stopped, centres, losses_of, settings, stop_at, train_until
 from train_v2 import make_optimizer, train
 
@@ -140,7 +142,7 @@ def test_switched_on_or_off_between_two_parts_of_a_run(folder, tmp_path):
     train(settings(folder, tmp_path, "max_steps=2", "save_every=2"), Ranks(0, 1, CPU))
     task = tasks.build_task(settings(folder, tmp_path, EMA), Ranks(0, 1, CPU))
     last = tmp_path / "checkpoints/last"
-    load_checkpoint(last, read_manifest(last, task.must_agree()), task.network, make_optimizer(task.network, 0.0),
+    load_checkpoint(last, read_manifest(last, task.compatibility_keys()), task.network, make_optimizer(task.network, 0.0),
                     task.partial_fc, task.average)
     assert same(task.average.state_dict(), saved(tmp_path, "network"))
     train(settings(folder, tmp_path, "max_steps=4", "resume=auto", EMA), Ranks(0, 1, CPU))

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from backbones import get_model
 from dataset import EXPANSIONS, Root, list_roots, square_side
-from doctor.checks import Look, look_at_all, others_below
-from doctor.duplicates import find_groups
-from doctor.estimate import cost, measure
+from engine.distributed import process_group
 from eval.folder import find_images
 from inference.image import type_label
-from runtime import process_group
+from tools.doctor.checks import Look, look_at_all, others_below
+from tools.doctor.duplicates import find_groups
+from tools.doctor.estimate import cost, measure
 
 TURNS = ("", "turned by 90 degrees", "turned by 180 degrees", "turned by 270 degrees", "mirrored and turned by 180 degrees",
          "mirrored and turned by 90 degrees", "mirrored", "mirrored and turned by 270 degrees")  # the views of `view_of`

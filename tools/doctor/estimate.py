@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from augment.image_cache import CacheUnavailable, default_folder
 from dataset import square_side
-from image_cache import CacheUnavailable, default_folder
 from partial_fc import PartialFC, memory_needed
 
 WORLDS = 1, 2, 4, 8

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-from doctor.checks import LONG
+from augment.image_cache import SHARE, size_text
 from eval.page import STYLE, small_jpeg
-from image_cache import SHARE, size_text
-from inference.cli import printable
+from inference.errors import printable
 from inference.image import ImageError, map_ahead
+from tools.doctor.checks import LONG
 
 FEW = 8        # files or groups of a kind that the text names; the JSON document has all
 MANY = 60      # that the page shows as pictures

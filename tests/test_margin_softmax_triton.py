@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import class_tiles
-from centre_updates import DenseGradient, Sgd
-from class_tiles import Shard
+from engine.random import normal, uniform
+from kernels import margin_softmax
+from kernels.margin_softmax import Shard
+from kernels.row_optimizers import DenseGradient, Sgd
 from losses import CosFace
-from runtime import normal, uniform
 
-class_tiles_triton = pytest.importorskip("class_tiles_triton")
+margin_softmax_triton = pytest.importorskip("kernels.margin_softmax_triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # batch, classes, dims, s, interclass, share of the rows that take part, padding after them
@@ -50,12 +50,12 @@ def relative(a, b):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("shared", [100_000, 232_448], ids=["small blocks", "large blocks"])
 def test_sums(case, shared, monkeypatch):
-    monkeypatch.setattr(class_tiles_triton, "_shared_memory", lambda device: shared)
+    monkeypatch.setattr(margin_softmax_triton, "_shared_memory", lambda device: shared)
     shard = shard_of(*case)
-    for ours, plain in zip(class_tiles_triton.row_sums(shard), class_tiles.row_sums(shard)):
+    for ours, plain in zip(margin_softmax_triton.row_sums(shard), margin_softmax.row_sums(shard)):
         assert torch.allclose(ours, plain, rtol=2e-3, atol=1e-30)
     # and both against all logits at once, in float64
-    peak, total = class_tiles_triton.row_sums(shard)
+    peak, total = margin_softmax_triton.row_sums(shard)
     rows = slice(None) if shard.rows is None else shard.rows[shard.rows < len(shard.centres)]
     cosine = shard.x.bfloat16().double() @ F.normalize(shard.centres[rows]).bfloat16().double().T
     left_out = torch.zeros_like(cosine, dtype=torch.bool) if case[4] is None else cosine > case[4]
@@ -67,15 +67,15 @@ def test_sums(case, shared, monkeypatch):
 
 def test_embeddings_that_are_not_contiguous():
     shard = shard_of(*CASES[0])
-    expected = class_tiles.row_sums(shard)[1]
+    expected = margin_softmax.row_sums(shard)[1]
     shard.x = shard.x.T.contiguous().T
-    assert torch.allclose(class_tiles_triton.row_sums(shard)[1], expected, rtol=2e-3)
+    assert torch.allclose(margin_softmax_triton.row_sums(shard)[1], expected, rtol=2e-3)
 
 
 def test_a_centre_that_is_not_a_number_shows():
     shard = shard_of(*CASES[0])
     shard.centres[3, 2] = torch.nan
-    for module in class_tiles, class_tiles_triton:
+    for module in margin_softmax, margin_softmax_triton:
         assert module.row_sums(shard)[1].isnan()[shard.column != 3].all()
 
 
@@ -92,14 +92,14 @@ def test_the_kernels_compile_and_fit_on_gpus_of_all_kinds():
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("chunk", [1 << 10, 1 << 28], ids=["chunks", "one chunk"])
 def test_gradients(case, chunk, monkeypatch):
-    monkeypatch.setattr(class_tiles_triton, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(margin_softmax_triton, "CHUNK_BYTES", chunk)
     shard = shard_of(*case)
-    peak, total = class_tiles.row_sums(shard)
+    peak, total = margin_softmax.row_sums(shard)
     peak = peak.masked_fill(peak == -torch.inf, 0)
     coefficient = (drawn("coefficient", case[0]) + 0.1) / total.clamp_min(1e-37)
     target = -drawn("target", case[0])
     results = []
-    for module in class_tiles_triton, class_tiles:
+    for module in margin_softmax_triton, margin_softmax:
         dense = DenseGradient(torch.zeros_like(shard.centres))
         results.append((module.gradients(shard, peak, coefficient, target, dense), dense.out))
     if shard.rows is not None:
@@ -116,10 +116,10 @@ def test_gradients(case, chunk, monkeypatch):
 @pytest.mark.parametrize("skip", [None, False, True])
 def test_the_step_in_the_kernel_is_that_of_sgd(rate, padding, seen, move, skip):
     shard = shard_of(6, 70, 24, 64.0, None, rate, padding)
-    total = class_tiles.row_sums(shard)[1]
+    total = margin_softmax.row_sums(shard)[1]
     arguments = torch.zeros_like(total), 1 / total, -drawn("target", 6)
     dense = DenseGradient(torch.zeros_like(shard.centres))
-    class_tiles_triton.gradients(shard, *arguments, dense)
+    margin_softmax_triton.gradients(shard, *arguments, dense)
     momentum = normal(3, "v", torch.arange(70)[:, None], torch.arange(24)).to(DEVICE)
     seen = (drawn("seen", 70) < 0.5) if seen else None
     skip = None if skip is None else torch.tensor(skip, device=DEVICE)
@@ -129,6 +129,6 @@ def test_the_step_in_the_kernel_is_that_of_sgd(rate, padding, seen, move, skip):
     rows = slice(None) if shard.rows is None else shard.rows[shard.rows < 70]
     plain.take(rows, plain.centres[rows], dense.out[rows].clone())
     fused = Sgd(shard.centres, momentum.clone(), **options)
-    class_tiles_triton.gradients(shard, *arguments, fused)
+    margin_softmax_triton.gradients(shard, *arguments, fused)
     assert torch.allclose(fused.momentum_buffer, plain.momentum_buffer, rtol=1e-5, atol=1e-6)
     assert torch.allclose(fused.centres, plain.centres, rtol=1e-5, atol=1e-6)

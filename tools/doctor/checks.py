@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from dataset import MAX_ASPECT, load_square
-from doctor.compare import FINE, LARGE, ROUGH
 from inference.header import read_header
 from inference.image import EXTENSIONS, ImageError, load_image, map_ahead, resize
+from tools.doctor.compare import FINE, LARGE, ROUGH
 
 LONG = 10          # times its width: beyond it a picture, squashed to a square, loses most of what it shows along one side
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}

@@ -12,10 +12,10 @@ from onnx.numpy_helper import from_array, to_array
 from torch import nn
 
 import onnx_export
+from backbones.quantize import half_weights, large_layers, to_int8
 from eval import evaluate_folder
-from inference.image import UserError
+from inference.errors import UserError
 from inference.model import load_model
-from quantise import half_weights, large_layers, to_int8
 
 SIZE, WIDTH = 16, 12
 CONFIG = {"image_size": SIZE, "embedding_size": WIDTH, "network": "small", "data": []}

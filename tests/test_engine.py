@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from runtime import hash64, lr_factor, margin_factor, normal, permute, share_of, uniform
+from engine.distributed import shard_range
+from engine.random import hash64, normal, permute, uniform
+from engine.schedules import lr_factor, margin_factor
 
 MASK = (1 << 64) - 1
 
@@ -52,7 +54,7 @@ def test_permute_visits_every_entry_once_and_differs_by_epoch(n):
 def test_shares_are_contiguous_and_even():
     for total in (0, 1, 7, 24):
         for parts in (1, 2, 3, 5):
-            shares = [share_of(total, part, parts) for part in range(parts)]
+            shares = [shard_range(total, part, parts) for part in range(parts)]
             assert [i for share in shares for i in share] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

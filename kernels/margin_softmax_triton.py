@@ -1,4 +1,4 @@
-"""The two passes of class_tiles.py as CUDA kernels: bfloat16 operands, float32 sums and logits.
+"""The two passes of margin_softmax.py as CUDA kernels: bfloat16 operands, float32 sums and logits.
 
     row_sums   kernel: a block of rows against a run of class tiles: matmul, exp, sum; nothing but the sums is written
     gradients  chunk by chunk of classes: kernel: logits again, into the bfloat16 gradient of the cosines `[B,chunk]`;
@@ -16,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from centre_updates import DenseGradient, Sgd
-from class_tiles import Shard
+from kernels.margin_softmax import Shard
+from kernels.row_optimizers import DenseGradient, Sgd
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OPERAND = tl.float32 if INTERPRETED else tl.bfloat16
@@ -34,7 +34,7 @@ def runs_on(device: torch.device, dims: int) -> bool:
 
 
 def row_sums(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
-    """As class_tiles.row_sums."""
+    """As margin_softmax.row_sums."""
     x, unit, _, taking_part = _operands(shard)
     (batch, dims), device = x.shape, x.device
     blocks = Blocks.of(batch, dims, _shared_memory(device))
@@ -53,7 +53,7 @@ def row_sums(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, target: torch.Tensor, update) -> torch.Tensor:
-    """As class_tiles.gradients; `update` is a DenseGradient or an Sgd, whose step is part of the kernel."""
+    """As margin_softmax.gradients; `update` is a DenseGradient or an Sgd, whose step is part of the kernel."""
     x, unit, inverse_length, taking_part = _operands(shard)
     (batch, dims), count = x.shape, len(unit)
     blocks = Blocks.of(batch, dims, _shared_memory(x.device))

@@ -6,7 +6,7 @@ Cosines end at 1, so up to s = 64 the exponentials fit float32 as they are, e^64
 maximum is sought, nothing underflows. Beyond, each row's largest logit so far is carried along. The target's own term is
 left out of its tile: with the target dominant, a sum that it was subtracted from would have no digits left.
 
-This is the plain PyTorch form, for every device; class_tiles_triton.py has the same two functions as CUDA kernels.
+This is the plain PyTorch form, for every device; margin_softmax_triton.py has the same two functions as CUDA kernels.
 """
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from centre_updates import rows_of
+from kernels.row_optimizers import rows_of
 from losses import Margin
 
 TILE = 1 << 20            # numbers in a tile of logits: small enough for a cache, large enough to be worth two threads
@@ -57,11 +57,11 @@ def implementation(shard: Shard):
     bfloat16 = shard.operands == torch.bfloat16 and shard.centres.dtype == torch.float32
     if shard.x.is_cuda and bfloat16 and not shard.filtered_otherwise:
         try:
-            import class_tiles_triton
+            from kernels import margin_softmax_triton
         except ImportError:  # no Triton on this system
             return sys.modules[__name__]
-        if class_tiles_triton.runs_on(shard.x.device, shard.x.shape[1]):
-            return class_tiles_triton
+        if margin_softmax_triton.runs_on(shard.x.device, shard.x.shape[1]):
+            return margin_softmax_triton
     return sys.modules[__name__]
 
 

@@ -1,0 +1,101 @@
+"""The process group: who this process is, and what ranks say to each other."""
+import contextlib
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from inference.errors import UserError, first_line
+from inference.image import available_cores
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is: `rank` of `world` processes, computing on `device`."""
+    rank: int
+    world: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto"):
+    """Yield this process's `Ranks`; joins the group that torchrun describes, if there is one, and leaves it at the end.
+
+    `device` is "auto" (CUDA where there is any), "cpu" or "cuda". NCCL between GPUs, gloo between CPUs.
+    A single process makes no group at all, so that plain `python` needs no port.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device}: not known; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine shows no CUDA device; use device=auto or device=cpu")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {rank} wants GPU {local_rank} of {torch.cuda.device_count()}: "
+                            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        where = torch.device("cuda", local_rank)
+    else:
+        where = torch.device("cpu")
+        # torchrun sets one thread per process; the ranks of a CPU run share the cores instead.
+        torch.set_num_threads(max(1, available_cores() // local_world))
+    if world > 1:
+        try:
+            store, *_ = next(rendezvous("env://", rank, world, timeout=datetime.timedelta(hours=1)))
+            if local_world == world:
+                # When torchrun has restarted the processes, its store may still hold where those before them listened. (On
+                # several nodes the counts need not agree; there `--rdzv_backend=c10d` gives each start a store of its own.)
+                store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", store=store, rank=rank, world_size=world,
+                                    timeout=datetime.timedelta(days=7))  # watchdog.py is what looks for stalls
+        except Exception as error:
+            raise UserError(f"cannot join the process group at {os.environ.get('MASTER_ADDR')}:"
+                            f"{os.environ.get('MASTER_PORT')} ({first_line(error)}); "
+                            "choose another port with torchrun --master_port") from None
+    try:
+        yield Ranks(rank, world, where)
+    finally:
+        if world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, number of ranks) of the process group; (0, 1) without one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take: on its GPU, or its share of the host's, swap and a container's limit counted;
+    a very large number where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = 1 << 62
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = sum(int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree"))
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def shard_range(total: int, part: int, parts: int) -> range:
+    """The contiguous share of `range(total)` that belongs to `part` of `parts`; the first shares take the remainder."""
+    size, rest = divmod(total, parts)
+    start = part * size + min(part, rest)
+    return range(start, start + size + (part < rest))
+
+
+def all_reduce_max(value: int) -> int:
+    """The largest `value` of all ranks, the same on each. Between hosts alone: no GPU is waited for."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)

@@ -1,0 +1,40 @@
+"""Learning rate, margin and EMA decay as closed forms of the step: nothing to save, nothing to resume."""
+import math
+
+REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
+
+
+def scaled_lr(lr: float, batch_size: int, optimizer: str) -> float:
+    """`lr`, stated for REFERENCE_BATCH, at a global batch of `batch_size`: linear for "sgd"
+    (https://arxiv.org/abs/1706.02677), by the square root for "adamw" (https://arxiv.org/abs/2205.10287)."""
+    ratio = batch_size / REFERENCE_BATCH
+    return lr * (ratio if optimizer == "sgd" else ratio ** 0.5)
+
+
+def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:
+    """Factor on the base learning rate at `step` of `total`.
+
+    Linear warm-up over the first `warmup` fraction (the first step is never at the full rate), then
+    "polynomial" (power 1, to zero), "cosine" (SGDR, https://arxiv.org/abs/1608.03983) or "constant".
+    """
+    rising = int(round(warmup * total))
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1, total - rising)
+    if schedule == "polynomial":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def margin_factor(step: int, total: int, warmup: float) -> float:
+    """Factor on the margin at `step`: grows linearly from 0 to 1 over the first `warmup` fraction of the run."""
+    rising = warmup * total
+    return 1.0 if step >= rising else step / rising
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the moving average of the weights at `step`: `decay`, but less at the start, where (1 + step) / (10 + step)
+    holds the average to about the last tenth of the run so far, so that the first weights do not weigh on short runs."""
+    return min(decay, (1 + step) / (10 + step))
