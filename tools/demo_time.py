@@ -1,0 +1,87 @@
+"""How long the training demo of ./run.sh will take on this machine, told before it begins.
+
+    python -m tools.demo_time                            # for the 800 types x 3 copies that ./run.sh makes
+    python -m tools.demo_time --types 100 --copies 2
+
+Nothing comes from a table of machines. Some training steps of configs/demo (augmentation, network, class centers, on random
+pixels) and some synthetic documents are timed here and now, in about 5 s and beside whatever else the machine does, and
+multiplied by how many of them the demo takes. So is the start of this program: the demo starts four like it.
+"""
+import statistics
+import time
+
+import torch
+
+import synth
+from augment import Augment
+from backbones import get_model
+from configs import load_config
+from inference.cli import Parser, run_cli
+from inference.image import available_cores
+from losses import get_margin
+from partial_fc import PartialFC
+
+PROGRAMS = 4   # that the demo starts: documents, training, evaluation, export
+ENOUGH = 3.0   # seconds of training steps
+WARM_UP = 2    # steps that are not counted: they take memory that later ones have
+DRAWN = 12     # documents that are drawn
+
+
+def main(arguments=None) -> None:
+    start_up = time.process_time()  # importing torch and the rest, mostly
+    parser = Parser(prog="python -m tools.demo_time", description=__doc__)
+    parser.add_argument("--types", type=int, default=800, metavar="N", help="document types to train on (default 800)")
+    parser.add_argument("--copies", type=int, default=3, metavar="K", help="images of each (default 3)")
+    parser.add_argument("--others", type=int, default=300, metavar="N", help="images to evaluate on (default 300)")
+    args = parser.parse_args(arguments)
+
+    cfg = load_config("configs/demo")
+    images = args.types * args.copies
+    steps = -(-cfg.epochs * images // cfg.batch_size)
+    step = seconds_per_step(cfg, args.types)
+    documents = (images + args.others) * seconds_per_document() / available_cores()
+    total = PROGRAMS * start_up + documents + steps * step
+    print(f"the demo will take about {duration(total)} on this machine: {steps:,} training steps of {1e3 * step:.0f} ms, as "
+          "just measured; other work on the machine makes them slower")
+
+
+def seconds_per_step(cfg, classes: int) -> float:
+    """Median time of a training step of `cfg` in one process, on the device that it would take."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = get_model(cfg).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    augment = Augment(cfg.augment, cfg.seed).to(device)
+    head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, device=device)
+    side = cfg.image_size * 5 // 4  # training keeps images a little larger than the network takes them
+    pixels = torch.randint(256, (cfg.batch_size, 3, side, side), dtype=torch.uint8, device=device)  # [B,3,side,side]
+    position = torch.arange(cfg.batch_size)                                                         # [B]
+    took: list[float] = []
+    while len(took) < 2 * WARM_UP or sum(took) < ENOUGH:
+        began = time.perf_counter()
+        head.begin_step(len(took), 1e-3, 1)
+        embeddings = network(augment(pixels, position, torch.zeros_like(position), cfg.image_size))
+        loss = head(embeddings, position % classes)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        head.finish_step()
+        loss.item()  # waits for a GPU
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[WARM_UP:])
+
+
+def seconds_per_document() -> float:
+    """Mean time of drawing a synthetic document on one core; its kinds follow each other."""
+    began = time.perf_counter()
+    for number in range(DRAWN):
+        synth.render(0, number, 0)
+    return (time.perf_counter() - began) / DRAWN
+
+
+def duration(seconds: float) -> str:
+    """"40 seconds", "4 minutes"."""
+    return f"{10 * max(1, round(seconds / 10))} seconds" if seconds < 75 else f"{round(seconds / 60)} minutes"
+
+
+if __name__ == "__main__":
+    run_cli(main)
