@@ -1,13 +1,14 @@
-"""Export a trained run for inference: one file that carries all that recognition needs.
+"""Export what a run published for inference: one ONNX file that carries all that inference needs.
 
     python onnx_export.py OUTPUT_DIR                                # OUTPUT_DIR/model.pt -> OUTPUT_DIR/model.onnx
     python onnx_export.py OUTPUT_DIR --fp16                         # weights stored in 16 bits: half the file
     python onnx_export.py OUTPUT_DIR --int8 [--calibration DIR]     # large layers in 8 bits: a third of the file
 
-Input `img` float32 [batch, 3, S, S], RGB in [0, 1]; output `feats` float32 [batch, D], L2-normalised. The metadata key
-`docmetric` holds a JSON object: sizes, channel order, precision, config, classes trained on, and the thresholds that
-OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there. int8 takes the range of its numbers from pictures that
-the run was trained on, or those below DIR, and measures its thresholds anew where the evaluation's pictures are.
+Input `img` float32 [batch, 3, S, S], RGB in [0, 1]; outputs as the run's task states them: `feats` float32 [batch, D],
+L2-normalized, for registration. The metadata key `docmetric` holds a JSON object: task, sizes, channel order, precision,
+config, and what the task adds: for registration the number of classes, and the thresholds that OUTPUT_DIR/eval.json (`python
+-m eval --json`) found, if it is there. int8 takes the range of its numbers from images that the run was trained on, or those
+below DIR, and measures its thresholds anew where the evaluation's images are.
 """
 import contextlib
 import io
@@ -21,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
-import torch.nn.functional as F
 
-from backbones import load_run
 from backbones.quantize import half_weights, to_int8
+from configs import load_run, read_info
 from dataset import parse_root
 from eval import evaluate_folder
 from eval.calibrate import threshold_table
@@ -33,55 +34,57 @@ from inference.cli import Parser, run_cli
 from inference.errors import UserError, first_line, printable
 from inference.files import replacing
 from inference.image import list_images
-from inference.model import FORMAT, METADATA_KEY, are_thresholds, load_model
+from inference.model import FORMAT, METADATA_KEY, load_model
+from tasks import Export, get_task
 
 OPSET = 18
 PARITY_BATCHES = 1, 3, 64
 MIN_COSINE = 0.99999
-MIN_INT8_COSINE = 0.99  # the mean over pictures; single odd ones may lie far lower
-INT8_IMAGES = 400  # pictures: three of four to calibrate, the fourth to see how near the features are
+MIN_INT8_COSINE = 0.99  # the mean over images; single odd ones may lie far lower
+INT8_IMAGES = 400  # images: three of four to calibrate, the fourth to see how near the features are
 MIN_IMAGES = 20
 
 
-def export(model: torch.nn.Module, path: Path, metadata: dict) -> float:
-    """Write `model` (float RGB `[B, 3, S, S]` in [0, 1] -> `[B, D]`) and `metadata` to `path`, an ONNX file. With
-    `metadata["precision"]` "fp16" its weights are stored in 16 bits; the arithmetic, and the limit below, stay.
+def export(item: Export, path: Path, metadata: dict) -> float:
+    """Write `item` and `metadata` to `path`, an ONNX file. With `metadata["precision"]` "fp16" its weights are stored in 16
+    bits; the arithmetic, and the limit below, stay.
 
-    Returns the lowest cosine between torch's features and the file's. Raises UserError, and leaves `path` as it was,
-    when that is below MIN_COSINE, the features are not finite, or the file cannot be written. `model` ends up on the
+    Returns the lowest cosine between torch's outputs for an image and the file's. Raises UserError, and leaves `path` as it
+    was, when that is below MIN_COSINE, an output is not finite, or the file cannot be written. `item.module` ends up on the
     CPU, in float32 and eval mode.
     """
-    network = _Normalised(model).cpu().float().eval()
-    size = metadata["image_size"]
+    network = item.module.cpu().float().eval()
     with torch.inference_mode():
-        if not network(torch.rand(1, 3, size, size)).isfinite().all():
-            raise UserError(f"{path}: not written, the network's features are not finite; its training has diverged")
-    proto = _to_onnx(network, size)
+        if not all(out.isfinite().all() for out in _outputs(network, torch.rand(1, 3, item.size, item.size))):
+            raise UserError(f"{path}: not written, the network's outputs are not finite; its training has diverged")
+    proto = _to_onnx(network, item.size, item.outputs)
     if metadata["precision"] == "fp16":
         proto = half_weights(proto)
     with replacing(path) as unchecked:
         _save(proto, metadata, unchecked)
-        cosine = _parity(network, unchecked, size)
+        cosine = _parity(network, unchecked, item.size)
         if not cosine >= MIN_COSINE:
-            raise UserError(f"{path}: not written, its features differ from torch's (cosine {cosine:.7f}, "
+            raise UserError(f"{path}: not written, its outputs differ from torch's (cosine {cosine:.7f}, "
                             f"at least {MIN_COSINE} is needed)")
+        if item.outputs == ("feats",):
+            load_model(unchecked)  # refuses what recognition could not use
     return cosine
 
 
 def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | None) -> tuple[float, float]:
     """Write `exact`, an fp32 file of `export`, to `path` with its large layers in int8 and its other weights in 16 bits.
 
-    files: pictures, of which INT8_IMAGES at even distances are used; those that cannot be read are left out.
+    files: images, of which INT8_IMAGES at even distances are used; those that cannot be read are left out.
     evaluated_on: the folder that the thresholds are measured on anew. Where it cannot be used there are none in the file,
     since those of fp32 would not hold, and a warning says so.
-    Returns mean and lowest cosine between fp32's features and the file's, on the pictures that did not calibrate it. Raises
-    UserError, and leaves `path` as it was, when there are fewer than MIN_IMAGES pictures, the mean is below MIN_INT8_COSINE,
+    Returns mean and lowest cosine between fp32's features and the file's, on the images that did not calibrate it. Raises
+    UserError, and leaves `path` as it was, when there are fewer than MIN_IMAGES images, the mean is below MIN_INT8_COSINE,
     or the file cannot be written.
     """
     model = load_model(exact)
     images, features, kept = sample(model, files)
     if len(images) < MIN_IMAGES:
-        raise UserError(f"--int8: {len(images)} of {min(len(files), INT8_IMAGES)} pictures can be used to calibrate, at "
+        raise UserError(f"--int8: {len(images)} of {min(len(files), INT8_IMAGES)} images can be used to calibrate, at "
                         f"least {MIN_IMAGES} are needed ({INT8_IMAGES} are best); name a folder that has more with "
                         "--calibration DIR")
     metadata = {**model.metadata, "precision": "int8", "thresholds": None}
@@ -100,7 +103,7 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
             _save(proto, {**metadata, "thresholds": threshold_table(report)}, unchecked)
         except UserError as error:
             print(printable(f"warning: {path}: has no thresholds, since int8 moves them and they cannot be measured anew "
-                            f"({error}); python -m eval --model {path} --calibrate DIR makes them from your own pictures"),
+                            f"({error}); python -m eval --model {path} --calibrate DIR makes them from your own images"),
                   file=sys.stderr)
     return float(cosines.mean()), float(cosines.min())
 
@@ -114,7 +117,7 @@ def sample(model, files: list[Path], count: int = INT8_IMAGES) -> tuple[np.ndarr
     return images, features, np.arange(len(images)) % 4 == 3
 
 
-def pictures(cfg: dict, folder: str | None = None) -> list[Path]:
+def calibration_images(cfg: dict, folder: str | None = None) -> list[Path]:
     """The files below `folder`; None: those that the run of `cfg` was trained on. Raises UserError naming a folder that
     cannot be read."""
     if folder is not None:
@@ -123,23 +126,21 @@ def pictures(cfg: dict, folder: str | None = None) -> list[Path]:
         roots = [parse_root(text, 1).folder for text in cfg["data"]]
         return [root / name for root in roots for name in list_images(root)]
     except UserError as error:
-        raise UserError(f"--int8: the run's own pictures: {error}; or name others with --calibration DIR") from None
+        raise UserError(f"--int8: the run's own images: {error}; or name others with --calibration DIR") from None
 
 
-def describe(output_dir: Path, cfg: dict, precision: str = "fp32") -> dict:
+def describe(item: Export, cfg: dict, precision: str = "fp32") -> dict:
     """The metadata of a run: what inference needs to know, and what a person may want to."""
-    run = _read_json(output_dir / "run.json")
     return {
         "format": FORMAT,
-        "image_size": cfg["image_size"],
-        "embedding_size": cfg["embedding_size"],
+        "task": cfg.get("task", "registration"),
+        "image_size": item.size,
+        "fit": cfg.get("fit", "squash"),
         "channel_order": "RGB",
         "range": [0, 1],
-        "score": "(cosine + 1) / 2",
         "precision": precision,
         "config": without_places(cfg),
-        "classes": run.get("num_classes") if isinstance(run, dict) else None,
-        "thresholds": _threshold_table(output_dir / "eval.json"),
+        **item.metadata,
     }
 
 
@@ -152,16 +153,7 @@ def without_places(cfg: dict) -> dict:
     return {**cfg, **places, "data": [last(root) for root in cfg.get("data", [])]}
 
 
-class _Normalised(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, img):
-        return F.normalize(self.model(img), dim=1)  # (B, D)
-
-
-def _to_onnx(network, size):
+def _to_onnx(network, size, outputs):
     example = torch.rand(2, 3, size, size)  # a batch of 1 would be taken for a constant
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -172,7 +164,7 @@ def _to_onnx(network, size):
                 logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
                 network, (example,), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                input_names=["img"], output_names=["feats"], dynamic_shapes={"img": {0: torch.export.Dim("batch")}})
+                input_names=["img"], output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim("batch")},))
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
@@ -190,18 +182,28 @@ def _save(proto, metadata, path):
 
 
 def _parity(network, path, size):
-    """The lowest cosine between torch's features and those of the inference code, over some batches of noise."""
+    """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise."""
     generator = np.random.default_rng(0)
-    exported, lowest = load_model(path), 1.0
+    session, lowest = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), 1.0
     for batch in PARITY_BATCHES:
-        images = generator.integers(0, 256, (batch, size, size, 3), np.uint8)
+        images = generator.integers(0, 256, (batch, 3, size, size)).astype(np.float32) / np.float32(255)
         with torch.inference_mode():
-            expected = network(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).numpy()  # (batch, D)
-        lowest = min(lowest, float((expected * exported.embed(images)).sum(axis=1).min()))
+            expected = _outputs(network, torch.from_numpy(images))
+        for one, other in zip(expected, session.run(None, {"img": images}), strict=True):
+            one, other = (out.reshape(batch, -1).astype(np.float64) for out in (one.numpy(), other))
+            lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+            lowest = min(lowest, float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-30)).min()))
     return lowest
 
 
-def _read_json(path):
+def _outputs(network, images):
+    out = network(images)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def read_evaluation(output_dir: Path) -> dict | None:
+    """The run's `eval.json`; None without one."""
+    path = output_dir / "eval.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,43 +212,31 @@ def _read_json(path):
         raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); write it again or remove it") from None
 
 
-def _threshold_table(path):
-    """The thresholds in an evaluation's JSON file, None without it."""
-    report = _read_json(path)
-    if report is None:
-        return None
-    try:
-        table = threshold_table(report)
-        if not are_thresholds(table or {}):
-            raise ValueError
-        return table
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path}: not what python -m eval --json prints; write it again or remove it") from None
-
-
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the run's output folder")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--fp16", action="store_true", help="store the weights in 16 bits: half the file, the same features")
     form.add_argument("--int8", action="store_true", help="compute the large layers in 8 bits: a third of the file")
-    parser.add_argument("--calibration", metavar="DIR", help="pictures for --int8, instead of those the run was trained on")
+    parser.add_argument("--calibration", metavar="DIR", help="images for --int8, instead of those the run was trained on")
     args = parser.parse_args()
     if args.calibration is not None and not args.int8:
         parser.error("--calibration: of use to --int8 alone")
-    model, cfg = load_run(args.output_dir)
-    path = args.output_dir / "model.onnx"
-    metadata = describe(args.output_dir, cfg, "fp16" if args.fp16 else "fp32")
+    network, cfg = load_run(args.output_dir)
+    path, evaluation = args.output_dir / "model.onnx", read_evaluation(args.output_dir)
+    item = get_task(cfg.task).export(cfg, read_info(args.output_dir), network, evaluation)
+    metadata = describe(item, cfg, "fp16" if args.fp16 else "fp32")
     if args.int8:
-        files = pictures(cfg, args.calibration)
-        evaluated_on = (_read_json(args.output_dir / "eval.json") or {}).get("data")
+        if item.outputs != ("feats",):
+            raise UserError(f"--int8: is for networks that embed, and this run's task is {cfg.task}; use --fp16")
+        files = calibration_images(cfg, args.calibration)
         with tempfile.TemporaryDirectory() as folder:
             exact = Path(folder, path.name)
-            export(model, exact, metadata)
-            mean, lowest = export_int8(exact, path, files, evaluated_on)
-        found = f"cosine with fp32 on other pictures: mean {mean:.4f}, lowest {lowest:.4f}"
+            export(item, exact, metadata)
+            mean, lowest = export_int8(exact, path, files, (evaluation or {}).get("data"))
+        found = f"cosine with fp32 on other images: mean {mean:.4f}, lowest {lowest:.4f}"
     else:
-        found = f"lowest cosine with torch {export(model, path, metadata):.7f}"
+        found = f"lowest cosine with torch {export(item, path, metadata):.7f}"
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {found}")
 
 

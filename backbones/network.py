@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 
-from configs import read_config
 from inference.errors import UserError, first_line
 
 from .head import Head
@@ -85,17 +84,6 @@ def read_weights(file: Path) -> dict:
         return state
     except Exception as error:  # safetensors, zip and unpickling errors share no base
         raise UserError(f"{file}: cannot be read as weights ({first_line(error)})") from None
-
-
-def load_run(folder) -> tuple[EmbeddingNetwork, dict]:
-    """The trained network of a run's output folder, in eval mode on CPU, and its config."""
-    folder = Path(folder)
-    cfg = read_config(folder)
-    if not (folder / "model.pt").is_file():
-        raise UserError(f"{folder}: no model.pt yet; let train_v2.py finish, or give it another output folder")
-    model = get_model(cfg, pretrained=False)
-    load_weights(model, read_weights(folder / "model.pt"), folder / "model.pt")
-    return model.eval(), cfg
 
 
 def _check_theirs(state: dict, network: str, file: str) -> None:

@@ -1,14 +1,13 @@
 """Checkpoints: folders of safetensors files with a JSON manifest, no pickle, written while the run goes on.
 
-    step-N/network.safetensors                  weights and buffers
-    step-N/average.safetensors                  the same of their moving average, in a run with `ema`
-    step-N/optimizer.safetensors                state of the network's optimiser, `<parameter number>.<name>`
-    step-N/centres-START-STOP.safetensors       class rows START .. STOP - 1 and their optimiser state, a file for each rank
-    step-N/manifest.json                        step, best metric, what the run must agree with; size and CRC-32 of each file
-    last, best                                  links to two of them, for people; nothing here depends on them
+    step-N/NAME.safetensors                replicated state, the same on all ranks: network, average (EMA), optimizer
+    step-N/NAME-START-STOP.safetensors     sharded state, a file for each rank: rows START .. STOP - 1 of class centers
+    step-N/manifest.json                   step, counters, best metric, compatibility keys; size and CRC-32 of each file
+    last, best                             links to two of them, for people; nothing here depends on them
 
-Random numbers need no state: they are functions of the position, which follows from the step. Any number of ranks can go
-on: each reads the rows it needs. What is not whole yet lies in a folder whose name begins with a dot.
+Nothing here knows what the tensors mean. Random numbers need no state: they are functions of the position, which follows
+from the step. Any number of ranks can resume: each reads the rows it needs. What is not whole yet lies in a folder whose
+name begins with a dot.
 """
 import contextlib
 import json
@@ -18,6 +17,7 @@ import shutil
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 
 from engine.distributed import all_reduce_max, rank_and_world
 from inference.errors import UserError, first_line
+from inference.files import replacing
 
 FORMAT = 2
-NETWORK, AVERAGE = "network.safetensors", "average.safetensors"
 PATIENCE = 600      # seconds that rank 0 waits for the files of the others
 LAST_PATIENCE = 5   # the same when the run ends with an error, which the others may not have survived
 CHUNK = 1 << 24     # bytes written, or read, at a time
@@ -78,29 +78,24 @@ class Checkpoints:
             self._give_up = time.monotonic() + LAST_PATIENCE
         self.wait()
 
-    def save(self, step: int, network: dict, optimizer, partial_fc, counters: dict, manifest: dict, then=None,
-             average: dict | None = None) -> None:
+    def save(self, step: int, replicated: dict[str, dict], sharded: dict[str, tuple[range, dict]], counters: dict,
+             manifest: dict, then: Callable[[dict], None] | None = None) -> None:
         """Begin to write step-N. Waits for the save before, and for the copies.
 
-        network, average: state dicts. counters: {name: tensor}, small ones for the manifest. manifest: JSON values, among
-        them `best_step`. then(network): what rank 0's thread calls when the checkpoint is there, with the copied state dict
-        of the average, or of the network where there is none.
+        replicated: {name: {tensor's name: tensor}}, written by rank 0. sharded: {name: (ids of this rank's rows, {tensor's
+        name: tensor [rows, ...]})}. counters: {name: tensor}, small ones for the manifest. manifest: JSON values,
+        among them `best_step`. then(replicated): what rank 0's thread calls when the checkpoint is there, with the copies.
         """
         self.wait()
-        classes, published = partial_fc.classes, NETWORK if average is None else AVERAGE
-        files = {f"centres-{classes.start}-{classes.stop}.safetensors": partial_fc.row_state()}
+        files = {f"{name}-{rows.start}-{rows.stop}.safetensors": tensors for name, (rows, tensors) in sharded.items()}
         if self.rank == 0:
-            states = optimizer.state_dict()["state"]
-            files[NETWORK] = network
-            if average is not None:
-                files[AVERAGE] = average
-            files["optimizer.safetensors"] = {f"{number}.{name}": value for number, state in states.items()
-                                              for name, value in state.items()}
+            files.update({f"{name}.safetensors": tensors for name, tensors in replicated.items()})
+        on_gpu = any(value.is_cuda for tensors in files.values() for value in tensors.values())
         files = {file: {name: self._copied((file, name), value) for name, value in tensors.items()}
                  for file, tensors in files.items()}
-        counters = {name: self._copied(name, value) for name, value in {"updates": partial_fc.updates, **counters}.items()}
+        counters = {name: self._copied(name, value) for name, value in counters.items()}
         copied = None
-        if partial_fc.updates.is_cuda:  # the copies are in the stream's order, so before the next step changes anything
+        if on_gpu:  # the copies are in the stream's order, so before the next step changes anything
             copied = torch.cuda.Event()
             copied.record()
 
@@ -115,7 +110,7 @@ class Checkpoints:
                 self._finish(partial, step, part, {"format": FORMAT, "step": step, **numbers, **manifest})
                 if then:
                     what = "what goes with it"
-                    then(files[published])
+                    then({name: files[f"{name}.safetensors"] for name in replicated})
             except Exception as error:  # of the disk, mostly; none of them is worth the run
                 written = checkpoint_steps(self.folder)
                 newest = f"its newest checkpoint is that of step {written[-1]}" if written else "without a checkpoint so far"
@@ -205,18 +200,17 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in Path(folder).glob("step-*") if path.name[5:].isdecimal())
 
 
-def resume(how: str, folder: Path, compatibility_keys: dict, network, optimizer, partial_fc, average=None) -> dict:
-    """Load the checkpoint that `how` asks for and return its manifest, or {} where there is none to go on from: "false"; a
-    checkpoint; or "auto", the newest whole one in `folder`. Every rank of the group calls it, and all take the same.
-    Raises UserError for a checkpoint that was asked for and is damaged, and for one that does not fit `compatibility_keys`."""
-    checkpoint = None if how == "false" else newest_whole(folder) if how == "auto" else Path(how)
-    if checkpoint is None:
-        return {}
-    manifest = read_manifest(checkpoint, compatibility_keys)
-    if how != "auto" and (reason := damage(checkpoint)):
-        raise _damaged(checkpoint, reason)
-    load_checkpoint(checkpoint, manifest, network, optimizer, partial_fc, average)
-    return manifest
+def find(how: str, folder: Path) -> Path | None:
+    """The checkpoint that the config's `resume` asks for: "false": none; a checkpoint; or "auto": the newest whole one in
+    `folder`. Every rank of the group calls it, and all get the same. Raises UserError for a damaged one that was named."""
+    if how == "false":
+        return None
+    if how == "auto":
+        return newest_whole(folder)
+    read_manifest(Path(how), {})  # what is no checkpoint at all is said first
+    if reason := damage(Path(how)):
+        raise _damaged(Path(how), reason)
+    return Path(how)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -244,7 +238,7 @@ def damage(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path, compatibility_keys: dict) -> dict:
-    """The manifest of a checkpoint. Raises UserError naming the first of `compatibility_keys` that differs from this run's."""
+    """The manifest of a checkpoint. Raises UserError naming the first of this run's `compatibility_keys` that differs."""
     try:
         manifest = _manifest_of(Path(folder))
     except (OSError, ValueError) as error:
@@ -257,48 +251,38 @@ def read_manifest(folder: Path, compatibility_keys: dict) -> dict:
     return manifest
 
 
-def load_checkpoint(folder: Path, manifest: dict, network, optimizer, partial_fc, average=None) -> None:
-    """Fill network, optimiser, this rank's rows of the class centres and the `average` network, if one is given, from a
-    checkpoint that `read_manifest` accepted. Where it holds no average, as `ema` was off, that one begins as the network."""
-    folder, classes = Path(folder), partial_fc.classes
+def load(folder: Path, manifest: dict, sharded: dict[str, tuple[range, dict]]) -> dict[str, dict[str, torch.Tensor]]:
+    """Read a checkpoint that `read_manifest` accepted: fills this rank's rows of the sharded tensors, which are given as to
+    `Checkpoints.save`, in place, and returns the replicated ones. Raises UserError where it is damaged."""
+    folder, replicated = Path(folder), {}
+    missing = {name: len(rows) for name, (rows, _) in sharded.items()}
     try:
-        network.load_state_dict(load_file(folder / NETWORK))
-        if average is not None:
-            average.load_state_dict(load_file(folder / (AVERAGE if AVERAGE in manifest["files"] else NETWORK)))
-        states: dict = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            number, name = key.split(".", 1)
-            states.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-        for parameter, state in optimizer.state.items():  # in the parameter's memory format: fused kernels assume it
-            state.update({name: torch.empty_like(parameter).copy_(value) for name, value in state.items()
-                          if value.shape == parameter.shape})
-        missing = len(classes)
-        for file in (folder / name for name in manifest["files"] if name.startswith("centres-")):
-            first, stop = (int(number) for number in file.stem.split("-")[1:])
-            begin, end = max(first, classes.start), min(stop, classes.stop)
+        for file in map(Path, manifest["files"]):
+            name, *of = file.stem.rsplit("-", 2)
+            if not of:
+                replicated[name] = load_file(folder / file)
+                continue
+            wanted, tensors = sharded[name]
+            first, stop = map(int, of)
+            begin, end = max(first, wanted.start), min(stop, wanted.stop)
             if begin >= end:
                 continue
-            with safe_open(file, "pt") as rows:
-                for name, value in partial_fc.row_state().items():
-                    value[begin - classes.start:end - classes.start] = rows.get_slice(name)[begin - first:end - first]
-            missing -= end - begin
+            with safe_open(folder / file, "pt") as rows:
+                for key, value in tensors.items():
+                    value[begin - wanted.start:end - wanted.start] = rows.get_slice(key)[begin - first:end - first]
+            missing[name] -= end - begin
     except Exception as error:  # safetensors, JSON and shape errors share no base
         raise _damaged(folder, first_line(error)) from None
-    if missing:
-        raise _damaged(folder, f"{missing} rows of class centres are missing")
-    partial_fc.updates.fill_(manifest["updates"])
-    partial_fc.step = manifest["step"]
+    for name, count in missing.items():
+        if count:
+            raise _damaged(folder, f"{count} rows of {name} are missing")
+    return replicated
 
 
-def save_weights(network: dict, file: Path) -> None:
+def save_weights(state: dict[str, torch.Tensor], file: Path) -> None:
     """Write a state dict as `model.pt`, whole or not at all."""
-    partial = file.with_name("." + file.name)
-    try:
-        torch.save({name: value.cpu() for name, value in network.items()}, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial:
+        torch.save({name: value.cpu() for name, value in state.items()}, partial)
 
 
 def write_file(file: Path, tensors: dict[str, torch.Tensor]) -> dict:
@@ -375,6 +359,15 @@ def _damage(folder: Path, part: int, parts: int) -> str | None:
         if f"{crc:08x}" != written["crc32"]:
             return f"{name}: not what was written"
     return None
+
+
+@contextlib.contextmanager
+def damage_named(folder: Path):
+    """`with damage_named(folder):` what does not fit where it is loaded is a damaged checkpoint, by a UserError."""
+    try:
+        yield
+    except Exception as error:  # of modules and optimizers of all kinds
+        raise _damaged(folder, first_line(error)) from None
 
 
 def _damaged(folder: Path, reason: str) -> UserError:

@@ -2,6 +2,7 @@
 import contextlib
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +95,35 @@ def shard_range(total: int, part: int, parts: int) -> range:
 
 def all_reduce_max(value: int) -> int:
     """The largest `value` of all ranks, the same on each. Between hosts alone: no GPU is waited for."""
+    return begin_all_reduce_max(value)()
+
+
+def begin_all_reduce_max(value: int) -> Callable[[], int]:
+    """`all_reduce_max` under way: the function returned waits for it, and gives the largest value."""
     if not dist.is_initialized():
-        return value
+        return lambda: value
     largest = torch.tensor(value)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    work = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True)
+
+    def wait() -> int:
+        work.wait()
+        return int(largest)
+    return wait
+
+
+def global_mean(values: torch.Tensor, count: torch.Tensor | int | None = None) -> torch.Tensor:
+    """The sum of `values` over all ranks, divided by that of `count` (None: how many values there are): with one value for
+    each sample `[B_local]` the mean over the global batch, however unevenly it is shared; with the sums and counts of what
+    a loss is normalized by, such as objects, their ratio.
+
+    Every rank gets the same number, so a loss that is not finite is skipped by all or by none. The gradient of `values` is
+    the plain one times the number of ranks: DistributedDataParallel takes the mean over the ranks.
+    """
+    total = values.sum()
+    count = torch.as_tensor(len(values) if count is None else count, dtype=total.dtype, device=total.device).sum()
+    world = rank_and_world()[1]
+    sums = torch.stack([total.detach(), count])
+    if world > 1:
+        dist.all_reduce(sums)
+    mean, scaled = sums[0] / sums[1].clamp_min(1), total * (world / sums[1].clamp_min(1))
+    return scaled + (mean - scaled).detach()  # the value is the mean, the gradient that of `scaled`

@@ -1,35 +1,54 @@
-"""The moving average of a network's weights, with which a run whose `ema` is above 0 is judged and published."""
-import copy
+"""The exponential moving average of a model's weights: where `ema` is above 0 it is what is evaluated and published."""
+import contextlib
 
 import torch
 from torch import nn
 
+from engine.schedules import ema_decay
 
-class Average:
-    """`network`: a copy of `of` in evaluation mode whose numbers are the exponential moving averages of its numbers:
-    parameters and BatchNorm's statistics, in the parameters' own float32 (autocast does not change it). Whole numbers,
-    BatchNorm's count of batches, are those of the last step. Every rank holds one, as it holds the network.
+
+class Ema:
+    """Averages of all floating-point numbers of `model`: parameters and BatchNorm's statistics, in the parameters' own
+    dtype (autocast does not change it). Whole numbers, BatchNorm's count of batches, are the model's own. Every rank holds
+    one, as it holds the model.
 
     Polyak and Juditsky 1992, https://doi.org/10.1137/0330046. Not torch's AveragedModel: that one looks at its count of
-    updates on the host, and cannot leave out a step that only the device knows to be spoilt.
+    updates on the host, and cannot skip a step that only the device knows to be spoiled.
     """
 
-    def __init__(self, of: nn.Module):
-        self.network = copy.deepcopy(of).requires_grad_(False).eval()
-        self._averages, self._counts = _numbers(self.network)
-        self._now, self._counts_now = _numbers(of)
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self._now = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+        self._averages = {name: value.clone() for name, value in self._now.items() if value.is_floating_point()}
 
     @torch.no_grad()
-    def update(self, decay: float, skip: torch.Tensor) -> None:
-        """average = decay * average + (1 - decay) * numbers now; or as it was, if `skip`, a flag on the device, is true."""
-        change = torch._foreach_sub(self._now, self._averages)
-        torch._foreach_mul_(change, (~skip) * (1 - decay))
-        torch._foreach_add_(self._averages, change)
-        if self._counts:
-            torch._foreach_copy_(self._counts, self._counts_now)
+    def update(self, step: int, skip: torch.Tensor) -> None:
+        """average = d * average + (1 - d) * numbers now, d = `ema_decay(step, decay)`; or as it was, if `skip`, a flag on
+        the device, is true."""
+        averages = list(self._averages.values())
+        change = torch._foreach_sub([self._now[name] for name in self._averages], averages)
+        torch._foreach_mul_(change, (~skip) * (1 - ema_decay(step, self.decay)))
+        torch._foreach_add_(averages, change)
 
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self):
+        """`with ema.applied():` the model has the averages for weights, and afterwards its own again, bit for bit."""
+        own = {name: self._now[name].clone() for name in self._averages}
+        self._set(self._averages)
+        try:
+            yield
+        finally:
+            self._set(own)
 
-def _numbers(network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(what can be averaged, what cannot) of a network's parameters and buffers, in the order of its state dict."""
-    values = list(network.state_dict(keep_vars=True).values())
-    return [v.detach() for v in values if v.is_floating_point()], [v for v in values if not v.is_floating_point()]
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """As the model's own, with the averages in place of its floating-point numbers."""
+        return {**self._now, **self._averages}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._now[name].copy_(value)

@@ -11,8 +11,6 @@ _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-# Every random number of a run is a pure function of (seed, purpose, counters), so it does not depend on the
-# number of ranks, on workers, or on what was drawn before; nothing needs to be saved to resume.
 def _signed(value: int) -> int:
     value &= _MASK64
     return value - (1 << 64) if value >> 63 else value
@@ -84,3 +82,9 @@ def permute(position: torch.Tensor, n: int, seed: int, purpose: str, epoch) -> t
         value[outside] = (left << half) | right
         outside = value >= n
     return value
+
+
+def seed_step(seed: int, step: int, part: int, rank: int) -> None:
+    """Seed torch's own generators, of every device: dropout then depends on (seed, step, micro-batch, rank) alone, so that
+    a resumed run draws the same."""
+    torch.manual_seed(hash64(seed, "torch", step, part, rank).item() & (_MASK64 >> 1))

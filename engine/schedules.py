@@ -1,14 +1,17 @@
 """Learning rate, margin and EMA decay as closed forms of the step: nothing to save, nothing to resume."""
 import math
 
-REFERENCE_BATCH = 512  # the global batch that the configs' learning rates are stated for
+REFERENCE_BATCH = 512  # the global batch that learning rates are stated for, where they follow it
 
 
-def scaled_lr(lr: float, batch_size: int, optimizer: str) -> float:
-    """`lr`, stated for REFERENCE_BATCH, at a global batch of `batch_size`: linear for "sgd"
-    (https://arxiv.org/abs/1706.02677), by the square root for "adamw" (https://arxiv.org/abs/2205.10287)."""
-    ratio = batch_size / REFERENCE_BATCH
-    return lr * (ratio if optimizer == "sgd" else ratio ** 0.5)
+def scaled_lr(lr: float, batch_size: int, rule: str) -> float:
+    """A stated rate `lr` at a global batch of `batch_size`.
+
+    "linear": stated for REFERENCE_BATCH, follows the batch, for SGD (https://arxiv.org/abs/1706.02677); "sqrt": stated for
+    it, follows its square root, for AdamW (https://arxiv.org/abs/2205.10287); "fixed": is the rate whatever the batch, as
+    for fine-tuning a text encoder at a published 2e-5.
+    """
+    return lr * {"linear": batch_size / REFERENCE_BATCH, "sqrt": (batch_size / REFERENCE_BATCH) ** 0.5, "fixed": 1.0}[rule]
 
 
 def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:

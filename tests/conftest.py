@@ -13,3 +13,12 @@ import torch  # noqa: E402, reads the number of threads
 # Without a GPU Triton's kernels run in its interpreter, which must be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of seven images."""
+    from tests.helpers.runs import make_images
+    return make_images(tmp_path / "data")

@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from backbones import get_model, load_run
+from backbones import get_model
 from backbones.__main__ import measure
-from configs import load_config, save_config
+from configs import load_config, load_run, save_config
 from inference.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,29 +16,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint
-from engine.checkpoint import Checkpoints, checkpoint_steps, damage, load_checkpoint, newest_whole, read_manifest, write_file
+from engine.checkpoint import Checkpoints, checkpoint_steps, damage, newest_whole, read_manifest, write_file
 from engine.distributed import Ranks
 from engine.signals import StopSignals
 from inference.errors import UserError
-from tasks import registration as tasks
-from tests import test_train
+from tasks import Evaluation, build_task, images
+from tasks.registration import RegistrationTask
 from tests.helpers.ranks import FRESH, run_ranks
-from tests.test_train import CPU, centres, losses_of, rows, settings
-from train_v2 import make_optimizer, train
-
-folder = test_train.folder
+from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings
+from train_v2 import train
 
 
 def signalled(step, rank_of_signal, rank, number=signal.SIGTERM):
     """Let the process of one rank get a signal in the middle of an optimiser step. Returns what undoes it."""
-    original = tasks.RegistrationTask.losses
+    original = RegistrationTask.losses
 
     def losses(self, batch):
         if self.partial_fc.step == step and rank == rank_of_signal:
             os.kill(os.getpid(), number)
         return original(self, batch)
-    tasks.RegistrationTask.losses = losses
-    return lambda: setattr(tasks.RegistrationTask, "losses", original)
+    RegistrationTask.losses = losses
+    return lambda: setattr(RegistrationTask, "losses", original)
 
 
 ELASTIC = ["log_every=2", "sample_rate=0.5", "resume=auto"]
@@ -51,13 +49,12 @@ def part_of_a_run(rank, world, folder, output, step):
     cfg = settings(folder, output, *ELASTIC)
     last, rows = newest_whole(Path(output) / "checkpoints"), None
     if last:
-        task = tasks.build_task(cfg, Ranks(rank, world, CPU))
-        optimizer = make_optimizer(task.network, 0.0)
-        manifest = read_manifest(last, task.compatibility_keys())
-        load_checkpoint(last, manifest, task.network, optimizer, task.partial_fc)
+        task = build_task(cfg, Ranks(rank, world, CPU))
+        manifest = load_into(task, last)
         rows = {name: value.clone() for name, value in task.partial_fc.row_state().items()}
         with Checkpoints(Path(output) / "once-more", 1) as checkpoints:
-            checkpoints.save(manifest["step"], task.network.state_dict(), optimizer, task.partial_fc, {},
+            checkpoints.save(manifest["step"], {"network": task.model.state_dict()},
+                             {"centres": (task.partial_fc.classes, task.partial_fc.row_state())}, {},
                              {"best": None, "best_step": None, **task.compatibility_keys()})
     signalled(step - 1, world - 1, rank)
     train(cfg, Ranks(rank, world, CPU))
@@ -84,9 +81,8 @@ def test_two_then_three_then_one_ranks_run_one_training(folder, tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
         cfg = settings(folder, tmp_path, *ELASTIC)
-        one = tasks.build_task(cfg, Ranks(0, 1, CPU))
-        load_checkpoint(halves / "once-more/step-3", read_manifest(halves / "once-more/step-3", one.compatibility_keys()),
-                        one.network, make_optimizer(one.network, 0.0), one.partial_fc)
+        one = build_task(cfg, Ranks(0, 1, CPU))
+        load_into(one, halves / "once-more/step-3")
         for name, value in saved.items():
             for other in (torch.cat([rank[name] for rank in three]), saved_again[name], one.partial_fc.row_state()[name]):
                 assert torch.equal(value, other)
@@ -96,8 +92,8 @@ def test_two_then_three_then_one_ranks_run_one_training(folder, tmp_path):
         torch.set_default_dtype(torch.float32)
     assert rows(halves, "step") == [2, 4, 6, 8] and rows(halves, "samples") == [26, 52, 78, 104]
     assert np.allclose(losses_of(halves), losses_of(tmp_path / "whole"), rtol=1e-9, atol=0)
-    whole = centres(tmp_path / "whole")
-    assert (centres(halves) - whole).norm() <= 1e-9 * whole.norm()
+    whole = centers(tmp_path / "whole")
+    assert (centers(halves) - whole).norm() <= 1e-9 * whole.norm()
     assert "step 3/8" in (halves / "training.log").read_text()
 
 
@@ -228,18 +224,22 @@ def test_no_checkpoint_without_every_rank(folder, tmp_path):
     assert "checkpoint of step 4 not written (rank 1: [Errno 28] No space left on device" in said
 
 
-def test_the_last_ones_and_the_best_are_kept(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "find_images", lambda folder: None)
-    scores = iter([0.5, 0.9, 0.7, 0.6, 0.8])
-    monkeypatch.setattr(tasks.RegistrationTask, "evaluate", lambda self: {
-        "auroc": next(scores), "tpr_at_fpr": {"1e-4": 0.0}, "top1": 0.0})
+@pytest.mark.parametrize("higher_is_better, values", [(True, [0.5, 0.9, 0.7, 0.6, 0.8]), (False, [0.5, 0.1, 0.3, 0.4, 0.2])])
+def test_the_last_ones_and_the_best_are_kept(folder, tmp_path, monkeypatch, higher_is_better, values):
+    monkeypatch.setattr(images, "find_images", lambda folder: None)
+    scores = iter(values)
+
+    def evaluate(self):
+        score = next(scores)
+        return Evaluation({"score": score}, "score", higher_is_better, {"score": score})
+    monkeypatch.setattr(RegistrationTask, "evaluate", evaluate)
     more = ["save_every=1", "eval_every=1", "eval_data=there", "keep_checkpoints=2"]
     train(settings(folder, tmp_path, *more, "max_steps=3"), Ranks(0, 1, CPU))
     train(settings(folder, tmp_path, *more, "max_steps=5", "resume=auto"), Ranks(0, 1, CPU))
     saved = tmp_path / "checkpoints"
     assert checkpoint_steps(saved) == [2, 4, 5]
     assert os.readlink(saved / "last") == "step-5" and os.readlink(saved / "best") == "step-2"
-    assert json.loads((tmp_path / "eval.json").read_text())["auroc"] == 0.9
+    assert json.loads((tmp_path / "eval.json").read_text())["score"] == values[1]
     best = load_file(saved / "best/network.safetensors")
     assert all(torch.equal(value, best[key]) for key, value in torch.load(tmp_path / "model.pt", weights_only=True).items())
 
@@ -259,14 +259,14 @@ def test_the_step_does_not_wait_for_the_disk(folder, tmp_path, monkeypatch):
         assert written.wait(30)
         return original(file, tensors)
     monkeypatch.setattr(checkpoint, "write_file", slow)
-    task = tasks.build_task(settings(folder, tmp_path), Ranks(0, 1, CPU))
+    task = build_task(settings(folder, tmp_path), Ranks(0, 1, CPU))
     before = task.partial_fc.weight.detach().clone()
     with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
-        checkpoints.save(1, task.network.state_dict(), make_optimizer(task.network, 0.0), task.partial_fc, {},
+        checkpoints.save(1, {}, {"centres": (task.partial_fc.classes, task.partial_fc.row_state())}, {},
                          {"best": None, "best_step": None})
         task.partial_fc.weight.data += 1
         written.set()
-    assert torch.equal(centres(tmp_path), before)
+    assert torch.equal(centers(tmp_path), before)
 
 
 def test_files_are_what_safetensors_writes(tmp_path):

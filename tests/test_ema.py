@@ -5,19 +5,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from backbones import get_model
 from configs import load_config
-from engine.checkpoint import load_checkpoint, read_manifest
 from engine.distributed import Ranks
-from engine.ema import Average
+from engine.ema import Ema
 from engine.schedules import ema_decay
 from inference.errors import UserError
-from tasks import registration as tasks
-from tests import test_train
+from tasks import Evaluation, images
+from tasks.registration import RegistrationTask
 from tests.helpers.ranks import run_ranks
-from tests.test_train import CPU, Stopped, centres, losses_of, settings, stop_at, train_until
-from train_v2 import make_optimizer, train
+from tests.helpers.runs import CPU, Stopped, centers, losses_of, settings, stop_at, train_until
+from train_v2 import Run, train
 
-folder = test_train.folder
 EMA = "ema=0.5"  # reached at the tenth of the steps: the start and what comes after are both seen
 WITH_BATCHNORM = "network=test_efficientnet", "norm=lbn"
 
@@ -37,18 +36,18 @@ def test_the_decay_grows_to_what_is_asked_for():
 def test_it_is_the_plain_recurrence_and_a_skipped_step_is_none_of_it(folder, tmp_path, monkeypatch):
     """Against float64, from what every step of a run with BatchNorm left behind; the loss of step 4 is not finite."""
     start, states = [], []
-    began, finished = tasks.RegistrationTask.begin_step, tasks.RegistrationTask.finish_step
+    began, finished = RegistrationTask.begin_step, RegistrationTask.finish_step
 
     def begin_step(self, step, factor):
         if step == 0:
-            start.append({name: value.clone() for name, value in self.network.state_dict().items()})
+            start.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return began(self, step, factor)
 
     def finish_step(self, skip):
         finished(self, skip)
-        states.append((bool(skip), {name: value.clone() for name, value in self.network.state_dict().items()}))
-    monkeypatch.setattr(tasks.RegistrationTask, "begin_step", begin_step)
-    monkeypatch.setattr(tasks.RegistrationTask, "finish_step", finish_step)
+        states.append((bool(skip), {name: value.clone() for name, value in self.model.state_dict().items()}))
+    monkeypatch.setattr(RegistrationTask, "begin_step", begin_step)
+    monkeypatch.setattr(RegistrationTask, "finish_step", finish_step)
     stop_at(monkeypatch, 4, lambda value: {"nan": sum(value.values()) * torch.nan})
     train(settings(folder, tmp_path, EMA, "max_steps=12", *WITH_BATCHNORM), Ranks(0, 1, CPU))
 
@@ -78,24 +77,24 @@ def test_the_network_itself_is_left_alone(folder, tmp_path):
     assert not (tmp_path / "without/checkpoints/last/average.safetensors").exists()
 
 
-def test_it_is_what_is_judged_and_published(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "find_images", lambda folder: None)
+def test_it_is_what_is_evaluated_and_published(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "find_images", lambda folder: None)
     seen = []
 
     def evaluate(self):
-        images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-        seen.append((self.embed(images), self.network.training))
-        return {"auroc": 0.5, "tpr_at_fpr": {"1e-4": 0.0}, "top1": 0.0}
-    monkeypatch.setattr(tasks.RegistrationTask, "evaluate", evaluate)
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+        seen.append((self.outputs(pixels), self.model.training))
+        return Evaluation({"auroc": 0.5}, "auroc")
+    monkeypatch.setattr(RegistrationTask, "evaluate", evaluate)
     cfg = settings(folder, tmp_path, EMA, "eval_data=there", *WITH_BATCHNORM)
     train(cfg, Ranks(0, 1, CPU))
     average = saved(tmp_path, "average")
     assert same(torch.load(tmp_path / "model.pt", weights_only=True), average)
-    network = tasks.get_model(cfg, False)
+    network = get_model(cfg, False)
     network.load_state_dict(average)
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        expected = network.eval()(images.float() / 255)
+        expected = network.eval()(pixels.float() / 255)
     (embeddings, was_training), = seen
     assert was_training and np.allclose(embeddings, expected, atol=1e-5)
 
@@ -113,13 +112,13 @@ def part_of_a_run(rank, world, folder, output, steps):
     """The run of eight steps, which a signal would stop after `steps`, so that its rates are those of the whole."""
     torch.set_default_dtype(torch.float64)
     cfg = settings(folder, output, "resume=auto", "save_every=4", EMA)
-    losses = tasks.RegistrationTask.losses
+    losses = RegistrationTask.losses
 
     def stop(self, batch):
         if self.partial_fc.step == steps:
             raise Stopped
         return losses(self, batch)
-    tasks.RegistrationTask.losses = stop
+    RegistrationTask.losses = stop
     try:
         train(cfg, Ranks(rank, world, CPU))
     except Stopped:
@@ -134,17 +133,14 @@ def test_other_numbers_of_ranks_go_on_with_it(folder, tmp_path):
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
         assert (value - parts[name]).norm() <= 1e-9 * value.norm(), name
-    assert (centres(tmp_path / "parts") - centres(tmp_path / "whole")).norm() <= 1e-9 * centres(tmp_path / "whole").norm()
+    assert (centers(tmp_path / "parts") - centers(tmp_path / "whole")).norm() <= 1e-9 * centers(tmp_path / "whole").norm()
 
 
 def test_switched_on_or_off_between_two_parts_of_a_run(folder, tmp_path):
     """On: the average begins as the network of the checkpoint. Off: nothing asks for it any more."""
     train(settings(folder, tmp_path, "max_steps=2", "save_every=2"), Ranks(0, 1, CPU))
-    task = tasks.build_task(settings(folder, tmp_path, EMA), Ranks(0, 1, CPU))
-    last = tmp_path / "checkpoints/last"
-    load_checkpoint(last, read_manifest(last, task.compatibility_keys()), task.network, make_optimizer(task.network, 0.0),
-                    task.partial_fc, task.average)
-    assert same(task.average.state_dict(), saved(tmp_path, "network"))
+    run = Run(settings(folder, tmp_path, EMA, "resume=auto"), Ranks(0, 1, CPU), None)
+    assert same(run.ema.state_dict(), saved(tmp_path, "network"))
     train(settings(folder, tmp_path, "max_steps=4", "resume=auto", EMA), Ranks(0, 1, CPU))
     assert not same(saved(tmp_path, "average"), saved(tmp_path, "network"))
     train(settings(folder, tmp_path, "max_steps=5", "resume=auto"), Ranks(0, 1, CPU))
@@ -165,14 +161,20 @@ def test_a_decay_that_cannot_be_is_refused(value):
         load_config("lcnet_strong", [f"ema={value}"])
 
 
-def test_it_follows_the_very_tensors_of_the_network():
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average, skip = Average(network), torch.tensor(False)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    network(torch.randn(4, 2))
-    average.update(0.75, ~skip)
-    assert torch.equal(average.network[1].running_mean, before["1.running_mean"])
-    average.update(0.75, skip)
-    assert torch.allclose(average.network[1].running_mean, 0.25 * network[1].running_mean)
-    assert average.network[1].num_batches_tracked == 1 and not average.network.training
-    assert not any(p.requires_grad for p in average.network.parameters())
+def test_it_follows_the_very_tensors_of_the_model_and_can_be_applied_to_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema, skip = Ema(model, 1.0), torch.tensor(False)  # at step 20 the decay is 21 / 30
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.randn(4, 2))
+    now = {name: value.clone() for name, value in model.state_dict().items()}
+    ema.update(20, ~skip)
+    assert torch.equal(ema.state_dict()["1.running_mean"], before["1.running_mean"])
+    ema.update(20, skip)
+    averages = {name: value.clone() for name, value in ema.state_dict().items()}
+    assert torch.allclose(averages["1.running_mean"], 0.3 * now["1.running_mean"])
+    assert averages["1.num_batches_tracked"] == 1 and averages.keys() == now.keys()
+    with pytest.raises(ZeroDivisionError), ema.applied():
+        assert same(model.state_dict(), averages)
+        raise ZeroDivisionError
+    assert same(model.state_dict(), now) and all(p.requires_grad for p in model.parameters())
+    assert same(ema.state_dict(), averages)

@@ -1,8 +1,5 @@
 """The loop: the same training on any number of ranks, resumed, accumulated; what is skipped and what is refused.
-
-The network has no BatchNorm, since that sees each rank's own part of a batch.
 """
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -14,50 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from backbones import load_run
-from configs import load_config
-from engine.checkpoint import load_checkpoint, read_manifest, write_manifest
+from augment import Augment
+from configs import load_run
+from engine.checkpoint import write_manifest
 from engine.distributed import Ranks
+from engine.optimizer import decay_groups, make_optimizer
+from engine.parallel import prepare
 from inference.errors import UserError
-from tasks import registration as tasks
+from tasks import build_task
+from tasks.registration import RegistrationTask
 from tests.helpers.ranks import run_ranks
-from train_v2 import make_optimizer, train
-
-CPU = torch.device("cpu")
-
-
-def make_images(folder):
-    folder.mkdir()
-    for i in range(7):
-        image = np.random.default_rng(i).integers(0, 256, (4, 5, 3), np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(image, (50, 40), interpolation=cv2.INTER_CUBIC))
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_images(tmp_path / "data")
-
-
-def settings(folder, output, *more):
-    return load_config("lcnet_strong", [
-        f"data={folder}", f"output={output}", "network=test_convnext", "norm=ln", "head=flatten", "image_size=32",
-        "embedding_size=16", "expansion=8", "batch_size=13", "max_steps=8", "num_workers=0", "log_every=1",
-        "device=cpu", *more])
-
-
-def rows(output, column):
-    with open(Path(output) / "results.csv", newline="") as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
-
-
-def losses_of(output):
-    return rows(output, "loss")
-
-
-def centres(output, name="last"):
-    files = sorted((Path(output) / "checkpoints" / name).glob("centres-*"), key=lambda f: int(f.stem.split("-")[1]))
-    return torch.cat([load_file(file)["weight"] for file in files])
+from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings, stop_at, train_until
+from train_v2 import train
 
 
 def in_double(rank, world, folder, output, more):
@@ -72,36 +37,12 @@ def in_double(rank, world, folder, output, more):
 def test_one_two_and_three_ranks_run_the_same_training(folder, tmp_path, more):
     for world in (1, 2, 3):
         run_ranks(world, in_double, folder, tmp_path, more)
-    losses, weights = losses_of(tmp_path / "1"), centres(tmp_path / "1")
+    losses, weights = losses_of(tmp_path / "1"), centers(tmp_path / "1")
     assert len(losses) == 50 and np.isfinite(losses).all() and np.std(losses) > 1
     for world in (2, 3):
         assert len(list((tmp_path / str(world) / "checkpoints/last").glob("centres-*"))) == world
         assert np.allclose(losses_of(tmp_path / str(world)), losses, rtol=1e-9, atol=0)
-        assert (centres(tmp_path / str(world)) - weights).norm() <= 1e-9 * weights.norm()
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_at(monkeypatch, step, does):
-    """Let `does(value)` replace the losses of the optimiser step `step`."""
-    original = tasks.RegistrationTask.losses
-
-    def losses(self, batch):
-        value = original(self, batch)
-        return does(value) if self.partial_fc.step == step else value
-    monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
-
-
-def train_until(step, cfg, monkeypatch):
-    """The run of `cfg` as far as an exception at the loss of `step`."""
-    def stop(value):
-        raise Stopped
-    with monkeypatch.context() as patch:
-        stop_at(patch, step, stop)
-        with pytest.raises(Stopped):
-            train(cfg, Ranks(0, 1, CPU))
+        assert (centers(tmp_path / str(world)) - weights).norm() <= 1e-9 * weights.norm()
 
 
 def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
@@ -115,7 +56,7 @@ def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
     assert rows(tmp_path / "halves", "step") == list(range(1, 9))
     one, two = (load_file(tmp_path / name / "checkpoints/last/network.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert torch.equal(centres(tmp_path / "whole"), centres(tmp_path / "halves"))
+    assert torch.equal(centers(tmp_path / "whole"), centers(tmp_path / "halves"))
 
 
 def test_compile(folder, tmp_path, monkeypatch):
@@ -146,18 +87,18 @@ def test_accumulation_is_exact(folder, tmp_path):
     finally:
         torch.set_default_dtype(torch.float32)
     assert np.allclose(losses_of(tmp_path / "1"), losses_of(tmp_path / "3"), rtol=1e-12, atol=0)
-    assert torch.allclose(centres(tmp_path / "1"), centres(tmp_path / "3"), rtol=1e-10, atol=1e-14)
+    assert torch.allclose(centers(tmp_path / "1"), centers(tmp_path / "3"), rtol=1e-10, atol=1e-14)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monkeypatch):
     seen = []
-    original = tasks.RegistrationTask.begin_step
+    original = RegistrationTask.begin_step
 
     def begin_step(self, step, factor):
-        centres = self.partial_fc.row_state().values()
-        seen.append([p.detach().clone() for p in (*self.network.parameters(), *centres)])
+        centers = self.partial_fc.row_state().values()
+        seen.append([p.detach().clone() for p in (*self.model.parameters(), *centers)])
         return original(self, step, factor)
-    monkeypatch.setattr(tasks.RegistrationTask, "begin_step", begin_step)
+    monkeypatch.setattr(RegistrationTask, "begin_step", begin_step)
     stop_at(monkeypatch, 3, lambda value: {"nan": sum(value.values()) * torch.nan})
     train(settings(folder, tmp_path / "run"), Ranks(0, 1, CPU))
     changed = [any(not torch.equal(a, b) for a, b in zip(before, after)) for before, after in zip(seen, seen[1:])]
@@ -167,11 +108,11 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(folder, tmp_path, monk
 
 
 def test_a_broken_batch_does_not_spoil_batchnorm(folder, tmp_path, monkeypatch):
-    augmented = tasks.Augment.forward
+    augmented = Augment.forward
 
     def forward(self, image, position, *view_and_size):
         return augmented(self, image, position, *view_and_size) * (torch.nan if position[0] == 3 * 13 else 1)
-    monkeypatch.setattr(tasks.Augment, "forward", forward)
+    monkeypatch.setattr(Augment, "forward", forward)
     train(settings(folder, tmp_path / "run", "network=test_efficientnet", "norm=lbn"), Ranks(0, 1, CPU))
     assert rows(tmp_path / "run", "skipped")[-1] == 1
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
@@ -194,7 +135,7 @@ def test_clipping_holds_the_gradient(folder, tmp_path):
     for clip in ("1e-12", "0"):
         train(settings(folder, tmp_path / clip, f"clip={clip}", "max_steps=1", "weight_decay=0"), Ranks(0, 1, CPU))
     held, free = (torch.load(tmp_path / clip / "model.pt", weights_only=True) for clip in ("1e-12", "0"))
-    start = tasks.build_task(settings(folder, tmp_path), Ranks(0, 1, CPU)).network.state_dict()
+    start = build_task(settings(folder, tmp_path), Ranks(0, 1, CPU)).model.state_dict()
     distance = [sum((state[name] - start[name]).abs().sum() for name in start).item() for state in (held, free)]
     assert distance[0] < 1e-3 * distance[1]
 
@@ -221,19 +162,10 @@ def test_an_earlier_run_is_neither_lost_nor_mixed_in(folder, tmp_path):
 
 
 def stopped_and_resumed(rank, world, folder, output):
-    more = ["save_every=3", "sample_rate=0.5"]
-    train(settings(folder, f"{output}/whole", *more), Ranks(rank, world, CPU))
-    losses = tasks.RegistrationTask.losses
-
-    def stop(self, batch):
-        if self.partial_fc.step == 5:
-            raise Stopped
-        return losses(self, batch)
-    tasks.RegistrationTask.losses = stop
-    with pytest.raises(Stopped):
-        train(settings(folder, f"{output}/halves", *more), Ranks(rank, world, CPU))
-    tasks.RegistrationTask.losses = losses
-    train(settings(folder, f"{output}/halves", "resume=auto", *more), Ranks(rank, world, CPU))
+    more, ranks = ["save_every=3", "sample_rate=0.5"], Ranks(rank, world, CPU)
+    train(settings(folder, f"{output}/whole", *more), ranks)
+    train_until(5, settings(folder, f"{output}/halves", *more), pytest.MonkeyPatch(), ranks=ranks)
+    train(settings(folder, f"{output}/halves", "resume=auto", *more), ranks)
 
 
 def test_two_ranks_resume_and_agree_on_unusable_files(folder, tmp_path):
@@ -242,16 +174,16 @@ def test_two_ranks_resume_and_agree_on_unusable_files(folder, tmp_path):
     (folder / "9-spoiled.png").write_text("no picture")
     run_ranks(2, stopped_and_resumed, folder, tmp_path)
     assert json.loads((tmp_path / "whole" / "run.json").read_text())["left_out"] == 2
-    assert (tmp_path / "whole" / "training.log").read_text().count("left out: ") == 2
+    assert (tmp_path / "whole" / "training.log").read_text().count("skipped: ") == 2
     assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
-    assert torch.equal(centres(tmp_path / "halves"), centres(tmp_path / "whole"))
+    assert torch.equal(centers(tmp_path / "halves"), centers(tmp_path / "whole"))
 
 
 def different_data(rank, world, folder, output):
     if rank == 1:
         folder = Path(output) / "other"
     with pytest.raises(UserError) as error:
-        tasks.build_task(settings(folder, output), Ranks(rank, world, CPU))
+        build_task(settings(folder, output), Ranks(rank, world, CPU))
     return str(error.value)
 
 
@@ -265,16 +197,18 @@ def test_ranks_that_see_different_files_are_refused(folder, tmp_path):
 def test_norms_and_biases_do_not_decay():
     """The reference's names for them match nothing, so all of them decay."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4))
-    decay = {id(p): group["weight_decay"] for group in make_optimizer(network, 0.1).param_groups for p in group["params"]}
+    optimizer = make_optimizer(decay_groups(network.named_parameters(), 1e-3, "sqrt", 0.1), 512)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     weights = {id(network[0].weight), id(network[3].weight)}
     assert {key for key, value in decay.items() if value} == weights
     assert len(decay) == len(list(network.parameters()))
 
 
 def parallelism(rank, world, folder, output):
-    task = tasks.build_task(settings(folder, output), Ranks(rank, world, CPU))
-    return {"wraps_network": task.trained.module is task.network,
-            "head_is_apart": not {id(p) for p in task.partial_fc.parameters()} & {id(p) for p in task.trained.parameters()},
+    task = build_task(settings(folder, output), Ranks(rank, world, CPU))
+    forward, _ = prepare(task.model, task.example, task.ranks, False, "fp32")
+    return {"wraps_network": forward.module is task.model,
+            "head_is_apart": not {id(p) for p in task.partial_fc.parameters()} & {id(p) for p in forward.parameters()},
             "head_is_plain": type(task.partial_fc).__name__}
 
 
@@ -324,7 +258,7 @@ def test_a_checkpoint_of_another_config_or_a_damaged_one_is_refused(folder, tmp_
     manifest["files"]["centres-0-30.safetensors"] = manifest["files"].pop("centres-0-56.safetensors")
     del manifest["crc32"]
     write_manifest(last, manifest)
-    with pytest.raises(UserError, match="26 rows of class centres are missing"):
+    with pytest.raises(UserError, match="26 rows of centres are missing"):
         train(settings(folder, tmp_path / "run", "resume=auto"), Ranks(0, 1, CPU))
 
 
@@ -340,14 +274,11 @@ def test_impossible_runs_are_refused_before_they_start(folder, tmp_path):
 
 def shards_of(rank, world, folder, output):
     """Rows of each rank after loading a checkpoint that one process wrote."""
-    cfg = settings(folder, output)
-    task = tasks.build_task(cfg, Ranks(rank, world, CPU))
-    checkpoint = Path(output) / "checkpoints" / "last"
-    load_checkpoint(checkpoint, read_manifest(checkpoint, task.compatibility_keys()), task.network,
-                    make_optimizer(task.network, 0.0), task.partial_fc)
+    task = build_task(settings(folder, output), Ranks(rank, world, CPU))
+    load_into(task, Path(output) / "checkpoints" / "last")
     return task.partial_fc.weight.detach()
 
 
 def test_rows_of_centres_are_read_by_class_id(folder, tmp_path):
     train(settings(folder, tmp_path / "run", "max_steps=2"), Ranks(0, 1, CPU))
-    assert torch.equal(torch.cat(run_ranks(3, shards_of, folder, tmp_path / "run")), centres(tmp_path / "run"))
+    assert torch.equal(torch.cat(run_ranks(3, shards_of, folder, tmp_path / "run")), centers(tmp_path / "run"))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import get_model, load_run
-from configs import load_config, read_config, save_config
+from backbones import get_model
+from configs import load_config, load_run, read_config, save_config
 from engine.log import get_logger
 from eval import evaluate_folder
 from eval.__main__ import main as evaluate

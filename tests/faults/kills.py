@@ -31,7 +31,7 @@ from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from tasks import registration as tasks
 from tests.helpers.ranks import FRESH
-from tests.test_train import CPU, losses_of, make_images, rows, settings
+from tests.helpers.runs import CPU, losses_of, make_images, rows, settings
 from train_v2 import train
 
 STEPS, BATCH = 48, 13  # of settings()

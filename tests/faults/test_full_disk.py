@@ -8,12 +8,9 @@ from engine.checkpoint import checkpoint_steps, damage
 from engine.distributed import Ranks
 from inference.errors import UserError
 from tasks import registration as tasks
-from tests import test_train
 from tests.faults.kills import board_steps
-from tests.test_train import CPU, rows, settings
+from tests.helpers.runs import CPU, rows, settings
 from train_v2 import train
-
-folder = test_train.folder
 
 
 @pytest.fixture

@@ -1,0 +1,126 @@
+"""What the tasks share that learn from folders of images: their keys, the network's first checks, and the batches."""
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from augment import Augment
+from dataset import Batches, ImageFolders, Permutation, list_roots, load_batches
+from engine.distributed import Ranks
+from engine.keys import Key
+from eval.folder import find_images
+from inference.errors import UserError
+from inference.image import MAX_INPUT
+from tasks.base import Task
+
+ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
+
+KEYS = {
+    "data": Key([], "folders of images, FOLDER[:EXPANSION][:labelled]: each image is a class, or each folder",
+                also=(str,), items="folders"),
+    "expansion": Key(24, "classes made of an image: 8 is quarter turns x flip, 24 also x whole, top half, bottom half",
+                     choices=(1, 8, 24)),
+    "image_size": Key(128, "input of the network, pixels", least=32, most=MAX_INPUT),
+    "fit": Key("squash", "how an image becomes a square: squash ignores its aspect, pad keeps it", choices=("squash", "pad")),
+    "identity": Key("path", "what the id of an image is, by which other data are joined: its path below its root, or the digest "
+                            "of its content", choices=("path", "content")),
+    "augment": Key("reference", "preset of augmentation", choices=("none", "reference", "strong")),
+    "cache": Key(True, "decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or false: each time. A new "
+                       "cache takes at most half of what is free on the disk", also=(str,)),
+    "num_workers": Key(2, "decoding processes for each rank, where there is no cache", least=0),
+    "network": Key("lcnet_050", "any timm model with features_only"),
+    "pretrained": Key(True, "true: timm's weights from the hub; a file; or false", also=(str,)),
+    "eval_data": Key("", "folder of types to evaluate on: TYPE/*.jpg (reference* is the gallery image)"),
+}
+
+
+class ImageTask(Task):
+    """A task that learns from `images`, in the order of `sampler`, augmented on the device. A subclass calls, in this order,
+    `__init__`, which tells what can be told before the images are read, `check_batch(model)` and `read_images()`."""
+    images: ImageFolders
+
+    def __init__(self, cfg, ranks: Ranks):
+        super().__init__(cfg, ranks)
+        self.roots = list_roots(cfg.data, cfg.expansion)
+        if cfg.eval_data:
+            find_images(cfg.eval_data)
+        torch.manual_seed(cfg.seed)  # of the model's first weights; DDP hands rank 0's to all
+
+    @classmethod
+    def check_config(cls, cfg) -> None:
+        if isinstance(cfg.data, str):
+            whole = Path(cfg.data)
+            cfg.data = [cfg.data] if whole.exists() else [part for part in cfg.data.split(",") if part]
+
+    @property
+    def smallest_part(self) -> int:
+        """Images in the smallest part of a micro-batch that a rank gets."""
+        return self.cfg.batch_size // self.cfg.accumulate // self.ranks.world
+
+    def check_batch(self, model: nn.Module) -> None:
+        """Raises UserError when a rank's part of the batch is too small for the network."""
+        needs = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
+        if self.smallest_part < needs:
+            raise UserError(f"batch_size={self.cfg.batch_size}: {self.ranks.world} processes x accumulate="
+                            f"{self.cfg.accumulate} leave {self.smallest_part} images in a part, and this network needs "
+                            f"{needs}")
+
+    def read_images(self) -> None:
+        """Read the images, or find them in the cache: sets `images`, `sampler`, `augment` and `total_steps`."""
+        cfg = self.cfg
+        self.images = ImageFolders(self.roots, cfg.image_size, cfg.cache, fit=cfg.fit, identity=cfg.identity)
+        self.sampler = Permutation(len(self.images), cfg.seed)
+        self.augment = Augment(cfg.augment, cfg.seed).to(self.ranks.device)
+        self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.sampler) // cfg.batch_size)
+        self.notes += [f"skipped: {path}: {why}" for path, why in self.images.skipped.items()]
+
+    def cache_images(self) -> None:
+        """Put the images on the GPU where they fit; what is left there is for activations. To be called last."""
+        if self.ranks.device.type == "cuda":
+            self.images.cache_on_device(self.ranks.device, int(ON_GPU * torch.cuda.mem_get_info(self.ranks.device)[0]))
+        self.notes.insert(0, self.images.storage)
+
+    def describe(self) -> dict:
+        return {"num_classes": self.images.num_classes, "images": len(self.images.paths), "samples": len(self.images),
+                "left_out": len(self.images.skipped), "steps": self.total_steps}
+
+    def compatibility_keys(self) -> dict:
+        keys = ("network", "image_size", "batch_size", "seed")
+        return {**{key: self.cfg[key] for key in keys}, "num_classes": self.images.num_classes, "samples": len(self.images)}
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        size = self.cfg.image_size
+        return torch.zeros(self.smallest_part, 3, size, size, device=self.ranks.device),
+
+    def batches(self, first_step: int) -> Iterator[dict]:
+        """`image` on the rank's device, the rest on the host; see dataset.py."""
+        cfg = self.cfg
+        batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world,
+                          self.sampler)
+        cuda = self.ranks.device.type == "cuda"
+        with contextlib.closing(load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
+                                             cfg.num_workers, pin=cuda)) as loaded:
+            for batch in loaded:
+                yield {**batch, "image": batch["image"].to(self.ranks.device, non_blocking=True)}
+
+    def autocast(self) -> torch.autocast:
+        """The config's precision, for the calls of `forward`."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.cfg.eval_data)
+
+    @torch.no_grad()
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        """What `published` says of uint8 RGB `[N,S,S,3]`, in eval mode: float32 `[N,...]`."""
+        was_training = self.published.training
+        self.published.eval()
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.ranks.device).permute(0, 3, 1, 2)
+        dtype = next(parameter.dtype for parameter in self.published.parameters())
+        out = self.published(x.to(dtype) / 255).float().cpu().numpy()
+        self.published.train(was_training)
+        return out
