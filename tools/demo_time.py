@@ -51,7 +51,7 @@ def seconds_per_step(cfg, classes: int) -> float:
     network = get_model(cfg).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     augment = Augment(cfg.augment, cfg.seed).to(device)
-    head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, device=device)
+    head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, update="fused", device=device)
     side = cfg.image_size * 5 // 4  # training keeps images a little larger than the network takes them
     pixels = torch.randint(256, (cfg.batch_size, 3, side, side), dtype=torch.uint8, device=device)  # [B,3,side,side]
     position = torch.arange(cfg.batch_size)                                                         # [B]
