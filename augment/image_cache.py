@@ -1,4 +1,4 @@
-"""A folder of decoded images: squares of uint8 pixels in one file, mapped into memory by every process that reads them.
+"""A folder of decoded images, uint8, in one file, mapped into memory by every process that reads them.
 
     FOLDER/256px-v1/pixels    4,096 bytes that begin with a line naming the file, then a row RGB [3,256,256] for each image
     FOLDER/256px-v1/index     the same line, then one for each file: [path, size, mtime_ns, row, or why it cannot be used]
@@ -6,9 +6,9 @@
 
 A file is known by its absolute path, size and time of change, so a start only looks at those. One index serves all data of
 a side, so a start reads all of its lines, the other data's too: about 2 us each, two seconds for a million images.
-Pixels reach the disk before their line is written: what has a line is whole, and a build that was killed goes on where it
-was. Nothing is ever changed in place but by appending; a damaged file is replaced by a new one, so whoever still maps the
-old one keeps it.
+Pixels reach the disk before their line is written: what has a whole line is whole, and a build that was killed goes on
+after the last one. A cache that is damaged in any other way is built anew: nothing is in it that cannot be decoded again.
+Its files are then new ones, so whoever still maps the old pixels keeps them.
 Rows of files that changed or went stay until the folder is deleted, which is safe whenever no run is starting.
 """
 import contextlib
@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from inference.errors import UserError
+from inference.files import replacing
 from inference.image import ImageError, map_ahead
 
 VERSION = 1         # of the files' form and of what a row holds; another version has folders of its own
@@ -48,12 +49,16 @@ def default_folder() -> Path:
 
 
 class ImageCache:
-    """The squares of one side, in `folder`/<side>px-v1. `decode(path)` gives uint8 `[3,side,side]` or raises ImageError."""
+    """Resized images of one side, in `folder`/<side>px-v1. `decode(path)` gives uint8 `[3,side,side]` or raises ImageError.
 
-    def __init__(self, folder: Path, side: int, decode: Callable[[str], np.ndarray]):
-        self.folder, self.side, self.decode = Path(folder) / f"{side}px-v{VERSION}", side, decode
-        self.row_bytes = 3 * side * side
-        self.header, self.known, self.sound = b"", {}, False
+    kind: what else tells apart the images that `decode` makes of a file, such as "pad"; it has a folder of its own.
+    """
+
+    def __init__(self, folder: Path, side: int, decode: Callable[[str], np.ndarray], kind: str = ""):
+        self.folder = Path(folder) / "-".join(filter(None, (f"{side}px", kind, f"v{VERSION}")))
+        self.pixels, self.index = self.folder / "pixels", self.folder / "index"
+        self.side, self.decode, self.row_bytes = side, decode, 3 * side * side
+        self.name = b'{"docmetric images": %d, "side": %d,' % (VERSION, side)  # a file that begins otherwise is not ours
 
     def open(self, paths: list[str], progress: bool = True) -> tuple[np.ndarray, dict[str, int | str]]:
         """(uint8 `[rows,3,side,side]`, mapped read-only; {path: its row, or why the file cannot be used}).
@@ -62,18 +67,18 @@ class ImageCache:
         finds everything there waits for nobody. progress: whoever decodes shows a bar, if stderr is a terminal.
         Raises CacheUnavailable, and UserError for a folder that holds something else.
         """
-        stamps = _stamps(paths)
-        unread = {}  # a file that cannot be read now may be readable the next time, so it is not written down
+        stamps, unread = _stamps(paths), {}
         try:
             self._read()
             if self._missing(stamps):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with self._locked():
-                    self._read()
-                    if not self.sound:
-                        self._repair()
-                    unread = self._add(self._missing(stamps), progress)
-            return self._map(), {path: stamp if isinstance(stamp, str) else unread.get(path) or self.known[path][2]
+                    if not self._read():
+                        self._start()
+                    if missing := self._missing(stamps):
+                        unread = self._add(missing, progress)
+                        self._read()
+            return self.images, {path: stamp if isinstance(stamp, str) else unread.get(path) or self.known[path][2]
                                  for path, stamp in stamps.items()}
         except OSError as error:
             raise CacheUnavailable(f"{self.folder}: {error.strerror or error}") from None
@@ -96,53 +101,55 @@ class ImageCache:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _read(self) -> None:
-        """Take `known` {path: (size, mtime_ns, row or reason)} from the index: its whole lines whose row is there.
+    def _read(self) -> bool:
+        """Take `images`, mapped; `known` {path: (size, mtime_ns, row or reason)}; and where the index's whole lines `end`.
 
-        Unless it is `sound`, it is missing, torn, or has lines that are not true, and must be repaired before it grows.
+        False where there is no cache, or a damaged one: then there are no images.
         """
-        self.header, self.known, self.sound = b"", {}, False
+        shape = 0, 3, self.side, self.side
+        self.images, self.known, self.end, known = np.empty(shape, np.uint8), {}, 0, {}
         try:
-            lines = (self.folder / "index").read_bytes().split(b"\n")
-            with open(self.folder / "pixels", "rb") as pixels:
-                beginning = pixels.read(HEADER)
+            index = self.index.read_bytes()
+            end = index.rfind(b"\n") + 1  # a killed build may have left part of a line behind it
+            header, *lines = index[:end].splitlines()
+            with open(self.pixels, "rb") as pixels:
+                if not header.startswith(self.name) or not pixels.read(HEADER).startswith(header + b"\n"):
+                    return False
                 rows = (os.fstat(pixels.fileno()).st_size - HEADER) // self.row_bytes
-        except FileNotFoundError:
-            return
-        self.header, torn = lines[0], lines[-1]
-        if not self.header.startswith(self._name()) or not beginning.startswith(self.header + b"\n"):
-            return
-        self.sound = len(lines) > 1 and not torn
-        for line in lines[1:-1]:
-            try:
-                path, size, mtime, row = json.loads(line)
+                images = np.asarray(np.memmap(pixels, np.uint8, "r", HEADER, (rows, *shape[1:]))) if rows else self.images
+            for path, size, mtime, row in map(json.loads, lines):
                 if type(row) is not str and not (type(row) is int and 0 <= row < rows):
-                    raise ValueError
-                self.known[path] = size, mtime, row
-            except (ValueError, TypeError, RecursionError):  # of a damaged line
-                self.sound = False
+                    return False
+                known[path] = size, mtime, row
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):  # the others: of a damaged line
+            return False
+        self.images, self.known, self.end = images, known, end
+        return True
 
-    def _repair(self) -> None:
-        """Make both files anew, or the index alone where the pixels belong to it."""
-        beginnings = [_beginning(self.folder / name) for name in ("pixels", "index")]
-        for name, beginning in zip(("pixels", "index"), beginnings):
-            if beginning and not beginning.startswith(self._name()):
-                raise UserError(f"{self.folder / name}: not an image cache of this project; delete it, or name another "
-                                "folder with cache=FOLDER (cache=false: none)")
-        whole = self.header.startswith(self._name()) and beginnings[0].startswith(self.header + b"\n")
-        if any(beginnings):
-            log.warning(f"image cache {self.folder}: stopped while it was written, or damaged; "
-                        + (f"{len(self.known):,} of its files need not be read again" if whole else "it is built anew"))
-        if not whole:
-            self.known, self.header = {}, self._name() + b' "id": "%s"}' % uuid.uuid4().hex.encode()
-            _replace(self.folder / "pixels", (self.header + b"\n").ljust(HEADER, b"\0"))
-        lines = (_line(path, *entry) for path, entry in self.known.items())
-        _replace(self.folder / "index", self.header + b"\n" + b"".join(lines))
+    def _start(self) -> None:
+        """New files without images, in place of damaged ones."""
+        damaged = [file for file in (self.pixels, self.index) if file.exists()]
+        for file in damaged:
+            with open(file, "rb") as opened:
+                if opened.read(len(self.name)) not in (self.name, b""):
+                    raise UserError(f"{file}: not an image cache of this project; delete it, or name another folder with "
+                                    "cache=FOLDER (cache=false: none)")
+        if damaged:
+            log.warning(f"image cache {self.folder}: damaged; it is built anew")
+        header = self.name + b' "id": "%s"}\n' % uuid.uuid4().hex.encode()
+        try:
+            for file, content in ((self.pixels, header.ljust(HEADER, b"\0")), (self.index, header)):
+                with replacing(file) as partial, open(partial, "wb") as opened:
+                    opened.write(content)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+        except UserError as error:
+            raise CacheUnavailable(str(error)) from None
+        self.end = len(header)
 
     def _add(self, paths: list[str], progress: bool) -> dict[str, str]:
-        """Decode `paths` into new rows. Returns {path: reason} of those that could not be read at all."""
-        if not paths:
-            return {}
+        """Decode `paths` into new rows. Returns {path: reason} of those that could not be read at all: they may be readable
+        the next time, so it is not written down."""
         needed, free = len(paths) * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > SHARE * free:
             raise CacheUnavailable(f"{self.folder} has {size_text(free)} free, of which a cache takes at most half: too "
@@ -157,45 +164,31 @@ class ImageCache:
             except ImageError as error:
                 return stamp, str(error), isinstance(error.__context__, OSError)
 
+        # The bar says what the log may not: of several ranks any may decode, and only the first one's log is shown.
+        looked = tqdm(map_ahead(look, paths), f"image cache, {size_text(needed)}: decoding", len(paths), unit="img",
+                      disable=None if progress else True)
         unread, lines = {}, []
         row = 1 + max((row for *_, row in self.known.values() if isinstance(row, int)), default=-1)
-        with open(self.folder / "pixels", "r+b") as pixels, open(self.folder / "index", "ab") as index:
-            def write_down():
-                pixels.flush()
-                write_through(pixels.fileno())
-                index.write(b"".join(lines))
-                index.flush()
-                lines.clear()
-
+        with open(self.pixels, "r+b") as pixels, open(self.index, "r+b") as index:
             pixels.seek(HEADER + row * self.row_bytes)
-            # The bar says what the log may not: of several ranks any may decode, and only the first one's log is shown.
-            looked = tqdm(map_ahead(look, paths), f"image cache, {size_text(needed)}: decoding", len(paths), unit="img",
-                          disable=None if progress else True)
-            for path, (stamp, square, for_now) in zip(paths, looked):
+            index.truncate(self.end)
+            index.seek(self.end)
+            for number, (path, (stamp, image, for_now)) in enumerate(zip(paths, looked), 1):
                 if for_now or isinstance(stamp, str):
-                    unread[path] = square if for_now else stamp
-                    continue
-                entry = *stamp, square if isinstance(square, str) else row
-                if not isinstance(square, str):
-                    pixels.write(square.data)
+                    unread[path] = image if for_now else stamp
+                elif isinstance(image, str):
+                    lines.append([path, *stamp, image])
+                else:
+                    lines.append([path, *stamp, row])
+                    pixels.write(image.data)
                     row += 1
-                self.known[path] = entry
-                lines.append(_line(path, *entry))
-                if len(lines) == AT_ONCE:
-                    write_down()
-            write_down()
+                if number % AT_ONCE == 0 or number == len(paths):
+                    pixels.flush()
+                    write_through(pixels.fileno())
+                    index.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))  # ASCII, whatever the names
+                    index.flush()
+                    lines.clear()
         return unread
-
-    def _map(self) -> np.ndarray:
-        with open(self.folder / "pixels", "rb") as pixels:
-            if not pixels.read(HEADER).startswith(self.header + b"\n"):
-                raise UserError(f"{self.folder}: was replaced while this run started; start it again")
-            rows = (os.fstat(pixels.fileno()).st_size - HEADER) // self.row_bytes
-            shape = rows, 3, self.side, self.side
-            return np.asarray(np.memmap(pixels, np.uint8, "r", HEADER, shape)) if rows else np.empty(shape, np.uint8)
-
-    def _name(self) -> bytes:
-        return b'{"docmetric images": %d, "side": %d,' % (VERSION, self.side)
 
 
 def size_text(count: int) -> str:
@@ -216,24 +209,3 @@ def _stamps(paths: list[str]) -> dict[str, tuple[int, int] | str]:
     parts = (paths[start:start + 1024] for start in range(0, len(paths), 1024))  # threads: a network's disk answers slowly
     return {path: stamp for part in map_ahead(lambda part: [(path, _stamp(path)) for path in part], parts)
             for path, stamp in part}
-
-
-def _line(path: str, size: int, mtime: int, row: int | str) -> bytes:
-    return json.dumps([path, size, mtime, row]).encode() + b"\n"  # ASCII: what is no text in a file's name is escaped
-
-
-def _beginning(file: Path) -> bytes:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(HEADER)
-    except FileNotFoundError:
-        return b""
-
-
-def _replace(file: Path, content: bytes) -> None:
-    new = file.with_name(file.name + ".new")
-    with open(new, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)

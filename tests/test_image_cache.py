@@ -22,8 +22,8 @@ from augment.image_cache import HEADER, CacheUnavailable, ImageCache
 from dataset import Batches, ImageFolders, list_roots
 from inference.errors import UserError
 from inference.image import ImageError
+from tests.helpers.folders import folders, same, write
 from tests.helpers.ranks import run_ranks
-from tests.test_dataset import folders, write
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 8
@@ -85,8 +85,7 @@ def test_batches_are_the_same_with_and_without(tmp_path, expansion):
     assert built.cached and found.cached and not without.cached
     for k in (0, 3):
         batches = [Batches(images, 16, 1, 0, 0, 1)[k] for images in (without, built, found)]
-        for batch in batches[1:]:
-            assert all(torch.equal(batch[key], value) for key, value in batches[0].items())
+        assert all(same(batch, batches[0]) for batch in batches)
 
 
 def test_only_what_changed_is_decoded_again(tmp_path, paths):
@@ -208,22 +207,40 @@ def test_who_waits_says_so_and_who_needs_nothing_does_not_wait(tmp_path, paths, 
 @pytest.mark.parametrize("spoil, decoded", [
     (lambda index, pixels: index.write_bytes(index.read_bytes()[:-9]), 1),                       # torn at the end
     (lambda index, pixels: index.write_bytes(index.read_bytes() + b'["/x", 3'), 0),
-    (lambda index, pixels: index.write_bytes(index.read_bytes().replace(b"3.bin", b"\0\0\0\0\0", 1)), 1),
-    (lambda index, pixels: os.truncate(pixels, HEADER + 10 * 3 * SIDE ** 2 + 5), 9),             # rows are gone
+    (lambda index, pixels: index.write_bytes(index.read_bytes().replace(b"3.bin", b"\0\0\0\0\0", 1)), 20),
+    (lambda index, pixels: os.truncate(pixels, HEADER + 10 * 3 * SIDE ** 2 + 5), 20),            # rows are gone
     (lambda index, pixels: os.truncate(pixels, 0), 20),
     (lambda index, pixels: pixels.unlink(), 20),
     (lambda index, pixels: index.unlink(), 20),
     (lambda index, pixels: index.write_bytes(b""), 20),
 ])
-def test_a_damaged_cache_is_repaired(tmp_path, paths, index, spoil, decoded):
+def test_a_torn_cache_goes_on_and_a_damaged_one_is_built_anew(tmp_path, paths, index, caplog, spoil, decoded):
     check(tmp_path / "cache", paths)
-    mapped, found = Counting(tmp_path / "cache").open(paths)
     spoil(index, index.with_name("pixels"))
     extra = tmp_path / "data" / "new.bin"
     extra.write_bytes(b"9999 is new")
+    logging.getLogger("docmetric").propagate = True
     check(tmp_path / "cache", [*paths, str(extra)], decoded + 1)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"image cache {index.parent}: damaged; it is built anew"] * (decoded == 20)
     check(tmp_path / "cache", [*paths, str(extra)], 0)
     assert all(json.loads(line) for line in index.read_bytes().splitlines())
+
+
+def test_whoever_maps_a_cache_that_is_built_anew_keeps_the_old_one(tmp_path, paths, index):
+    mapped, found = Counting(tmp_path / "cache").open(paths)
+    index.write_bytes(b"")
+    check(tmp_path / "cache", paths[::-1], 20)  # other rows
+    for path, row in found.items():
+        assert isinstance(row, str) or np.array_equal(mapped[row], square_of(Path(path).read_bytes()))
+
+
+def test_what_is_decoded_otherwise_lies_elsewhere(tmp_path, paths, index):
+    check(tmp_path / "cache", paths, 20)
+    padded = ImageCache(tmp_path / "cache", SIDE, lambda path: np.full((3, SIDE, SIDE), 7, np.uint8), "pad")
+    images, _ = padded.open(paths)
+    assert (images == 7).all() and padded.folder == index.parent.with_name("8px-pad-v1")
+    check(tmp_path / "cache", paths, 0)
 
 
 @pytest.mark.parametrize("row", ["true", "1.5", "-1", "20", "1e999", "NaN", "null", "{}", "[" * 100_000])
@@ -232,7 +249,7 @@ def test_a_row_that_is_none_is_not_taken(tmp_path, paths, index, row):
     lines = index.read_bytes().split(b"\n")
     lines[1] = lines[1].rpartition(b", ")[0] + f", {row}]".encode()
     index.write_bytes(b"\n".join(lines))
-    check(tmp_path / "cache", paths, 1)
+    check(tmp_path / "cache", paths, 20)
 
 
 def test_pixels_of_another_cache_are_not_taken(tmp_path, paths, index):
@@ -300,8 +317,8 @@ def test_the_default_folder(tmp_path, monkeypatch):
 
 
 def shared(rank, world, folder):
-    images = folders([Path(folder) / "a"], 24, cache=f"{folder}/cache")
-    return images.cached, Batches(images, 16, 1, 0, 0, 1)[0]["image"], sorted(images.left_out.values())
+    images = folders([Path(folder) / "a"], 24, cache=f"{folder}/cache", identity="content")
+    return images.cached, Batches(images, 16, 1, 0, 0, 1)[0]["image"], sorted(images.skipped.values()), images.ids
 
 
 def test_ranks_share_one_cache(tmp_path):
@@ -309,6 +326,7 @@ def test_ranks_share_one_cache(tmp_path):
     (tmp_path / "a" / "bad.png").write_text("no picture")
     one, two = run_ranks(2, shared, tmp_path)
     assert one[0] and two[0] and torch.equal(one[1], two[1]) and one[2] == two[2] and "not an image" in one[2][0]
+    assert one[3] == two[3] == folders([tmp_path / "a"], 24, identity="content").ids  # each rank read its share of the files
     pixels = tmp_path / "cache" / "64px-v1" / "pixels"
     assert pixels.stat().st_size == HEADER + 9 * 3 * 64 * 64
     assert cv2.imread(str(tmp_path / "a" / "000.png")) is not None
