@@ -48,8 +48,8 @@ def main(argv=None):
         if args.report:
             from eval.report import make_folder, write_report
             make_folder(args.report)
-        embed, image_size = load_embed(args.model)
-        result = evaluate_folder(embed, args.data or args.calibrate, image_size, args.batch_size)
+        embed, image_size, fit = load_embed(args.model)
+        result = evaluate_folder(embed, args.data or args.calibrate, image_size, args.batch_size, fit=fit)
         if args.calibrate:
             from eval.calibrate import calibrate
             written = calibrate(args.model, result)
@@ -63,14 +63,14 @@ def main(argv=None):
 
 
 def load_embed(model):
-    """An ONNX file or a run's output folder -> (embed: uint8 RGB [N,S,S,3] -> float32 [N,D], S)."""
+    """An ONNX file or a run's output folder -> (embed: uint8 RGB [N,S,S,3] -> float32 [N,D], S, fit)."""
     if not Path(model).exists():
         raise UserError(f"{model}: no such file; --model wants an exported .onnx file or a run's output folder")
     if Path(model).is_dir():
         return _run_embed(model)
     from inference.model import load_model
     onnx = load_model(model)
-    return onnx.embed, onnx.image_size
+    return onnx.embed, onnx.image_size, onnx.fit
 
 
 def _run_embed(output):
@@ -79,7 +79,7 @@ def _run_embed(output):
     except ImportError:
         raise UserError(f"{output}: evaluating a run needs torch; install requirements.txt, or give --model an "
                         f"exported .onnx file") from None
-    from backbones import load_run
+    from configs import load_run
     model, cfg = load_run(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
@@ -89,7 +89,7 @@ def _run_embed(output):
         batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
         return model(batch).float().cpu().numpy()
 
-    return embed, cfg.image_size
+    return embed, cfg.image_size, cfg.get("fit", "squash")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from eval.open_set import OpenSet
 from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
 from eval.thumbnail import thumbnail
 from inference.errors import UserError, printable
-from inference.image import resize
+from inference.image import fit_square
 
 WORST = 20      # pairs kept at each wrong end, for the report
 
@@ -85,19 +85,19 @@ class Evaluation:
         return "\n".join([printable(self.folder), *self.notes(), "", *lines])
 
 
-def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True):
+def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True, fit="squash"):
     """Evaluate `embed` on DIR/<type>/*.jpg, over all pairs, and 1:N; see `Evaluation`.
 
     embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (cosines are taken).
     baseline: measure the thumbnail too, from the same decoded images (large JPEGs at twice S or more, see `decode`).
-    progress: bars on stderr when it is a terminal.
+    progress: bars on stderr when it is a terminal. fit: how an image becomes a square, see `inference.image.fit_square`.
     Raises UserError when the folder cannot be evaluated (missing, empty, one type only, no two of a type) or when
     an embedding is not finite. Unreadable files are listed with their reason and left out.
     """
     items = find_images(folder)
 
     def prepare(image):
-        return np.ascontiguousarray(resize(image, image_size)[..., ::-1]), thumbnail(image) if baseline else None
+        return np.ascontiguousarray(fit_square(image, image_size, fit)[..., ::-1]), thumbnail(image) if baseline else None
 
     used, unreadable, embeddings, thumbnails, batch = [], [], [], [], []
 

@@ -1,7 +1,7 @@
 """What an image file says about itself, read before any pixel is decoded (standard library only).
 
 Decoders believe whatever they are given: a few bytes may ask for gigabytes of pixels, half a JPEG becomes a
-half-grey picture, and `IMREAD_UNCHANGED` forgets the EXIF orientation. The header tells all three beforehand: of the size
+half-gray image, and `IMREAD_UNCHANGED` forgets the EXIF orientation. The header tells all three beforehand: of the size
 what the decoder will believe, or more.
 """
 import math
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 class Header(NamedTuple):
     """`width` and `height` in pixels, as stored (before rotation). `orientation` is EXIF's 1..8: how the decoded
-    pixels still have to be turned. `premultiplied`: the colours arrive already multiplied by their alpha. `scans`: how
-    often a JPEG's decoder goes over the whole picture, which it then holds at full size.
+    pixels still have to be turned. `premultiplied`: the colors arrive already multiplied by their alpha. `scans`: how
+    often a JPEG's decoder goes over the whole image, which it then holds at full size.
     `problem` is "truncated" or "damaged" when the file cannot be used; the other fields then mean nothing.
     """
     format: str
@@ -68,7 +68,7 @@ def _read_jpeg(data):
         if not match:
             raise EOFError
         marker, position = data[match.end() - 1], match.end()
-        if marker == 0xD9:  # end of image; thumbnails are inside segments and pictures appended later are not ours
+        if marker == 0xD9:  # end of image; thumbnails are inside segments and images appended later are not ours
             return width, height, orientation, False, scans
         length, = struct.unpack_from(">H", data, position)
         if marker in _JPEG_FRAMES:
@@ -122,7 +122,7 @@ def _read_webp(data):
             return *max(sizes, key=math.prod), orientation
         kind, length = struct.unpack_from("<4sI", data, position)
         position += 8
-        if kind == b"VP8X":  # the canvas: an animation's pictures lie deeper, and may be smaller
+        if kind == b"VP8X":  # the canvas: an animation's images lie deeper, and may be smaller
             sizes.append(tuple(1 + int.from_bytes(data[at:at + 3], "little") for at in (position + 4, position + 7)))
         elif kind == b"VP8 ":
             sizes.append(tuple(side & 0x3FFF for side in struct.unpack_from("<HH", data, position + 6)))
@@ -146,13 +146,13 @@ def _read_bmp(data):
 
 def _read_tiff(data):
     tags = _tiff_tags(data)
-    # OpenCV's TIFF decoder, unlike the others, turns the picture itself, and multiplies 8-bit colours by their alpha
+    # OpenCV's TIFF decoder, unlike the others, turns the image itself, and multiplies 8-bit colors by their alpha
     # wherever the file declares an alpha channel (extra sample 1 or 2).
     return tags.get(256, 0), tags.get(257, 0), 1, tags.get(338) in (1, 2)
 
 
 def _exif_orientation(exif):
-    """A damaged EXIF block must not cost the picture: its orientation is then the usual one."""
+    """A damaged EXIF block must not cost the image: its orientation is then the usual one."""
     try:
         orientation = _tiff_tags(exif).get(274, 1)
     except struct.error:

@@ -1,6 +1,6 @@
-"""THE decoder of the project: training, evaluation and inference all read and resize pictures here.
+"""THE decoder of the project: training, evaluation and inference all read and resize images here.
 
-numpy, OpenCV and the standard library only. Pictures are uint8 BGR `[H, W, 3]`, as `cv2.imread` gives them.
+numpy, OpenCV and the standard library only. Images are uint8 BGR `[H, W, 3]`, as `cv2.imread` gives them.
 """
 import contextlib
 import os
@@ -16,18 +16,20 @@ import numpy as np
 from .errors import UserError
 from .header import png_pixels, read_header
 
-MIN_SIDE = 8  # pixels; less is not a picture of anything
-MAX_INPUT = 4096  # pixels: the side of the squares that a network takes is no longer
+MIN_SIDE = 8  # pixels; less shows nothing
+MAX_INPUT = 4096  # pixels: a network takes images of no longer side
 MAX_PIXELS = 178_956_970  # PIL's limit for a decompression bomb: 512 MiB of BGR
 MAX_BYTES = 512 * 2**20
 MAX_SCANS = 100  # of a progressive JPEG, which usually has ten: each costs time, and needs few bytes
 MAX_WAYS = 100  # along which links may lead to one folder: some that point at each other make millions of paths
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
-# JPEG decoders can leave out the higher frequencies of each block of 8x8.
+FITS = ("squash", "pad")  # how an image becomes a square, see `fit_square`
+
+# JPEG decoders can skip the higher frequencies of each block of 8x8.
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
-BAND = 1 << 16  # pixels converted at a time: what that takes lies in the cache, and is nothing beside a large picture
+BAND = 1 << 16  # pixels converted at a time: what that takes lies in the cache, and is nothing beside a large image
 
 # What is wrong with a file is told once, by ImageError, not on stderr as well.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -59,7 +61,7 @@ class _Room:
                 self.changed.notify_all()
 
 
-# A pixel takes up to 16 bytes while it is decoded: sixteen threads with the largest picture each would take 45 GB.
+# A pixel takes up to 16 bytes while it is decoded: sixteen threads with the largest image each would take 45 GB.
 _room = _Room(2 * MAX_PIXELS)
 
 
@@ -90,7 +92,7 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
     for_size: a JPEG both of whose sides are at least four times that long comes at 1/2, 1/4 or 1/8 of its size, no side
     below twice `for_size` (unless a size that does not divide would shift it by a tenth of a pixel of the result). The
     low frequencies of its blocks give that directly, in a third of the time for a phone's photo; what
-    `resize` then makes of it differs from the whole picture's average by under one level of 255 in the mean (tests: photos).
+    `resize` then makes of it differs from the whole image's average by under one level of 255 in the mean (tests: photos).
     """
     if not data:
         raise ImageError("empty file")
@@ -125,29 +127,60 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
 def as_bgr(array: np.ndarray) -> np.ndarray:
     """Anything `cv2.imread` may return -> uint8 BGR `[H, W, 3]`.
 
-    Takes grey `[H, W]` or `[H, W, 1]`, BGR, or BGRA (put on white); uint8, uint16 (0..65535) or float (0..1).
+    Takes gray `[H, W]` or `[H, W, 1]`, BGR, or BGRA (put on white); uint8, uint16 (0..65535) or float (0..1).
     Raises ImageError for anything else, None included.
     """
     return _to_bgr(array, premultiplied=False)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """`[H, W, C]` -> `[size, size, C]`, aspect ignored: area average along an axis that shrinks, bilinear along
-    one that grows. (OpenCV's INTER_AREA averages only when both axes shrink, hence two steps.)
+def resize(image: np.ndarray, width: int, height: int | None = None) -> np.ndarray:
+    """`[H, W, C]` -> `[height, width, C]` (height None: width), aspect ignored: area average along an axis that shrinks,
+    bilinear along one that grows. (OpenCV's INTER_AREA averages only when both axes shrink, hence two steps.)
     """
-    height, width = image.shape[:2]
-    shrunk = min(width, size), min(height, size)
-    if shrunk != (width, height):
+    sides = width, height or width
+    shrunk = min(image.shape[1], sides[0]), min(image.shape[0], sides[1])
+    if shrunk != (image.shape[1], image.shape[0]):
         image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    if shrunk != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    if shrunk != sides:
+        image = cv2.resize(image, sides, interpolation=cv2.INTER_LINEAR)
     return image
+
+
+def fit_square(image: np.ndarray, size: int, fit: str = "squash") -> np.ndarray:
+    """`[H, W, 3]` -> `[size, size, 3]`: the whole image as a network takes it.
+
+    fit "squash": the aspect is ignored. "pad": the aspect is kept, the image is centered (see `fitted_sides`), and one color
+    fills the rest: the median of its border. Raises ValueError for another `fit`.
+    """
+    width, height = fitted_sides(image.shape[1], image.shape[0], size, fit)
+    image = resize(image, width, height)
+    if (width, height) == (size, size):
+        return image
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    square = np.full((size, size, 3), np.rint(np.median(border, 0)), image.dtype)
+    left, top = (size - width) // 2, (size - height) // 2
+    square[top:top + height, left:left + width] = image
+    return square
+
+
+def fitted_sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+    """(width, height) that `fit_square` gives an image inside its square of `size`, in pixels.
+
+    A padded side differs from `size` by an even number, so that the padding is the same on both sides of the image: turned
+    and padded is padded and turned.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit {fit!r}: choose one of {', '.join(FITS)}")
+    if fit == "squash":
+        return size, size
+    long = max(width, height)
+    return tuple(max(2 - size % 2, size - 2 * round(size * (long - side) / (2 * long))) for side in (width, height))
 
 
 def list_images(root) -> list[str]:
     """Sorted POSIX paths, relative to `root`, of the image files below it, told by their extension.
 
-    Links are followed, loops are not; hidden files and folders (a leading dot) are left out. Raises UserError when
+    Links are followed, loops are not; hidden files and folders (a leading dot) are skipped. Raises UserError when
     `root` is missing, is not a folder, it or a folder below it cannot be read, or links multiply.
     """
     found, waiting, ways = [], [(os.fspath(root), "", frozenset())], Counter()
@@ -252,10 +285,10 @@ def _as_uint8(array):
 
 
 def _on_white(bgra, premultiplied):
-    colour, alpha = bgra[:, :, :3].astype(np.uint16), bgra[:, :, 3:].astype(np.uint16)
+    color, alpha = bgra[:, :, :3].astype(np.uint16), bgra[:, :, 3:].astype(np.uint16)
     if not premultiplied:
-        colour = (colour * alpha + 127) // 255  # 255 * 255 + 127 still fits
-    return np.minimum(colour + (255 - alpha), 255).astype(np.uint8)
+        color = (color * alpha + 127) // 255  # 255 * 255 + 127 still fits
+    return np.minimum(color + (255 - alpha), 255).astype(np.uint8)
 
 
 def _upright(image, orientation):

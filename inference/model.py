@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from .errors import UserError, first_line
-from .image import MAX_INPUT, ImageError, as_bgr, default_threads, load_image, map_ahead, resize
+from .image import FITS, MAX_INPUT, ImageError, as_bgr, default_threads, fit_square, load_image, map_ahead
 
 METADATA_KEY = "docmetric"
 FORMAT = 1
@@ -32,10 +32,10 @@ class Part(NamedTuple):
 class Model:
     """`embed(prepare(image)[None])` is all that classification needs of a network; `stream` does it for many at once.
 
-    `image_size` S and `embedding_size` D are ints; `margin` is the lead over the second best type, in scores, that a name
-    takes (0: none); `metadata` is the dict that `onnx_export.py` put into the file;
-    `threads` is how many work on many images. Every method may be called from several threads; `embed` and `stream` raise
-    UserError, naming the file at `path`, where the network does not run or gives no finite features.
+    `image_size` S and `embedding_size` D are ints; `fit` says how an image becomes a square (`fit_square`); `margin` is the
+    lead over the second best type, in scores, that a name takes (0: none); `metadata` is the dict that `onnx_export.py` put
+    into the file; `threads` is how many work on many images. Every method may be called from several threads; `embed` and
+    `stream` raise UserError, naming the file at `path`, where the network does not run or gives no finite features.
     """
 
     def __init__(self, path, session, metadata: dict, device: str = "cpu", threads: int = 1):
@@ -46,6 +46,7 @@ class Model:
         self.threads = threads
         self.image_size: int = metadata["image_size"]
         self.embedding_size: int = metadata["embedding_size"]
+        self.fit: str = metadata.get("fit", "squash")
         self._thresholds = {float(rate): entry["threshold"] for rate, entry in (metadata.get("thresholds") or {}).items()}
         self.margin: float = metadata.get("margin") or 0.0
         self._idle: dict[int, list[_Bound]] = {}  # by their number of images; as many as ran at the same time
@@ -53,7 +54,7 @@ class Model:
     def prepare(self, image) -> np.ndarray:
         """A path, or an array as `cv2.imread` returns it -> uint8 RGB `[S, S, 3]`. Raises ImageError."""
         image = load_image(image, self.image_size) if isinstance(image, (str, os.PathLike)) else as_bgr(image)
-        return resize(image, self.image_size)[:, :, ::-1]
+        return fit_square(image, self.image_size, self.fit)[:, :, ::-1]
 
     def stream(self, sources: Sequence) -> Iterator[Part]:
         """Prepare and embed many paths or arrays: yields a `Part` at a time, in order, the next ones under way.
@@ -215,6 +216,7 @@ def _checked_metadata(path, session):
         inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
         outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
         ours = (type(size) is type(width) is int and 1 <= size <= MAX_INPUT
+                and metadata.get("fit", "squash") in FITS
                 and are_thresholds(metadata.get("thresholds") or {}) and 0 <= (metadata.get("margin") or 0) <= 1
                 and inputs == [("img", "tensor(float)", [3, size, size])]
                 and outputs == [("feats", "tensor(float)", [width])])
@@ -227,5 +229,5 @@ def _checked_metadata(path, session):
 
 def are_thresholds(table: dict) -> bool:
     """Whether a table {"1e-3": {"threshold": score, ...}} holds rates and scores. What is no table raises what it raises."""
-    # A threshold a hair above 1 lets nothing pass: where pictures of different types are the same.
+    # A threshold a hair above 1 lets nothing pass: where images of different types are the same.
     return all(0 < float(rate) <= 1 and 0 <= entry["threshold"] < 1.01 for rate, entry in table.items())
