@@ -25,6 +25,7 @@ from inference.image import list_images, load_image, map_ahead
 from inference.model import load_model
 from synth.capture import capture
 from synth.templates import render
+from tasks.registration import RegistrationTask
 
 TYPES = 100
 SETTINGS = ["network=lcnet_050", "head=squeeze", "norm=lbn", "embedding_size=256", "image_size=128", "pretrained=false"]
@@ -43,7 +44,8 @@ def make_model(folder: Path) -> tuple[Path, torch.nn.Module]:
     cfg = load_config("configs/lcnet_cos_squeeze_lbn", [*SETTINGS, f"data={folder}", f"output={folder}"])
     torch.manual_seed(0)
     network = get_model(cfg).eval()
-    onnx_export.export(network, folder / "model.onnx", onnx_export.describe(folder, cfg))
+    item = RegistrationTask.export(cfg, {}, network)
+    onnx_export.export(item, folder / "model.onnx", onnx_export.describe(item, cfg))
     return folder / "model.onnx", torch.nn.Sequential(network, _Normalise())
 
 

@@ -24,9 +24,10 @@ KEYS = {
     "expansion": Key(24, "classes made of an image: 8 is quarter turns x flip, 24 also x whole, top half, bottom half",
                      choices=(1, 8, 24)),
     "image_size": Key(128, "input of the network, pixels", least=32, most=MAX_INPUT),
-    "fit": Key("squash", "how an image becomes a square: squash ignores its aspect, pad keeps it", choices=("squash", "pad")),
-    "identity": Key("path", "what the id of an image is, by which other data are joined: its path below its root, or the digest "
-                            "of its content", choices=("path", "content")),
+    "fit": Key("squash", "how an image becomes a square: squash ignores its aspect, pad keeps it",
+               choices=("squash", "pad")),
+    "identity": Key("path", "what the id of an image is, by which other data are joined: its path below its root, or the "
+                            "digest of its content", choices=("path", "content")),
     "augment": Key("reference", "preset of augmentation", choices=("none", "reference", "strong")),
     "cache": Key(True, "decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or false: each time. A new "
                        "cache takes at most half of what is free on the disk", also=(str,)),

@@ -7,15 +7,28 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from easydict import EasyDict
 from torch import nn
 
 import onnx_export
+from configs import read_info
 from inference.classify import DocClassifier
 from inference.errors import UserError
 from inference.model import load_model
+from tasks.registration import RegistrationTask
 
 SIZE, WIDTH = 16, 12
-CONFIG = {"image_size": SIZE, "embedding_size": WIDTH, "network": "tiny", "data": ["somewhere"], "lr": 1e-3}
+CONFIG = EasyDict(task="registration", image_size=SIZE, embedding_size=WIDTH, network="tiny", data=["somewhere"], lr=1e-3)
+
+
+def item(model=None, folder=None, cfg=CONFIG):
+    """What a registration run in `folder` exports."""
+    info, evaluation = (read_info(folder), onnx_export.read_evaluation(folder)) if folder else ({}, None)
+    return RegistrationTask.export(cfg, info, model or Tiny(), evaluation)
+
+
+def describe(folder, cfg=CONFIG):
+    return onnx_export.describe(item(folder=folder, cfg=cfg), cfg)
 
 
 class Tiny(nn.Module):
@@ -42,7 +55,7 @@ def run_folder(tmp_path_factory):
         "auroc": 0.9, "thresholds": {"1e-1": 0.6, "1e-2": 0.7, "1e-3": None}, "too_few_negatives": ["1e-3"],
         "tpr_at_fpr": {"1e-1": 0.99, "1e-2": 0.9, "1e-3": None}, "pairs": {"positive": 90, "negative": 400}}))
     model, path = Tiny(), folder / "model.onnx"
-    cosine = onnx_export.export(model, path, onnx_export.describe(folder, CONFIG))
+    cosine = onnx_export.export(item(model), path, describe(folder))
     return path, model, cosine
 
 
@@ -81,19 +94,19 @@ def test_metadata(run_folder):
 
 
 def test_metadata_of_a_run_without_evaluation(tmp_path):
-    metadata = onnx_export.describe(tmp_path, CONFIG)
+    metadata = describe(tmp_path)
     assert metadata["classes"] is None and metadata["thresholds"] is None
     (tmp_path / "run.json").write_text("[1]")
-    assert onnx_export.describe(tmp_path, CONFIG)["classes"] is None
+    assert describe(tmp_path)["classes"] is None
     known = '"too_few_negatives": [], "tpr_at_fpr": {"1e-1": 1}, "thresholds": {"1e-1": %s}}'
     for content in ("{", "[]", '{"thresholds": {"1e-1": 0.6}}', "[" * 100_000, *("{" + known % wrong for wrong in (
             "NaN", "null", '"high"', "2", "[]"))):
         (tmp_path / "eval.json").write_text(content)
         with pytest.raises(UserError, match="eval.json") as caught:
-            onnx_export.describe(tmp_path, CONFIG)
+            describe(tmp_path)
         assert "\n" not in str(caught.value)
     (tmp_path / "eval.json").write_text("{" + known % (1 + 2 ** -24))  # what an evaluation says where nothing may pass
-    assert onnx_export.describe(tmp_path, CONFIG)["thresholds"]["1e-1"]["threshold"] > 1
+    assert describe(tmp_path)["thresholds"]["1e-1"]["threshold"] > 1
 
 
 def test_classify_sees_a_picture_as_torch_does(run_folder, tmp_path):
@@ -112,12 +125,12 @@ def test_a_file_that_disagrees_is_not_written(run_folder, tmp_path, monkeypatch)
     other = Tiny()
     with torch.no_grad():
         other.layers[5].weight += 0.002 * torch.randn(other.layers[5].weight.shape)
-    wrong = onnx_export._to_onnx(onnx_export._Normalised(other).eval(), SIZE)
+    wrong = onnx_export._to_onnx(item(other).module.eval(), SIZE, ("feats",))
     monkeypatch.setattr(onnx_export, "_to_onnx", lambda *_: wrong)
     path = tmp_path / "model.onnx"
     path.write_text("the last good one")
     with pytest.raises(UserError, match="not written.*cosine 0.99"):
-        onnx_export.export(Tiny(), path, onnx_export.describe(tmp_path, CONFIG))
+        onnx_export.export(item(), path, describe(tmp_path))
     assert path.read_text() == "the last good one" and list(tmp_path.iterdir()) == [path]
 
 
@@ -125,7 +138,7 @@ def test_a_diverged_network_is_refused(tmp_path):
     model = Tiny()
     model.layers[5].bias.data.fill_(float("nan"))
     with pytest.raises(UserError, match="diverged"):
-        onnx_export.export(model, tmp_path / "model.onnx", onnx_export.describe(tmp_path, CONFIG))
+        onnx_export.export(item(model), tmp_path / "model.onnx", describe(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,5 +164,5 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
 def test_the_file_does_not_say_where_folders_lie(tmp_path):
     cfg = {**CONFIG, "data": ["/home/me/scans:8:labelled", "photos", "C:\\mine\\cards:24"], "output": "/secret/place/run",
            "pretrained": False, "cache": True, "eval_data": "there/eval", "resume": "auto"}
-    told = onnx_export.describe(tmp_path, cfg)["config"]
+    told = describe(tmp_path, cfg)["config"]
     assert told == {**cfg, "data": ["scans:8:labelled", "photos", "cards:24"], "output": "run", "eval_data": "eval"}
