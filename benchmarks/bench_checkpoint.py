@@ -53,7 +53,7 @@ def main():
 
 
 def measure(report, folder: Path, classes: int, rounds: int, device: str) -> None:
-    head = PartialFC(CosFace(64.0, 0.4), DEPTH, classes, sample_rate=0.01, device=device)
+    head = PartialFC(CosFace(64.0, 0.4), DEPTH, classes, sample_rate=0.01, update="fused", device=device)
     network = torch.nn.Linear(DEPTH, DEPTH, device=device)
     optimizer = torch.optim.AdamW(network.parameters())
     rows = list(head.row_state().values())

@@ -1,11 +1,12 @@
-"""The head's step, forward + backward + update of the centres: ours, the reference's algorithm, F.cross_entropy, the limit.
+"""The head's step (forward, backward, update of the class centers) against the reference's algorithm and F.cross_entropy.
 
     python benchmarks/bench_head.py [--quick] [--json]
 
-The limit is four matmuls (logits, logits again, gradient of x, gradient of the centres) in the same pieces as ours, and
-nothing else. The reference (insightface's PartialFC v2, after its description: logits and their softmax held whole, dense
-gradient, all centres in the optimiser, a random top-k where it samples) is written here. On a CPU everything runs under
-glibc's default allocator and under one that keeps its memory (what run.sh sets): page faults are much of the peers' time.
+The limit is four matmuls (logits, logits again, gradient of x, gradient of the class centers) in the same pieces as ours,
+and nothing else. The reference (insightface's PartialFC v2, after its description: logits and their softmax held whole,
+dense gradient, all class centers in the optimizer, a random top-k where it samples) is written here. On a CPU everything
+runs under glibc's default allocator and under one that keeps its memory (what run.sh sets): page faults are much of the
+peers' time.
 """
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from engine.distributed import shard_range
 from engine.random import normal
 from kernels import margin_softmax
 from losses import CosFace
-from partial_fc import PartialFC
+from partial_fc import PartialFC, margin_softmax_reference
+from tests.helpers.head import bytes_sent
 from tests.helpers.ranks import run_ranks
-from tests.test_partial_fc import bytes_sent, plain, relative
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -26,7 +27,7 @@ D = 256
 
 
 class Reference(nn.Module):
-    """What insightface's PartialFC v2 does on one rank, with CosFace s = 64, m = 0.4 and SGD momentum on all centres."""
+    """What insightface's PartialFC v2 does on one rank: CosFace, s = 64, m = 0.4, SGD momentum on all class centers."""
 
     def __init__(self, num_classes: int, rate: float = 1.0):
         super().__init__()
@@ -89,7 +90,7 @@ def batch_of(batch: int, num_classes: int):
 def step_of(head: PartialFC, x, labels):
     """One step of ours, the learning rate as the reference's."""
     def step():
-        head.begin_step(head.step, 0.1, calls=1)
+        head.begin_step(head.step, 0.1)
         head(x, labels).backward()
         head.finish_step()
     return step
@@ -128,7 +129,7 @@ def matmuls(batch: int, classes: int):
 def compare(report, classes, batch, rate=1.0, rounds=5, names=("reference", "cross entropy")):
     """Time and memory of a step, ours beside the peers that fit into memory."""
     x, labels = batch_of(batch, classes)
-    head = PartialFC(CosFace(), D, classes, rate, device=DEVICE)
+    head = PartialFC(CosFace(), D, classes, rate, update="fused", device=DEVICE)
     steps = {"ours": step_of(head, x, labels)}
     memory, peers = {"ours": _peak(steps["ours"])}, {}
     if CUDA:
@@ -161,10 +162,15 @@ def _peak(step):
 
 
 def accuracy(report, classes, batch):
-    """Errors against float64, and the gate."""
+    """Errors against the plain formula in float64, and the gate."""
+    def relative(a, b):
+        return ((a.double() - b).norm() / b.norm()).item()
+
     w, labels = normal(1, "w", torch.arange(classes)[:, None], torch.arange(D)), torch.arange(batch) * 7 % classes
     x = (w[labels] + normal(1, "x", torch.arange(batch)[:, None], torch.arange(D)))
-    loss64, dx, dw = plain(x, w, labels, CosFace())
+    x64, w64 = x.double().requires_grad_(), w.double().requires_grad_()
+    loss64 = margin_softmax_reference(x64, w64, labels, CosFace())
+    loss64.backward()
     for operands, gate in (torch.float32, 1e-5), (torch.bfloat16, 1e-2):
         head = PartialFC(CosFace(), D, classes, operands=operands, device=DEVICE)
         head.weight.data.copy_(w)
@@ -173,15 +179,15 @@ def accuracy(report, classes, batch):
         loss.backward()
         name = f"error against float64, C={classes:,}, {str(operands)[6:]}: "
         report.add(name + "loss", abs(loss.item() - loss64.item()) / loss64.item(), None, gate, "relative")
-        report.add(name + "gradient of x", relative(mine.grad.cpu(), dx), None, gate, "relative")
-        report.add(name + "gradient of the centres", relative(head.weight.grad.cpu(), dw), None, gate, "relative")
+        report.add(name + "gradient of x", relative(mine.grad.cpu(), x64.grad), None, gate, "relative")
+        report.add(name + "gradient of the centers", relative(head.weight.grad.cpu(), w64.grad), None, gate, "relative")
 
 
 def growth(report, sizes, batch, rounds):
     steps = {}
     for classes in sizes:
         x, labels = batch_of(batch, classes)
-        steps[classes] = step_of(PartialFC(CosFace(), D, classes, device=DEVICE), x, labels)
+        steps[classes] = step_of(PartialFC(CosFace(), D, classes, update="fused", device=DEVICE), x, labels)
     took = medians(steps, rounds)
     n, t = torch.tensor(list(took)).double(), 1e3 * torch.tensor(list(took.values())).double()
     slope, fixed = torch.linalg.lstsq(torch.stack([n, torch.ones_like(n)], 1), t).solution.tolist()
@@ -196,7 +202,7 @@ def of_a_rank(rank, world, classes, batch, rounds):
     """Median seconds of a step on this rank, with one thread."""
     part = shard_range(batch, rank, world)
     x, labels = torch.randn(len(part), D, requires_grad=True), torch.randint(classes, (len(part),))
-    return medians({"step": step_of(PartialFC(CosFace(), D, classes), x, labels)}, rounds)["step"]
+    return medians({"step": step_of(PartialFC(CosFace(), D, classes, update="fused"), x, labels)}, rounds)["step"]
 
 
 def against_peers(report):

@@ -1,4 +1,4 @@
-"""Time and peak memory of the exact evaluation of 25,000 made embeddings: 7 types, D = 256, 312 million pairs.
+"""Time and peak memory of the exact evaluation of 25,000 random embeddings: 7 types, D = 256, 312 million pairs.
 
     python benchmarks/many_pairs.py
 """

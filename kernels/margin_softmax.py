@@ -1,12 +1,13 @@
 """Margin softmax over the classes of one shard, a tile of classes at a time: the [B,n] logits never exist whole.
 
-Two passes, each over all tiles. `row_sums` makes a tile's logits and adds up their exponentials; `gradients` makes them
-again (a matmul costs less than keeping them), and from them the tile's gradient, which is handed on at once.
+Two passes, each over all tiles. `row_sums` computes a tile's logits and adds up their exponentials; `gradients` computes
+them again (a matmul costs less than keeping them), and from them the tile's gradient, which is passed on at once.
 Cosines end at 1, so up to s = 64 the exponentials fit float32 as they are, e^64 * 10 M < 1e35 and e^-64 > 1e-28: no
-maximum is sought, nothing underflows. Beyond, each row's largest logit so far is carried along. The target's own term is
-left out of its tile: with the target dominant, a sum that it was subtracted from would have no digits left.
+maximum is needed, nothing underflows. Beyond, each row's largest logit so far is carried along. The target's own term is
+excluded from its tile: with the target dominant, a sum that it was subtracted from would have no digits left.
 
 This is the plain PyTorch form, for every device; margin_softmax_triton.py has the same two functions as CUDA kernels.
+Both are called from sharded_softmax.py.
 """
 import sys
 from collections.abc import Iterator
@@ -26,13 +27,13 @@ LARGEST_UNSHIFTED = 64.0  # scales up to this one need no shift
 class Shard:
     """What both passes work on.
 
-    x: `[B,D]`, rows of length 1. centres: `[num_local,D]`, of any length. rows: None, all take part; or int64 `[n]`,
+    x: `[B,D]`, rows of length 1. centers: `[num_local,D]`, of any length. rows: None, all take part; or int64 `[n]`,
     ascending, those that do, where entries of num_local or more at its end are padding. column: int64 `[B]`, the place of
-    a label's class among the rows that take part, -1 where that class is not here. margin: gives s and what is left out.
-    operands: dtype of the matmuls' operands; sums and logits are float32 (float64 for float64).
+    a label's class among the rows that take part, -1 where that class is not here. margin: gives s and which
+    negatives are excluded. operands: dtype of the matmuls' operands; sums and logits are float32 (float64 for float64).
     """
     x: torch.Tensor
-    centres: torch.Tensor
+    centers: torch.Tensor
     rows: torch.Tensor | None
     column: torch.Tensor
     margin: Margin
@@ -40,22 +41,22 @@ class Shard:
 
     @property
     def count(self) -> int:
-        return len(self.centres if self.rows is None else self.rows)
+        return len(self.centers if self.rows is None else self.rows)
 
     @property
     def unshifted(self) -> bool:
         return self.margin.s <= LARGEST_UNSHIFTED
 
     @property
-    def filtered_otherwise(self) -> bool:
-        """Whether the margin leaves negatives out by a rule of its own, not by the threshold `interclass`."""
-        return type(self.margin).left_out is not Margin.left_out
+    def has_its_own_rule(self) -> bool:
+        """Whether the margin excludes negatives by a rule of its own, not by the threshold `interclass`."""
+        return type(self.margin).excluded is not Margin.excluded
 
 
 def implementation(shard: Shard):
     """The module whose `row_sums` and `gradients` suit: the CUDA kernels, or this one."""
-    bfloat16 = shard.operands == torch.bfloat16 and shard.centres.dtype == torch.float32
-    if shard.x.is_cuda and bfloat16 and not shard.filtered_otherwise:
+    bfloat16 = shard.operands == torch.bfloat16 and shard.centers.dtype == torch.float32
+    if shard.x.is_cuda and bfloat16 and not shard.has_its_own_rule:
         try:
             from kernels import margin_softmax_triton
         except ImportError:  # no Triton on this system
@@ -83,7 +84,7 @@ def row_sums(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, target: torch.Tensor, update) -> torch.Tensor:
-    """Gradient of `x`, `[B,D]`; that of the centres goes to `update.take`, tile by tile.
+    """Gradient of `x`, `[B,D]`; that of the centers goes to `update.take`, tile by tile.
 
     The gradient of the cosine of row b and class j is coefficient_b * exp(s * cosine - peak_b), or target_b, `[B]` each,
     for the label's own class.
@@ -99,48 +100,48 @@ def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, targe
         exps = _operand(exps.exp_(), shard)
         # coefficient is a factor of the rows, so it goes onto the small matrices, [B,D], before and after the sum.
         _add_product(gradient_x, exps, tile.unit)
-        gradient = _product(exps.T, right_operand, out=tile.spare)          # [n,D], of the centre brought to length 1
+        gradient = _product(exps.T, right_operand, out=tile.gradient_buffer)  # [n,D], of the unit center
         gradient.index_put_((tile.own_column,), positive[tile.own_row], accumulate=True)
         unit = tile.unit.to(gradient.dtype)
         own[tile.own_row] = unit[tile.own_column] * target[tile.own_row, None]
-        # through the normalisation: nothing along the centre, and the rest over its length
+        # through the normalization: nothing along the center, and the rest over its length
         gradient.addcmul_(unit, torch.linalg.vecdot(gradient, unit)[:, None], value=-1).mul_(tile.inverse_length)
-        update.take(tile.rows, tile.centres, gradient)
+        update.take(tile.rows, tile.centers, gradient)
     return gradient_x * coefficient[:, None] + own
 
 
 @dataclass
 class _Tile:
     rows: slice | torch.Tensor       # of the shard
-    centres: torch.Tensor            # [n,D]
+    centers: torch.Tensor            # [n,D]
     inverse_length: torch.Tensor     # [n,1]
     unit: torch.Tensor               # [n,D], of length 1, as an operand
     own_row: torch.Tensor            # [k] rows of the batch whose class is in this tile
     own_column: torch.Tensor         # [k] and where
-    room: torch.Tensor               # [B,n]
-    spare: torch.Tensor              # [n,D]
+    logits_buffer: torch.Tensor      # [B,n]
+    gradient_buffer: torch.Tensor    # [n,D]
 
     def logits(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """s * cosine `[B,n]`, -inf where a class is left out of the sum; x: `_scaled(shard)`."""
-        logits = _product(x, self.unit.T, out=self.room)
+        """s * cosine `[B,n]`, -inf where a class is excluded from the sum; x: `_scaled(shard)`."""
+        logits = _product(x, self.unit.T, out=self.logits_buffer)
         if x.dtype == torch.bfloat16:
             logits *= shard.margin.s
-        if shard.margin.interclass is not None or shard.filtered_otherwise:
-            left_out = shard.margin.left_out(logits / shard.margin.s)
-            if left_out is not None:
-                logits.masked_fill_(left_out, -torch.inf)
+        if shard.margin.interclass is not None or shard.has_its_own_rule:
+            excluded = shard.margin.excluded(logits / shard.margin.s)
+            if excluded is not None:
+                logits.masked_fill_(excluded, -torch.inf)
         logits[self.own_row, self.own_column] = -torch.inf
         return logits
 
 
 def _tiles(shard: Shard) -> Iterator[_Tile]:
-    """The shard's tiles in order. Their memory is used again: one must be done with before the next is asked for."""
+    """The shard's tiles in order. They share their memory: use one to the end before taking the next."""
     (batch, dims), device = shard.x.shape, shard.x.device
-    rows = shard.rows if shard.rows is None else shard.rows[:int(torch.searchsorted(shard.rows, len(shard.centres)))]
+    rows = shard.rows if shard.rows is None else shard.rows[:int(torch.searchsorted(shard.rows, len(shard.centers)))]
     count = shard.count if rows is None else len(rows)
     width = max(64, (TILE_CUDA if device.type == "cuda" else TILE) // max(batch, dims))
     width = min(width, max(1, count))
-    room, unit, spare = (shard.x.new_empty(size * width) for size in (batch, dims, dims))
+    logits, unit, gradient = (shard.x.new_empty(size * width) for size in (batch, dims, dims))
 
     column, order = shard.column.cpu().sort()  # the targets of a tile are neighbours in this order
     bounds = torch.searchsorted(column, torch.arange(0, count + width, width)).tolist()
@@ -149,12 +150,12 @@ def _tiles(shard: Shard) -> Iterator[_Tile]:
         stop = min(start + width, count)
         n = stop - start
         at = slice(start, stop) if rows is None else rows[start:stop]
-        centres = rows_of(shard.centres, at)
-        inverse_length = torch.linalg.vector_norm(centres, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+        centers = rows_of(shard.centers, at)
+        inverse_length = torch.linalg.vector_norm(centers, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
         here = slice(bounds[i], bounds[i + 1])
-        yield _Tile(at, centres, inverse_length,
-                    _operand(torch.mul(centres, inverse_length, out=unit[:n * dims].view(n, dims)), shard),
-                    order[here], column[here] - start, room[:batch * n].view(batch, n), spare[:n * dims].view(n, dims))
+        yield _Tile(at, centers, inverse_length,
+                    _operand(torch.mul(centers, inverse_length, out=unit[:n * dims].view(n, dims)), shard),
+                    order[here], column[here] - start, logits[:batch * n].view(batch, n), gradient[:n * dims].view(n, dims))
 
 
 # bfloat16 products are summed in float32. A CPU has no such matmul, so there the operands are rounded and

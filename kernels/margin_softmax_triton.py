@@ -2,9 +2,9 @@
 
     row_sums   kernel: a block of rows against a run of class tiles: matmul, exp, sum; nothing but the sums is written
     gradients  chunk by chunk of classes: kernel: logits again, into the bfloat16 gradient of the cosines `[B,chunk]`;
-               two library matmuls, for x and for the centres; kernel: through the normalisation, and the SGD step at once
-Both work on a bfloat16 copy of the centres brought to length 1, made in each pass: the blocks of rows that read it again
-would have to read float32 instead. It takes a quarter of what centres and momentum together do.
+               two library matmuls, for x and for the centers; kernel: through the normalization, and the SGD step at once
+Both work on a bfloat16 copy of the unit centers, made in each pass: the blocks of rows that read it again would have to
+read float32 instead. It takes a quarter of what centers and momentum together do.
 
 TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, which is how the tests hold them against the plain form. There
 the operands are float32 numbers rounded to bfloat16, the interpreter having no bfloat16 product.
@@ -75,17 +75,17 @@ def gradients(shard: Shard, peak: torch.Tensor, coefficient: torch.Tensor, targe
 
 
 def _operands(shard: Shard):
-    """x and the centres that take part, of length 1, in bfloat16 `[B,D]`, `[n,D]`; the centres' inverse lengths `[n]`; how
+    """x and the centers that take part, of length 1, in bfloat16 `[B,D]`, `[n,D]`; the centers' inverse lengths `[n]`; how
     many really take part, int64 scalar on the device: what follows in `shard.rows` is padding."""
     n, dims = shard.count, shard.x.shape[1]
     dtype = torch.float32 if INTERPRETED else torch.bfloat16
     unit, inverse_length = shard.x.new_empty((n, dims), dtype=dtype), shard.x.new_empty(n, dtype=torch.float32)
     taking_part = (torch.full((), n, device=shard.x.device) if shard.rows is None
-                   else (shard.rows < len(shard.centres)).sum())
+                   else (shard.rows < len(shard.centers)).sum())
     block_d = triton.next_power_of_2(dims)
     block = max(1, 4096 // block_d)
-    _normalise_rows[(triton.cdiv(n, block),)](
-        shard.centres, shard.rows if shard.rows is not None else shard.centres, taking_part, unit, inverse_length, n,
+    _normalize_rows[(triton.cdiv(n, block),)](
+        shard.centers, shard.rows if shard.rows is not None else shard.centers, taking_part, unit, inverse_length, n,
         GATHERED=shard.rows is not None, D=dims, BLOCK_N=block, BLOCK_D=block_d)
     if INTERPRETED:
         unit = unit.bfloat16().to(dtype)
@@ -94,7 +94,7 @@ def _operands(shard: Shard):
 
 def _step_rows(shard: Shard, gradient: torch.Tensor, inverse_length: torch.Tensor, start: int, taking_part: torch.Tensor,
                update: DenseGradient | Sgd):
-    """Hand the gradient of some unit centres `[n,D]`, those from `start` on, to `update`."""
+    """Give the gradient of some unit centers `[n,D]`, those from `start` on, to `update`."""
     n, dims = gradient.shape
     block_d = triton.next_power_of_2(dims)
     block = max(1, 2048 // block_d)
@@ -108,7 +108,7 @@ def _step_rows(shard: Shard, gradient: torch.Tensor, inverse_length: torch.Tenso
         return gradient if tensor is None else tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
     _step[(triton.cdiv(n, block),)](
-        gradient, shard.centres, given(shard.rows), inverse_length, taking_part, state, *rates, given(seen), given(skip),
+        gradient, shard.centers, given(shard.rows), inverse_length, taking_part, state, *rates, given(seen), given(skip),
         n, start, GATHERED=shard.rows is not None, STEP=isinstance(update, Sgd), SEEN=seen is not None,
         SKIP=skip is not None, MOVE=isinstance(update, Sgd) and update.move, D=dims, BLOCK_N=block, BLOCK_D=block_d)
 
@@ -157,13 +157,13 @@ def _shared_memory(device: torch.device) -> int:
 
 
 @triton.jit
-def _normalise_rows(centres, rows, taking_part, unit, inverse_length, n,
+def _normalize_rows(centers, rows, taking_part, unit, inverse_length, n,
                     GATHERED: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     real = at < tl.load(taking_part)
     row = tl.load(rows + at, mask=real, other=0) if GATHERED else at
-    w = tl.load(centres + row[:, None] * D + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
+    w = tl.load(centers + row[:, None] * D + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
     inverse = 1 / tl.maximum(tl.sqrt(tl.sum(w * w, 1)), 1e-12)
     tl.store(inverse_length + at, inverse, mask=at < n)
     tl.store(unit + at[:, None] * D + d[None, :], (w * inverse[:, None]).to(unit.dtype.element_ty),
@@ -221,7 +221,7 @@ def _cosine_gradients(x, unit, column, taking_part, peak, coefficient, target, o
 
 
 @triton.jit
-def _step(gradient, centres, rows, inverse_length, taking_part, state, lr, momentum, weight_decay, seen, skip, n, first,
+def _step(gradient, centers, rows, inverse_length, taking_part, state, lr, momentum, weight_decay, seen, skip, n, first,
           GATHERED: tl.constexpr, STEP: tl.constexpr, SEEN: tl.constexpr, MOVE: tl.constexpr, SKIP: tl.constexpr,
           D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     """state: the momentum buffer (STEP), or the dense gradient."""
@@ -231,10 +231,10 @@ def _step(gradient, centres, rows, inverse_length, taking_part, state, lr, momen
     row = tl.load(rows + first + i, mask=real, other=0) if GATHERED else i + first
     mask = real[:, None] & (d < D)[None, :]
     at = row[:, None] * D + d[None, :]
-    w = tl.load(centres + at, mask=mask, other=0.0)
+    w = tl.load(centers + at, mask=mask, other=0.0)
     g = tl.load(gradient + i[:, None] * D + d[None, :], mask=mask, other=0.0)
     inverse = tl.load(inverse_length + i, mask=real, other=0.0)[:, None]
-    # through the normalisation: nothing along the centre, and the rest over its length
+    # through the normalization: nothing along the center, and the rest over its length
     unit = w * inverse
     g = (g - unit * tl.sum(g * unit, 1)[:, None]) * inverse
     if STEP:
@@ -248,6 +248,6 @@ def _step(gradient, centres, rows, inverse_length, taking_part, state, lr, momen
             mask = mask & (tl.load(skip + 0 * d) == 0)[None, :]  # a block of it: the interpreter takes no single mask
         tl.store(state + at, new, mask=mask)
         if MOVE:
-            tl.store(centres + at, w - lr * new, mask=mask)
+            tl.store(centers + at, w - lr * new, mask=mask)
     else:
         tl.store(state + at, g, mask=mask)

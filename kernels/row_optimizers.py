@@ -1,7 +1,7 @@
-"""What becomes of the gradient of some class centres, as soon as it is made: kept, or stepped at once.
+"""Row-wise optimizer updates: the gradient of some class centers is kept, or makes their update at once.
 
 Each has `take(rows, weight, gradient)`: rows, a slice or int64 `[n]`, are those of the shard; weight `[n,D]` is what
-`rows_of(centres, rows)` gave, gradient `[n,D]` may be used up.
+`rows_of(centers, rows)` gave; gradient `[n,D]` may be overwritten.
 """
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ class Sgd:
     """v = momentum * v + g + weight_decay * w; w = w - lr * v, with torch.optim.SGD's conventions.
 
     seen: bool `[num_local]`, rows whose v has decayed in this step already: several calls make one update, and v, which
-    then gathers their gradients, decays once. move: False holds w back until the last of them.
-    skip: bool scalar; where true nothing changes, and nothing is read back.
+    then gathers their gradients, decays once. move: False leaves w as it is until the last of them.
+    skip: bool scalar on the device; where true nothing changes.
     """
-    centres: torch.Tensor
+    centers: torch.Tensor
     momentum_buffer: torch.Tensor
     lr: float
     momentum: float
@@ -49,13 +49,13 @@ class Sgd:
             v.copy_(torch.where(self.skip, v, v * factor + gradient))
             if self.move:
                 weight.copy_(torch.where(self.skip, weight, weight - self.lr * v))
-        _write_back(rows, (self.momentum_buffer, v), (self.centres, weight))
+        _write_back(rows, (self.momentum_buffer, v), (self.centers, weight))
 
 
 @dataclass
 class AdamW:
     """AdamW, https://arxiv.org/abs/1711.05101, betas (0.9, 0.999); `updates` counts all steps, sampled rows or not."""
-    centres: torch.Tensor
+    centers: torch.Tensor
     first: torch.Tensor
     second: torch.Tensor
     updates: torch.Tensor
@@ -70,12 +70,17 @@ class AdamW:
         w_new = weight - self.lr * (step + self.weight_decay * weight)
         for old, new in (m, m_new), (u, u_new), (weight, w_new):
             old.copy_(new if self.skip is None else torch.where(self.skip, old, new))
-        _write_back(rows, (self.first, m), (self.second, u), (self.centres, weight))
+        _write_back(rows, (self.first, m), (self.second, u), (self.centers, weight))
 
 
 def rows_of(tensor: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
     """`tensor[rows]`: a view for a slice; for indices a copy, four times as fast on a CPU."""
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
+
+
+def skip_flag(flag: torch.Tensor) -> torch.Tensor | None:
+    """A flag to skip by; None when it is known to be false, as on a CPU, where reading it costs nothing."""
+    return flag if flag.is_cuda or flag else None
 
 
 def _write_back(rows, *pairs):

@@ -9,8 +9,8 @@ class Margin(nn.Module):
     `forward(cosine)` gives the target's new cosine, `[B] -> [B]`, with its true gradient.
     `s` scales every cosine into a logit. `strength` in [0, 1] scales the margin itself; the trainer sets it from
     the step (margin warm-up), so it needs no state.
-    `interclass` in (0, 1): negatives whose cosine is above it are left out of the softmax, since they are likely
-    the same thing under another label (Partial FC, https://arxiv.org/abs/2203.15565, section 3.3); None: off.
+    `interclass` in (0, 1): negatives whose cosine is above it are excluded from the softmax, since they are
+    likely the same thing under another label (Partial FC, https://arxiv.org/abs/2203.15565, section 3.3); None: off.
     """
 
     def __init__(self, s: float = 64.0, interclass: float | None = None):
@@ -21,6 +21,6 @@ class Margin(nn.Module):
         self.interclass = interclass
         self.strength = 1.0
 
-    def left_out(self, cosine: torch.Tensor) -> torch.Tensor | None:
-        """Mask of the negatives to leave out, same shape as `cosine`, or None when all stay."""
+    def excluded(self, cosine: torch.Tensor) -> torch.Tensor | None:
+        """Mask of the negatives to exclude, same shape as `cosine`, or None when all stay."""
         return None if self.interclass is None else cosine > self.interclass

@@ -1,6 +1,7 @@
-"""Compiles the head's kernels for GPUs that need not be there, and prints where they do not fit; run by
-test_class_tiles_triton.py in a process of its own, without Triton's interpreter."""
+"""Compiles the head's kernels for GPUs that need not be there, on all cores, and prints where they do not fit; run by
+test_margin_softmax_triton.py in a process of its own, without Triton's interpreter."""
 import inspect
+import multiprocessing
 import re
 
 import triton.language as tl
@@ -17,27 +18,41 @@ NUMBERS = {"batch": "i32", "n": "i32", "first": "i32", "s": "fp32", "limit": "fp
            "weight_decay": "fp32"}
 
 
-def shared_memory(kernel, capability, stages, **constants):
+def compiled(name, capability, stages, constants):
+    kernel = getattr(kernels, name)
     names = list(inspect.signature(kernel.fn).parameters)
     signature = {name: "constexpr" if name in constants else NUMBERS.get(name) or "*" + POINTERS.get(name, "fp32")
                  for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     constexprs = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, constexprs, aligned)
-    compiled = compile(source, target=GPUTarget("cuda", capability, 32),
-                       options={"num_warps": kernels.WARPS, "num_stages": stages})
-    return compiled.metadata.shared, len(re.findall("wgmma|mma.sync|tcgen05.mma", compiled.asm["ptx"]))
+    return compile(source, target=GPUTarget("cuda", capability, 32),
+                   options={"num_warps": kernels.WARPS, "num_stages": stages})
 
 
-for capability, shared in GPUS.items():
-    for dims in (64, 256, 512, 1024) if capability in (90, 120) else (256,):
-        blocks = kernels.Blocks.of(1024, dims, shared)
-        common = dict(D=dims, OPERAND=tl.bfloat16, BLOCK_B=blocks.rows, BLOCK_D=blocks.dims)
-        for kernel, stages, more in ((kernels._row_sums, blocks.stages, dict(SHIFTED=True, BLOCK_C=blocks.sum_classes)),
-                                     (kernels._cosine_gradients, 2, dict(BLOCK_C=blocks.gradient_classes))):
-            taken, matmuls = shared_memory(kernel, capability, stages, **common, **more)
-            verdict = "fits" if taken <= shared and matmuls else "DOES NOT FIT"
-            print(verdict, kernel.__name__, capability, dims, taken, matmuls)
-    steps = dict(D=256, BLOCK_N=8, BLOCK_D=256, GATHERED=True)
-    shared_memory(kernels._normalise_rows, capability, 3, **steps)
-    shared_memory(kernels._step, capability, 3, STEP=True, SEEN=True, MOVE=True, SKIP=True, **steps)
+def line_of(name, capability, stages, dims, constants):
+    """What a kernel with matmuls takes of the shared memory; None for one without, which need only compile."""
+    done = compiled(name, capability, stages, constants)
+    if dims is None:
+        return None
+    taken, matmuls = done.metadata.shared, len(re.findall("wgmma|mma.sync|tcgen05.mma", done.asm["ptx"]))
+    verdict = "fits" if taken <= GPUS[capability] and matmuls else "DOES NOT FIT"
+    return f"{verdict} {name} {capability} {dims} {taken} {matmuls}"
+
+
+def all_kernels():
+    for capability, shared in GPUS.items():
+        for dims in (64, 256, 512, 1024) if capability in (90, 120) else (256,):
+            blocks = kernels.Blocks.of(1024, dims, shared)
+            common = dict(D=dims, OPERAND=tl.bfloat16, BLOCK_B=blocks.rows, BLOCK_D=blocks.dims)
+            yield "_row_sums", capability, blocks.stages, dims, common | dict(SHIFTED=True, BLOCK_C=blocks.sum_classes)
+            yield "_cosine_gradients", capability, 2, dims, common | dict(BLOCK_C=blocks.gradient_classes)
+        steps = dict(D=256, BLOCK_N=8, BLOCK_D=256, GATHERED=True)
+        yield "_normalize_rows", capability, 3, None, steps
+        yield "_step", capability, 3, None, steps | dict(STEP=True, SEEN=True, MOVE=True, SKIP=True)
+
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool() as pool:  # forked: torch and Triton are imported already
+        lines = pool.starmap(line_of, all_kernels(), chunksize=1)
+    print("\n".join(line for line in lines if line))

@@ -8,8 +8,8 @@ from engine.random import hash64, normal
 from losses import ArcFace, CosFace
 from partial_fc import PartialFC
 from tasks.registration import RegistrationTask
-from tests.test_partial_fc import plain, relative, sampled_rows
-from tests.test_train import folder, losses_of, settings  # noqa: F401
+from tests.helpers.head import plain, relative, sampled_rows
+from tests.helpers.runs import folder, losses_of, settings  # noqa: F401
 from train_v2 import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -46,9 +46,9 @@ def test_partial_fc(operands, bound, margin, aside, rate):
 
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 @pytest.mark.parametrize("calls", [1, 3])
-def test_the_update_in_backward_is_that_of_the_dense_gradient(rate, calls):
-    heads = [PartialFC(CosFace(), 256, 3000, rate, weight_decay=0.1, dense_gradient=dense, device="cuda")
-             for dense in (False, True)]
+def test_the_fused_update_is_the_dense_one(rate, calls):
+    heads = [PartialFC(CosFace(), 256, 3000, rate, weight_decay=0.1, update=update, device="cuda")
+             for update in ("fused", "dense")]
     for step in range(3):
         for head in heads:
             head.begin_step(step, 0.1, calls)
@@ -61,12 +61,12 @@ def test_the_update_in_backward_is_that_of_the_dense_gradient(rate, calls):
 
 
 def test_a_step_of_the_head_does_not_wait_for_the_gpu():
-    head = PartialFC(CosFace(), 256, 3000, 0.3, device="cuda")
+    head = PartialFC(CosFace(), 256, 3000, 0.3, update="fused", device="cuda")
     x, labels = torch.ones(64, 256, device="cuda", requires_grad=True), torch.arange(64)
     for mode in ("warn", "error"):  # the first step compiles the kernels
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            head.begin_step(head.step, calls=1)
+            head.begin_step(head.step)
             head(x, labels).backward()
             head.finish_step()
         finally:

@@ -25,7 +25,7 @@ CASES = [(5, 37, 16, 64.0, None, 1, 0), (33, 300, 40, 64.0, 0.2, 1, 0), (140, 53
 
 def shard_of(batch, classes, dims, s, interclass, rate, padding):
     x = F.normalize(normal(1, "x", torch.arange(batch)[:, None], torch.arange(dims)))
-    centres = 0.01 * normal(1, "w", torch.arange(classes)[:, None], torch.arange(dims))
+    centers = 0.01 * normal(1, "w", torch.arange(classes)[:, None], torch.arange(dims))
     labels = (uniform(1, "y", torch.arange(batch)) * (classes + 3)).long()  # the last three are another rank's
     rows, column = None, labels.where(labels < classes, -1)
     if rate < 1:
@@ -35,7 +35,7 @@ def shard_of(batch, classes, dims, s, interclass, rate, padding):
         column = torch.searchsorted(rows, labels).where(labels < classes, -1)
         rows = torch.cat([rows, rows.new_full((padding,), classes)])
     to = dict(device=DEVICE)
-    return Shard(x.to(**to), centres.to(**to), None if rows is None else rows.to(**to), column.to(**to),
+    return Shard(x.to(**to), centers.to(**to), None if rows is None else rows.to(**to), column.to(**to),
                  CosFace(s=s, interclass=interclass), torch.bfloat16)
 
 
@@ -56,12 +56,12 @@ def test_sums(case, shared, monkeypatch):
         assert torch.allclose(ours, plain, rtol=2e-3, atol=1e-30)
     # and both against all logits at once, in float64
     peak, total = margin_softmax_triton.row_sums(shard)
-    rows = slice(None) if shard.rows is None else shard.rows[shard.rows < len(shard.centres)]
-    cosine = shard.x.bfloat16().double() @ F.normalize(shard.centres[rows]).bfloat16().double().T
-    left_out = torch.zeros_like(cosine, dtype=torch.bool) if case[4] is None else cosine > case[4]
+    rows = slice(None) if shard.rows is None else shard.rows[shard.rows < len(shard.centers)]
+    cosine = shard.x.bfloat16().double() @ F.normalize(shard.centers[rows]).bfloat16().double().T
+    excluded = torch.zeros_like(cosine, dtype=torch.bool) if case[4] is None else cosine > case[4]
     here = shard.column >= 0
-    left_out[here.nonzero().squeeze(1), shard.column[here]] = True
-    expected = (case[3] * cosine).masked_fill(left_out, -torch.inf).logsumexp(1)
+    excluded[here.nonzero().squeeze(1), shard.column[here]] = True
+    expected = (case[3] * cosine).masked_fill(excluded, -torch.inf).logsumexp(1)
     assert torch.allclose(total.double().log() + peak, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -72,9 +72,9 @@ def test_embeddings_that_are_not_contiguous():
     assert torch.allclose(margin_softmax_triton.row_sums(shard)[1], expected, rtol=2e-3)
 
 
-def test_a_centre_that_is_not_a_number_shows():
+def test_a_center_that_is_not_a_number_shows():
     shard = shard_of(*CASES[0])
-    shard.centres[3, 2] = torch.nan
+    shard.centers[3, 2] = torch.nan
     for module in margin_softmax, margin_softmax_triton:
         assert module.row_sums(shard)[1].isnan()[shard.column != 3].all()
 
@@ -100,12 +100,12 @@ def test_gradients(case, chunk, monkeypatch):
     target = -drawn("target", case[0])
     results = []
     for module in margin_softmax_triton, margin_softmax:
-        dense = DenseGradient(torch.zeros_like(shard.centres))
+        dense = DenseGradient(torch.zeros_like(shard.centers))
         results.append((module.gradients(shard, peak, coefficient, target, dense), dense.out))
     if shard.rows is not None:
         absent = torch.ones(case[1], dtype=torch.bool)
         absent[shard.rows[shard.rows < case[1]]] = False
-        assert all((centres[absent] == 0).all() for _, centres in results)
+        assert all((centers[absent] == 0).all() for _, centers in results)
     for ours, plain in zip(*results):
         assert relative(ours, plain) < 6e-3  # both round the gradient of the cosines to bfloat16, the one before its factor
 
@@ -118,17 +118,17 @@ def test_the_step_in_the_kernel_is_that_of_sgd(rate, padding, seen, move, skip):
     shard = shard_of(6, 70, 24, 64.0, None, rate, padding)
     total = margin_softmax.row_sums(shard)[1]
     arguments = torch.zeros_like(total), 1 / total, -drawn("target", 6)
-    dense = DenseGradient(torch.zeros_like(shard.centres))
+    dense = DenseGradient(torch.zeros_like(shard.centers))
     margin_softmax_triton.gradients(shard, *arguments, dense)
     momentum = normal(3, "v", torch.arange(70)[:, None], torch.arange(24)).to(DEVICE)
     seen = (drawn("seen", 70) < 0.5) if seen else None
     skip = None if skip is None else torch.tensor(skip, device=DEVICE)
     options = dict(lr=0.3, momentum=0.8, weight_decay=0.2, seen=seen, move=move, skip=skip)
 
-    plain = Sgd(shard.centres.clone(), momentum.clone(), **options)
+    plain = Sgd(shard.centers.clone(), momentum.clone(), **options)
     rows = slice(None) if shard.rows is None else shard.rows[shard.rows < 70]
-    plain.take(rows, plain.centres[rows], dense.out[rows].clone())
-    fused = Sgd(shard.centres, momentum.clone(), **options)
+    plain.take(rows, plain.centers[rows], dense.out[rows].clone())
+    fused = Sgd(shard.centers, momentum.clone(), **options)
     margin_softmax_triton.gradients(shard, *arguments, fused)
     assert torch.allclose(fused.momentum_buffer, plain.momentum_buffer, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(fused.centres, plain.centres, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(fused.centers, plain.centers, rtol=1e-5, atol=1e-6)

@@ -1,111 +1,48 @@
 """The sharded head against the plain formula in float64, on 1, 2 and 3 real ranks, values and gradients."""
-import math
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 
 from engine.distributed import shard_range
 from engine.random import bernoulli, normal, uniform
 from kernels import margin_softmax
-from losses import ArcFace, CombinedMargin, CosFace, Softmax
-from partial_fc import PartialFC
+from losses import ArcFace, CosFace
+from partial_fc import PartialFC, margin_softmax_reference
+from tests.helpers.head import (
+    MARGINS,
+    D,
+    bounds,
+    bytes_sent,
+    cases_for,
+    errors,
+    everything,
+    plain,
+    problem,
+    relative,
+    sampled_rows,
+)
 from tests.helpers.ranks import run_ranks
 
-D = 16
 
-
-def plain(x, w, labels, margin, rows=None):
-    """(loss, dX, dW) of margin cross entropy, one process, float64; `rows`: mask of the classes that take part."""
-    x, w = x.double().requires_grad_(), w.double().requires_grad_()
-    rows = torch.ones(len(w), dtype=torch.bool) if rows is None else rows
-    cosine = F.normalize(x) @ F.normalize(w).T
-    at = (torch.arange(len(x)), labels)
-    logits = margin.s * cosine
-    if margin.interclass is not None:
-        logits = logits.masked_fill(cosine > margin.interclass, -torch.inf)
-    logits = logits.masked_fill(~rows, -torch.inf)
-    logits = logits.index_put(at, margin.s * margin(cosine[at]))
-    # softplus(negatives - target) rather than cross_entropy: p - 1 loses its digits even in float64
-    negatives = logits.index_put(at, torch.full((len(x),), -torch.inf, dtype=torch.float64)).logsumexp(1)
-    loss = torch.logaddexp(negatives - logits[at], torch.zeros((), dtype=torch.float64)).mean()
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("margin", MARGINS)
+def test_the_reference_is_the_plain_formula(margin, rate):
+    x, w, labels = problem(101, 13, 0.7)
+    rows = None if rate == 1 else sampled_rows(101, rate, labels)
+    expected, dx, dw = plain(x, w, labels, margin, rows)
+    x.requires_grad_(), w.requires_grad_()
+    loss = margin_softmax_reference(x, w, labels, margin, rows)
     loss.backward()
-    return loss.detach(), x.grad, w.grad
-
-
-def problem(classes, batch, cosine=None):
-    """Embeddings `[batch,D]`, centres `[classes,D]`, labels; targets at `cosine` when given, and every label only in
-    the upper half of the classes, so that of several ranks the first has no positive."""
-    w = 0.01 * normal(1, "w", torch.arange(classes)[:, None], torch.arange(D)).double()
-    first = -(-classes // 2)
-    labels = first + (uniform(1, "y", torch.arange(batch)) * (classes - first)).long()
-    noise = normal(1, "x", torch.arange(batch)[:, None], torch.arange(D)).double()
-    if cosine is None:
-        return noise, w, labels
-    direction = F.normalize(w[labels])
-    aside = F.normalize(noise - (noise * direction).sum(1, keepdim=True) * direction)
-    return 3 * (cosine * direction + math.sqrt(1 - cosine ** 2) * aside), w, labels
-
-
-def sharded(rank, world, margin, classes, rate, parts, cosine, dtype):
-    """One forward and backward on this rank: (loss, dX of the batch, dW of the shard, mask of rows that moved)."""
-    x, w, labels = problem(classes, sum(parts), cosine)
-    head = PartialFC(margin, D, classes, rate, lr=0.5, weight_decay=0.1).to(dtype)
-    own = slice(head.classes.start, head.classes.stop)
-    head.weight.data.copy_(w[own])
-    head.begin_step(7)
-    here = slice(sum(parts[:rank]), sum(parts[:rank + 1]))
-    mine = x[here].to(dtype).requires_grad_()
-    given = labels[here].clone()
-    loss = head(mine, given)
-    loss.backward()
-    assert torch.equal(given, labels[here]), "the caller's labels were changed"
-    gradient, before = head.weight.grad.clone(), head.weight.detach().clone()
-    head.finish_step()
-    return {"loss": loss.detach(), "dx": mine.grad, "dw": gradient, "moved": (head.weight != before).any(1)}
-
-
-def relative(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
-
-
-def everything(rank, world, cases):
-    return [sharded(rank, world, *case) for case in cases]
-
-
-MARGINS = [CosFace(), ArcFace(), Softmax(), CombinedMargin(m1=1.2, m2=0.2, m3=0.1), CosFace(interclass=0.5)]
-PARTS = {1: [[13]], 2: [[7, 6], [13, 0]], 3: [[5, 4, 4], [1, 12, 0]]}
-
-
-def cases_for(world):
-    return [(margin, 101, rate, parts, cosine, dtype)
-            for margin in MARGINS for rate in (1.0, 0.3) for parts in PARTS[world]
-            for cosine in (None, 0.3, 0.5, 0.7, 0.95) for dtype in (torch.float32, torch.float64)]
-
-
-def sampled_rows(classes, rate, labels):
-    rows = uniform(0, "sample", 7, torch.arange(classes)) < rate
-    rows[labels] = True
-    return rows
-
-
-def errors(case, ranks):
-    """Relative errors (loss, dX, dW) of what the ranks found against the plain formula."""
-    margin, classes, rate, parts, cosine, dtype = case
-    x, w, labels = problem(classes, sum(parts), cosine)
-    x, w = x.to(dtype), w.to(dtype)  # the same rounded numbers for both
-    loss, dx, dw = plain(x, w, labels, margin, sampled_rows(classes, rate, labels))
-    return (max(abs(got["loss"] - loss) / loss for got in ranks).item(),
-            relative(torch.cat([got["dx"] for got in ranks]), len(parts) * dx),  # times the ranks: DDP takes the mean
-            relative(torch.cat([got["dw"] for got in ranks]), dw))
+    assert abs(loss - expected) <= 1e-12 * expected
+    assert relative(x.grad, dx) <= 1e-12 and relative(w.grad, dw) <= 1e-12
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_loss_and_gradients_are_those_of_the_plain_formula(world):
     cases = cases_for(world)
     for case, ranks in zip(cases, zip(*run_ranks(world, everything, cases))):
-        assert max(errors(case, ranks)) <= (1e-5 if case[-1] == torch.float32 else 1e-12), case
+        of_loss, of_gradients = bounds(case) if case[-1] == torch.float32 else (1e-12, 1e-12)
+        loss, dx, dw = errors(case, ranks)
+        assert loss <= of_loss and max(dx, dw) <= of_gradients, case
         assert all(got["loss"] == ranks[0]["loss"] for got in ranks)  # the same number everywhere
         # Only the sampled rows move, though weight decay is on.
         _, classes, rate, parts, cosine, _ = case
@@ -169,6 +106,10 @@ def test_refusals_at_construction():
         PartialFC(CosFace(), D, 0)
     with pytest.raises(ValueError, match="set operands"):
         PartialFC(CosFace(), D, 10, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="with adamw use update=dense"):
+        PartialFC(CosFace(), D, 10, optimizer="adamw", update="fused")
+    with pytest.raises(ValueError, match="must be dense or fused"):
+        PartialFC(CosFace(), D, 10, update=None)
 
 
 def test_loss_does_not_saturate():
@@ -201,10 +142,10 @@ def test_a_row_without_negatives_has_no_loss():
     assert loss == 0 and x.grad.abs().sum() == 0 and head.weight.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_update_is_that_of_torch_optim_whatever_the_number_of_calls(optimizer):
+@pytest.mark.parametrize("optimizer, update", [("sgd", "fused"), ("sgd", "dense"), ("adamw", "dense")])
+def test_the_update_is_that_of_torch_optim_whatever_the_number_of_calls(optimizer, update):
     x, w, labels = problem(30, 12)
-    options = dict(optimizer=optimizer, lr=0.05, momentum=0.9, weight_decay=0.01)
+    options = dict(optimizer=optimizer, update=update, lr=0.05, momentum=0.9, weight_decay=0.01)
     whole, split = (PartialFC(CosFace(), D, 30, **options).double() for _ in range(2))
     theirs = torch.nn.Parameter(whole.weight.detach().clone())
     reference = (torch.optim.SGD([theirs], lr=0.05, momentum=0.9, weight_decay=0.01) if optimizer == "sgd"
@@ -223,10 +164,10 @@ def test_the_update_is_that_of_torch_optim_whatever_the_number_of_calls(optimize
         assert torch.allclose(split.weight, whole.weight, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_skipped_step_changes_nothing(optimizer):
+@pytest.mark.parametrize("optimizer, update", [("sgd", "fused"), ("sgd", "dense"), ("adamw", "dense")])
+def test_a_skipped_step_changes_nothing(optimizer, update):
     x, _, labels = problem(30, 12)
-    head = PartialFC(CosFace(), D, 30, 0.5, optimizer=optimizer, weight_decay=0.1).double()
+    head = PartialFC(CosFace(), D, 30, 0.5, optimizer=optimizer, update=update, weight_decay=0.1).double()
     head(x, labels).backward()
     head.finish_step()
     before = {name: value.clone() for name, value in head.state_dict().items()}
@@ -251,12 +192,12 @@ def test_adamw_leaves_the_rows_that_were_not_sampled():
             assert torch.equal((value != before[name]).any(1), rows), name
 
 
-# ---------------------------------------------------------------- the update taken in backward, tile by tile
-def three_steps(rank, world, rate, calls, dense, operands):
+# ---------------------------------------------------------------- the fused update
+def three_steps(rank, world, rate, calls, update):
     """Weight and momentum of this rank's rows after three steps of `calls` uneven calls, and whether a gradient was kept."""
     margin_softmax.TILE = 64 * D  # the 101 classes are several tiles
     head = PartialFC(ArcFace(s=16.0, interclass=0.6), D, 101, rate, lr=0.5, momentum=0.8, weight_decay=0.1,
-                     dense_gradient=dense, operands=operands, dtype=torch.float32 if operands else torch.float64)
+                     update=update, dtype=torch.float64)
     kept = []
     for step in range(3):
         head.begin_step(step, 0.5 / (step + 1), calls)
@@ -274,11 +215,11 @@ CALLS = [(rate, calls) for rate in (1.0, 0.3) for calls in (1, 3)]
 
 
 def all_three_steps(rank, world):
-    return [[three_steps(rank, world, *case, dense, None) for dense in (False, True)] for case in CALLS]
+    return [[three_steps(rank, world, *case, update) for update in ("fused", "dense")] for case in CALLS]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_update_in_backward_is_that_of_the_dense_gradient(world):
+def test_the_fused_update_is_the_dense_one(world):
     ranks, alone = run_ranks(world, all_three_steps), all_three_steps(0, 1)
     for i, case in enumerate(CALLS):
         for name in ("weight", "momentum_buffer"):
@@ -309,9 +250,9 @@ def test_bfloat16_operands_keep_two_digits(rate):
 
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_a_loss_that_is_not_finite_moves_nothing_in_backward(calls, rate):
+def test_the_fused_update_skips_a_loss_that_is_not_finite(calls, rate):
     x, _, labels = problem(30, 12)
-    head = PartialFC(CosFace(), D, 30, rate, weight_decay=0.1).double()
+    head = PartialFC(CosFace(), D, 30, rate, update="fused", weight_decay=0.1).double()
     before = head.weight.detach().clone()
     head.begin_step(0, calls=calls)
     for call in range(calls):
@@ -326,11 +267,11 @@ def test_a_loss_that_is_not_finite_moves_nothing_in_backward(calls, rate):
     assert not torch.equal(head.weight, before) and head.updates == 1
 
 
-def test_a_call_that_is_left_out_does_not_keep_momentum_from_decaying():
+def test_a_skipped_call_does_not_keep_momentum_from_decaying():
     x, _, labels = problem(30, 12)
     momenta = []
     for bad in (0, 1, None):
-        head = PartialFC(CosFace(), D, 30, momentum=0.9).double()
+        head = PartialFC(CosFace(), D, 30, update="fused", momentum=0.9).double()
         head.momentum_buffer.fill_(1.0)
         head.begin_step(0, calls=2)
         for call in (0, 1):
@@ -339,9 +280,9 @@ def test_a_call_that_is_left_out_does_not_keep_momentum_from_decaying():
     assert torch.allclose(momenta[0], momenta[1]) and torch.allclose(momenta[1], momenta[2])
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing_in_backward():
+def test_the_fused_update_skips_a_gradient_that_is_not_finite():
     x, _, labels = problem(30, 12)
-    head = PartialFC(CosFace(), D, 30).double()
+    head = PartialFC(CosFace(), D, 30, update="fused").double()
     before = head.weight.detach().clone()
     head.begin_step(0, calls=1)
     (head(x, labels) * torch.nan).backward()
@@ -358,34 +299,18 @@ def test_a_second_backward_is_refused():
         loss.backward()
 
 
-class LeaveOutOdd(CosFace):
-    def left_out(self, cosine):
+class ExcludeOdd(CosFace):
+    def excluded(self, cosine):
         return (torch.arange(cosine.shape[1]) % 2 == 1).expand_as(cosine)
 
 
-def test_a_margin_may_leave_out_by_a_rule_of_its_own():
+def test_a_margin_may_exclude_by_a_rule_of_its_own():
     x, w, labels = problem(20, 6)
     labels = labels // 2 * 2
-    head, half = PartialFC(LeaveOutOdd(), D, 20).double(), PartialFC(CosFace(), D, 10).double()
+    head, half = PartialFC(ExcludeOdd(), D, 20).double(), PartialFC(CosFace(), D, 10).double()
     head.weight.data.copy_(w)
     half.weight.data.copy_(w[::2])
     assert head(x, labels).item() == pytest.approx(half(x, labels // 2).item(), rel=1e-12)
-
-
-def bytes_sent(rank, world):
-    """Bytes that this rank hands to, or gets from, each collective of one step, whichever is more."""
-    counted = []
-    for name, first in (("all_gather_into_tensor", 0), ("reduce_scatter_tensor", 1), ("all_reduce", 0)):
-        def counting(*args, original=getattr(dist, name), large=first, **kwargs):
-            counted.append(args[large].nbytes)
-            return original(*args, **kwargs)
-        setattr(dist, name, counting)
-    head = PartialFC(CosFace(), 256, 64)
-    head.begin_step(0, calls=1)
-    part = shard_range(1024, rank, world)
-    head(torch.ones(len(part), 256, requires_grad=True), torch.zeros(len(part), dtype=torch.int64)).backward()
-    head.finish_step()
-    return sum(counted)
 
 
 def test_what_crosses_the_ranks_is_the_embeddings_twice_and_little_else():
