@@ -23,7 +23,7 @@ from inference.errors import UserError
 from tasks import Evaluation, build_task, images
 from tasks.registration import RegistrationTask
 from tests.helpers.ranks import FRESH, run_ranks
-from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings
+from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings, train_until
 from train_v2 import train
 
 
@@ -167,6 +167,24 @@ def test_damaged_checkpoints_are_named_and_passed_over(folder, tmp_path, capsys)
         (saved / f"step-{step}" / "manifest.json").write_text("{")
     train(settings(folder, tmp_path / "run", *more, "resume=auto"), Ranks(0, 1, CPU))
     assert losses_of(tmp_path / "run") == before and losses_of(tmp_path / "run/earlier-2") == before
+
+
+def test_runs_of_earlier_versions_are_resumed(folder, tmp_path, monkeypatch):
+    """Their manifests have `updates`, one sum of losses and no keys that came later; their configs name no task."""
+    more = ["save_every=3", "centres_optimizer=adamw", "centres_lr=1e-3", "ema=0.5"]
+    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
+    train_until(5, settings(folder, tmp_path / "halves", *more), monkeypatch)
+    older = tmp_path / "halves/checkpoints/step-3"
+    manifest = read_manifest(older, {})
+    for key in ("terms", "crc32"):
+        manifest.pop(key, None)
+    checkpoint.write_manifest(older, {**manifest, "updates": 3})
+    config = tmp_path / "halves/config.json"
+    config.write_text(json.dumps({key: value for key, value in json.loads(config.read_text()).items()
+                                  if key not in ("task", "fit", "identity")}))
+    train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
+    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    assert torch.equal(centers(tmp_path / "halves"), centers(tmp_path / "whole"))
 
 
 OF_A_FILE = {"bytes": 1, "crc32": "00000000"}

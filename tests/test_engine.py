@@ -1,11 +1,23 @@
+"""What every run shares: random numbers, schedules and rates, what ranks agree on, keys of a config, tables of results."""
+import csv
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from easydict import EasyDict
+from torch import nn
 
 from engine.distributed import shard_range
-from engine.random import hash64, normal, permute, uniform
-from engine.schedules import lr_factor, margin_factor
+from engine.due import Schedule
+from engine.keys import Key
+from engine.metrics import Results
+from engine.optimizer import decay_groups, load_optimizer_state, make_optimizer, optimizer_state, set_rates
+from engine.random import hash64, normal, permute, seed_step, uniform
+from engine.schedules import lr_factor, margin_factor, scaled_lr
+from engine.signals import StopSignals
+from inference.errors import UserError
+from tests.helpers.ranks import run_ranks
 
 MASK = (1 << 64) - 1
 
@@ -69,3 +81,90 @@ def test_schedules():
     assert lr_factor(0, 1, "cosine", 0.0) == 1
     assert [margin_factor(step, 100, 0.4) for step in (0, 10, 40, 99)] == [0, 0.25, 1, 1]
     assert margin_factor(0, 100, 0.0) == 1
+
+
+def test_rates_follow_their_stated_rule():
+    """A text encoder's 2e-5 at batch 32 stays 2e-5, whatever the other groups do."""
+    encoder, network = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [*decay_groups(network.named_parameters(), 1e-3, "sqrt", 0.1),
+              *decay_groups(encoder.named_parameters(), 2e-5, "fixed", 0.0, "encoder")]
+    for batch, expected in ((32, 1e-3 / 4), (512, 1e-3), (2048, 2e-3)):
+        optimizer = make_optimizer(groups, batch)
+        assert set_rates(optimizer, 1.0) == pytest.approx({"lr": expected, "lr/encoder": 2e-5})
+        assert set_rates(optimizer, 0.5) == pytest.approx({"lr": expected / 2, "lr/encoder": 1e-5})
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected / 2] * 2 + [1e-5] * 2)
+    assert scaled_lr(0.1, 64, "linear") == pytest.approx(0.1 / 8)
+
+
+def test_the_optimizers_state_goes_through_plain_tensors():
+    one, other = (nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last) for _ in range(2))
+    optimizers = [make_optimizer(decay_groups(net.named_parameters(), 1e-3, "sqrt", 0.1), 512) for net in (one, other)]
+    for _ in range(3):
+        one(torch.rand(2, 3, 8, 8)).square().sum().backward()
+        optimizers[0].step()
+    tensors = {key: value.clone() for key, value in optimizer_state(optimizers[0]).items()}
+    assert {key.split(".")[1] for key in tensors} == {"step", "exp_avg", "exp_avg_sq"}
+    load_optimizer_state(optimizers[1], tensors)
+    other.load_state_dict(one.state_dict())
+    for net, optimizer in zip((one, other), optimizers):
+        optimizer.zero_grad()
+        net(torch.ones(2, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_torchs_own_numbers_are_a_function_of_step_part_and_rank():
+    def drawn(*of):
+        seed_step(*of)
+        return nn.functional.dropout(torch.ones(64))
+    first = drawn(0, 5, 0, 0)
+    torch.rand(7)  # what was drawn before counts for nothing
+    assert torch.equal(drawn(0, 5, 0, 0), first)
+    assert not any(torch.equal(drawn(*of), first) for of in ((1, 5, 0, 0), (0, 6, 0, 0), (0, 5, 1, 0), (0, 5, 0, 1)))
+
+
+def wishes(rank, world):
+    """What is due after each of four steps, where the last rank alone gets a signal in the middle of the third."""
+    signals = StopSignals()
+    cfg = EasyDict(eval_every=2, save_every=3, save_minutes=0.0)
+    checkpoints = SimpleNamespace(due=lambda minutes: False)
+    schedule, seen = Schedule(cfg, 6, True, signals, checkpoints), []
+    for step in range(4):
+        if step == 2 and rank == world - 1:
+            signals.seen = "SIGTERM"
+        schedule.ask()
+        seen.append(tuple(schedule.due(step + 1)))
+    return seen
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_ranks_do_the_same_whoever_was_asked(world):
+    expected = [(False, False, False), (True, True, False), (False, True, True), (True, True, True)]
+    assert run_ranks(world, wishes) == [expected] * world
+
+
+def test_a_key_states_its_limits():
+    rate = Key(0.5, "a rate", above=0, most=1)
+    assert rate.checked("rate", rate.parse("rate", ".25")) == 0.25 and rate.checked("rate", 1) == 1.0
+    for value, says in ((0.0, "rate=0.0: must be above 0 and at most 1"), (math.nan, "must be float"), ("x", "must be"),
+                        (True, "must be float")):
+        with pytest.raises(UserError, match=says):
+            rate.checked("rate", value)
+    assert Key(1, "", least=1).limits == "at least 1" and Key(32, "", least=32, most=4096).limits == "from 32 to 4096"
+    assert Key(0, "", least=0, below=1).limits == "0 or more and below 1" and Key("", "").limits == ""
+    with pytest.raises(UserError, match="did you mean cosine"):
+        Key("cosine", "", choices=("cosine", "constant")).checked("schedule", "cosin")
+
+
+def test_a_column_that_comes_up_late_and_a_row_that_was_cut_off(tmp_path):
+    results = Results(tmp_path, 0)
+    results.write({"step": 1, "loss": 2.0})
+    results.write({"step": 2, "loss": 1.0, "top1": 0.5})
+    results.write({"step": 3, "loss": 0.5})
+    results.close()
+    with open(tmp_path / "results.csv", "a") as file:
+        file.write("4,104,0.2")  # a kill
+    Results(tmp_path, 2).close()
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["top1"]) for row in rows] == [("1", "2.0", ""), ("2", "1.0", "0.5")]
