@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from augment.image_cache import CacheUnavailable, default_folder
-from dataset import square_side
-from partial_fc import PartialFC, memory_needed
+from dataset import resized_side
+from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 
 WORLDS = 1, 2, 4, 8
 MOST_CLASSES = 1 << 15  # that the head is timed with; its time is that of its matmuls, so more take in proportion
@@ -17,7 +17,7 @@ ENOUGH = 3.0            # seconds for each of the two
 
 def cost(cfg, roots, images: int, classes: int, samples: int, network: torch.nn.Module) -> dict:
     """Sizes in bytes, and steps, of the run that `cfg` describes over so many usable images."""
-    side = square_side(cfg.image_size, roots)
+    side = resized_side(cfg.image_size, roots)
     parameters = sum(p.numel() for p in network.parameters())
     rows = classes * cfg.embedding_size * 4 * (2 if cfg.centres_optimizer == "sgd" else 3)  # centres and their moments
     try:
@@ -75,7 +75,8 @@ def _head_seconds(cfg, classes, device):
     from losses import get_margin
     count = min(MOST_IMAGES, cfg.batch_size // cfg.accumulate)
     head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, cfg.sample_rate, optimizer=cfg.centres_optimizer,
-                     momentum=cfg.centres_momentum, weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=device)
+                     update=LEANEST_UPDATE[cfg.centres_optimizer], momentum=cfg.centres_momentum,
+                     weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=device)
     embeddings = torch.randn(count, cfg.embedding_size, device=device, requires_grad=True)
     labels = torch.arange(count) % classes
 
