@@ -273,7 +273,7 @@ class PerClass:
         count = self._count[group]
         visits = (count // self.m).clamp_min(1)  # before a new order begins: the rest is not enough for another
         order = hash64(self.seed, "order within a class", group, visit // visits)
-        place = (visit % visits * self.m + place) % count
+        place = (visit * self.m + place) % count
         for n in count.unique().tolist():
             same = count == n
             place[same] = permute(place[same], n, self.seed, "place within a class", order[same])

@@ -62,7 +62,7 @@ def move_boxes(boxes: torch.Tensor, matrix: torch.Tensor,
 
     A moved box is the upright hull of the moved corners, clipped to the output. shown: the part of the input that can be
     seen at all (lowest and highest x, y: `[n,2,2]`); boxes are clipped to it first. The share is one of areas: what `shown`
-    leaves of the box, times what the output leaves of the hull. A box that cannot be seen has share 0 and no area.
+    leaves of the box, times what the output leaves of the hull. A box that cannot be seen has share 0, and becomes a point.
     """
     kept = boxes
     if shown is not None:
@@ -72,7 +72,8 @@ def move_boxes(boxes: torch.Tensor, matrix: torch.Tensor,
     corners = corners.unflatten(1, (-1, 4))                                               # [n,K,4,2]
     hull = torch.cat([corners.amin(2), corners.amax(2)], 2)
     moved = hull.clamp(-1, 1)
-    return moved, _share(kept, boxes) * _share(moved, hull)
+    share = _share(kept, boxes) * _share(moved, hull)
+    return torch.where((share > 0).unsqueeze(2), moved, moved[..., [0, 1, 0, 1]]), share
 
 
 def _share(part, whole):
