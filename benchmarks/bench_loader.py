@@ -3,8 +3,8 @@
     python benchmarks/bench_loader.py [--quick] [--json] [--data DIR]
 
 The peer decodes with PIL, `Resize` and `PILToTensor` in one worker process for each core; the limit is a copy of the same
-bytes (of building: decoding alone; of waiting: what we allow). Without `--data` the images are made documents of `synth`,
-written to a temporary folder.
+bytes (of building: decoding alone; of waiting: what we allow). Without `--data` the images are synthetic documents (`synth`)
+in a temporary folder.
 """
 import contextlib
 import ctypes
@@ -31,9 +31,10 @@ from augment import Augment
 from configs import load_config
 from dataset import Batches, ImageFolders, list_roots, load_batches
 from engine.distributed import Ranks
+from engine.optimizer import make_optimizer, set_rates
+from engine.parallel import prepare
 from inference.image import available_cores, load_image, map_ahead
-from tasks.registration import build_task
-from train_v2 import make_optimizer
+from tasks import build_task
 
 BATCH, QUICK_BATCH, SIZE, SIDE = 256, 32, 128, 160
 BATCHES = 4  # in one timing
@@ -57,7 +58,7 @@ class PilFolder(Dataset):
 
 
 def main():
-    report = Report(__doc__, ("--data", {"help": "folder of images; default: made documents"}))
+    report = Report(__doc__, ("--data", {"help": "folder of images; default: synthetic documents"}))
     with tempfile.TemporaryDirectory() as temporary:
         data = report.args.data or make(Path(temporary) / "data", 30 if report.quick else 600)
         listed = list_roots([data], 1)
@@ -138,13 +139,17 @@ def stall(report, data, temporary):
     size, steps, warm_up = (16, 6, 2) if report.quick else (BATCH, 320 if DEVICE.type == "cuda" else 20, 4)
     cfg = load_config("configs/lcnet_cos", [f"data={data}", f"cache={temporary}/cache", "pretrained=false",
                                             f"batch_size={size}", f"max_steps={steps}"])
-    task = build_task(cfg, Ranks(0, 1, DEVICE))
-    optimizer, sound = make_optimizer(task.network, cfg.weight_decay), torch.zeros((), dtype=torch.bool, device=DEVICE)
+    ranks = Ranks(0, 1, DEVICE)
+    task = build_task(cfg, ranks)
+    task.forward, _ = prepare(task.model, task.example, ranks, cfg.compile, cfg.precision)
+    optimizer = make_optimizer(task.param_groups(), cfg.batch_size)
+    skip = torch.zeros((), dtype=torch.bool, device=DEVICE)
     with contextlib.closing(task.batches(0)) as batches:
         for step in range(steps):
             if step == warm_up:
                 synchronize()
                 began, waited = time.perf_counter(), 0.0
+            set_rates(optimizer, 1.0)
             task.begin_step(step, 1.0)
             asked = time.perf_counter()
             batch = next(batches)
@@ -152,7 +157,7 @@ def stall(report, data, temporary):
             sum(task.losses(batch).values()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            task.finish_step(sound)
+            task.finish_step(skip)
         synchronize()
         share = waited / (time.perf_counter() - began)
     report.add(f"loader stall: a training loop's wait for cached batches, on {DEVICE.type}", 100 * share, None, 5.0, "%")
@@ -183,11 +188,11 @@ def memory(report, listed, cache):
             done.set()
             watcher.join()
         peak[name] = (max(found) - before) / 2**20
-    report.add("memory of loading, cached, workers' included, mapped files left out", peak["ours"], peak["peer"], unit="MiB")
+    report.add("memory of loading, cached, with workers, without mapped files", peak["ours"], peak["peer"], unit="MiB")
 
 
 def held() -> int:
-    """Bytes of this process and its workers, each page that they share counted once. Pages of mapped files are left out: the
+    """Bytes of this process and its workers, each page that they share counted once. Pages of mapped files do not count: the
     system takes them back whenever it needs them, as it does those of files that are read."""
     workers = " ".join(children.read_text() for children in Path("/proc/self/task").glob("*/children")).split()
     total = 0
@@ -201,21 +206,21 @@ def sizes(report, temporary):
     """(d) Rows of a cache that fits into memory, read in the order of training. One small image under many names (hard
     links, as one file is refused twice, and symbolic ones would be that) is a row for each of them."""
     smallest = 100 if report.quick else 3600
-    picture = temporary / "small.png"
-    cv2.imwrite(str(picture), torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy())
+    image = temporary / "small.png"
+    cv2.imwrite(str(image), torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy())
     loaders, roots, rows = {}, [], 0
     for wanted in (smallest, 4 * smallest, 16 * smallest):
         roots.append(temporary / f"to{wanted}")
         roots[-1].mkdir()
         for rows in range(rows, wanted):
-            os.link(picture, roots[-1] / f"{rows:06}.png")
+            os.link(image, roots[-1] / f"{rows:06}.png")
         rows = wanted
         images = ImageFolders(list_roots([str(root) for root in roots], 1), SIZE, f"{temporary}/rows")
         if not images.cached:
             report.say(f"cached batches out of {rows:,} rows: not measured, {images.storage}")
             break
         for part in torch.arange(rows).split(BATCH):  # every page mapped
-            images.squares(part)
+            images.pixels(part)
         loaders[rows] = ours(images, BATCH)
     for rows, speed in per_second(loaders, report, 40).items():
         report.add(f"cached batches out of {rows:,} rows", speed, unit="img/s")

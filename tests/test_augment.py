@@ -1,8 +1,7 @@
 """Augmentation depends on position alone, stays in range, never turns one class into another, and says where pixels went."""
 import math
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +13,6 @@ from augment import operations as op
 from augment.draw import Draw
 from augment.geometry import move_boxes, move_points, warp
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 40, 40), np.uint8))
 ACTIVE = [name for name in PRESETS if name != "none"]
 
@@ -262,13 +260,22 @@ def test_images_larger_than_the_noise(size):
     assert field.shape == (2, 1, size, size) and abs(torch.corrcoef(field.flatten(1))[0, 1]) < 0.05
 
 
-def test_the_contact_sheet_command(tmp_path):
+def test_the_contact_sheet_command(tmp_path, monkeypatch, capsys):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (30, 30, 3), np.uint8))
-    sheet = tmp_path / "sheet.png"
-    for words, status in (([sheet, f"data={tmp_path}", "image_size=32"], 0), ([tmp_path / "sheet.txt"], 2)):
-        done = subprocess.run([sys.executable, "-m", "tools.contact_sheet", "lcnet_strong", *words], cwd=ROOT,
-                              capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-    assert done.stderr.count("\n") == 1 and "must end in .png" in done.stderr
-    assert cv2.imread(str(sheet)).shape == (8 * 32, 4 * 64, 3)
+    sheet = str(tmp_path / "sheet.png")
+
+    def status_of(*words):
+        monkeypatch.setattr(sys, "argv", ["contact_sheet", *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("tools.contact_sheet", run_name="__main__")
+        return end.value.code
+
+    assert status_of("lcnet_strong", sheet, f"data={tmp_path}", "image_size=32") == 0
+    assert cv2.imread(sheet).shape == (8 * 32, 4 * 64, 3) and f"{sheet}: 32 of 72 samples" in capsys.readouterr().out
+    assert status_of("--help") == 0 and "key=value" in capsys.readouterr().out
+    for words, says in ((["lcnet_strong", "sheet.txt"], "must end in .png"), (["lcnet_strong"], "FILE.png"),
+                        (["lcnet_strong", str(tmp_path / "none" / "x.png"), f"data={tmp_path}"], "cannot be written")):
+        assert status_of(*words) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inference.classify import DocClassifier, main
 from inference.cli import counted, exit_status
 from inference.errors import UserError
-from inference.image import ImageError
+from inference.image import ImageError, fit_square
 from inference.model import METADATA_KEY, PART, Part, _Bound, load_model
 from inference.registry import Registry
 
@@ -592,6 +592,9 @@ def test_wrong_registry(model, tmp_path, capsys):
     ({"metadata": METADATA | {"margin": -0.1}}, "not a model of this project"),
     ({"metadata": METADATA | {"margin": float("nan")}}, "not a model of this project"),
     ({"metadata": METADATA | {"margin": [0.1]}}, "not a model of this project"),
+    ({"metadata": METADATA | {"fit": "crop"}}, "not a model of this project"),
+    ({"metadata": METADATA | {"fit": ["pad"]}}, "not a model of this project"),
+    ({"metadata": METADATA | {"fit": None}}, "not a model of this project"),
     ({"more_inputs": ["more"]}, "not a model of this project"),
     ({"last": "Mystery", "domain": "custom"}, "cannot load"),
     ({"last": "\x1b[31mMystery\n", "domain": "custom"}, "cannot load"),
@@ -611,6 +614,13 @@ def test_a_model_that_is_not_ours(tmp_path, register, capfd, monkeypatch, option
     path = write_model(tmp_path / "other.onnx", **options)
     message = refused(capfd, arguments(path, register, register / "licence.png"))
     assert reason in message and str(path) in message and "onnx_export.py" in message and "\x1b" not in message
+
+
+@pytest.mark.parametrize("said", [{}, {"fit": "squash"}, {"fit": "pad"}])
+def test_a_model_says_how_an_image_becomes_a_square(tmp_path, said):
+    fit, image = said.get("fit", "squash"), noise(1, 60)[:20]
+    loaded = load_model(write_model(tmp_path / "fit.onnx", METADATA | said))
+    assert loaded.fit == fit and np.array_equal(loaded.prepare(image), fit_square(image, SIZE, fit)[:, :, ::-1])
 
 
 def test_a_model_that_breaks_at_some_images(tmp_path, register, capfd):

@@ -23,6 +23,8 @@ from inference.image import (
     ImageError,
     as_bgr,
     decode,
+    fit_square,
+    fitted_sides,
     list_images,
     load_image,
     resize,
@@ -33,7 +35,7 @@ FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF"]
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}}
 
 
-def picture(width=60, height=40, mode="RGB"):
+def gradient(width=60, height=40, mode="RGB"):
     """Smooth and asymmetric, so that JPEG keeps it and every orientation shows."""
     y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
     return Image.fromarray(np.uint8(np.stack([255 * x, 255 * y, 200 * x * y], axis=2))).convert(mode)
@@ -52,7 +54,7 @@ def rgb(image):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_decodes_to_bgr(name, mode):
-    image = picture(mode=mode)
+    image = gradient(mode=mode)
     decoded = decode(encode(image, name))
     assert decoded.dtype == np.uint8 and decoded.shape == (40, 60, 3) and decoded.flags.c_contiguous
     assert np.abs(decoded[:, :, ::-1] - rgb(image)).max() <= (12 if name in ("JPEG", "WEBP") else 0)
@@ -63,8 +65,8 @@ def test_decodes_to_bgr(name, mode):
 def test_is_upright(name, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(picture(), name, exif=exif, **LOSSLESS.get(name, {"quality": 98, "subsampling": 0}))
-    unturned = picture()
+    data = encode(gradient(), name, exif=exif, **LOSSLESS.get(name, {"quality": 98, "subsampling": 0}))
+    unturned = gradient()
     unturned.getexif()[0x0112] = orientation
     expected = rgb(ImageOps.exif_transpose(unturned))
     decoded = decode(data)[:, :, ::-1]
@@ -72,10 +74,10 @@ def test_is_upright(name, orientation):
     assert np.abs(decoded - expected).max() <= (6 if name == "JPEG" else 0)
 
 
-def test_a_damaged_exif_block_does_not_cost_the_picture():
+def test_a_damaged_exif_block_does_not_cost_the_image():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(picture(), "JPEG", exif=exif)
+    data = encode(gradient(), "JPEG", exif=exif)
     start = data.index(b"Exif\0\0") + 6
     damaged = data[:start + 4] + b"\xff\xff\xff\xff" + data[start + 8:]  # its directory lies beyond the end
     assert decode(damaged).shape == (40, 60, 3)
@@ -85,7 +87,7 @@ def test_a_damaged_exif_block_does_not_cost_the_picture():
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6])
 @pytest.mark.parametrize("size, divisor", [(20, 8), (40, 4), (80, 2), (100, 1)])
 def test_a_large_jpeg_is_decoded_small(mode, orientation, size, divisor):
-    """A scene with detail at every scale; what `resize` makes of the small picture is what it makes of the whole one."""
+    """A scene with detail at every scale; what `resize` makes of the small image is what it makes of the whole one."""
     rng = np.random.default_rng(0)
     scene = 128 + sum(cv2.resize(rng.uniform(-1, 1, (side, side, 3)) * strength, (504, 328))
                       for side, strength in ((3, 60), (9, 40), (27, 25), (81, 12), (200, 6)))
@@ -100,13 +102,13 @@ def test_a_large_jpeg_is_decoded_small(mode, orientation, size, divisor):
 
 
 def test_only_jpeg_is_decoded_small():
-    data = encode(picture(600, 400), "PNG")
+    data = encode(gradient(600, 400), "PNG")
     assert np.array_equal(decode(data, 32), decode(data))
 
 
 def test_a_jpeg_whose_sides_do_not_divide_is_less_reduced():
-    """At 1/8 the last column would be mostly padding, 5 of 336: the picture would shift by a third of a pixel."""
-    assert decode(encode(picture(331, 503), "JPEG"), 20).shape == (126, 83, 3)
+    """At 1/8 the last column would be mostly padding, 5 of 336: the image would shift by a third of a pixel."""
+    assert decode(encode(gradient(331, 503), "JPEG"), 20).shape == (126, 83, 3)
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
@@ -119,29 +121,29 @@ def test_16_bits_are_scaled_not_cut(name, channels):
 
 @pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
 def test_transparency_is_put_on_white(name):
-    image = picture()
+    image = gradient()
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
-    # WebP drops the colour of wholly transparent pixels, and 8-bit TIFF arrives multiplied by its alpha.
+    # WebP drops the color of wholly transparent pixels, and 8-bit TIFF arrives multiplied by its alpha.
     decoded = decode(encode(image, name, **LOSSLESS[name]))[:, :, ::-1]
     assert np.abs(decoded - rgb(white)).max() <= 1
 
 
-def test_16_bit_transparency_and_grey_with_alpha():
+def test_16_bit_transparency_and_gray_with_alpha():
     deep = np.full((20, 30, 4), (50, 100, 200, 128), np.uint16) * 257
     expected = [round((value * 128 + 255 * 127) / 255) for value in (50, 100, 200)]
     for extension in (".png", ".tif"):
         assert np.abs(decode(cv2.imencode(extension, deep)[1].tobytes())[3, 4] - np.array(expected)).max() <= 1
-    grey = Image.fromarray(np.full((20, 30, 2), (200, 128), np.uint8), "LA")
-    assert np.abs(decode(encode(grey, "PNG"))[3, 4].astype(int) - 227).max() <= 1
+    gray = Image.fromarray(np.full((20, 30, 2), (200, 128), np.uint8), "LA")
+    assert np.abs(decode(encode(gray, "PNG"))[3, 4].astype(int) - 227).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
 def test_palette_and_one_bit(name):
-    palette = picture().quantize(16)
+    palette = gradient().quantize(16)
     assert np.array_equal(decode(encode(palette, name))[:, :, ::-1], rgb(palette))
-    bits = picture(mode="1")
+    bits = gradient(mode="1")
     assert np.array_equal(decode(encode(bits, name))[:, :, ::-1], rgb(bits))
 
 
@@ -154,21 +156,21 @@ def test_transparent_palette():
 
 
 def test_cmyk_jpeg():
-    decoded = decode(encode(picture().convert("CMYK"), "JPEG", quality=95))
-    assert np.abs(decoded[:, :, ::-1] - rgb(picture())).max() <= 12
+    decoded = decode(encode(gradient().convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(decoded[:, :, ::-1] - rgb(gradient())).max() <= 12
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.98])
 def test_truncated_files_are_refused(name, kept, capfd):
-    data = encode(picture(300, 200), name, **({"progressive": True} if kept == 0.7 and name == "JPEG" else {}))
+    data = encode(gradient(300, 200), name, **({"progressive": True} if kept == 0.7 and name == "JPEG" else {}))
     with pytest.raises(ImageError, match="truncated|damaged"):
         decode(data[:int(len(data) * kept)])
     assert capfd.readouterr().err == ""
 
 
 def test_a_truncated_jpeg_is_called_so():
-    data = encode(picture(300, 200), "JPEG")
+    data = encode(gradient(300, 200), "JPEG")
     thumbnail = b"\xff\xe2" + struct.pack(">H", 2 + len(data)) + data  # a whole JPEG inside a segment
     whole = data[:2] + thumbnail + data[2:]
     assert decode(whole).shape == (200, 300, 3)
@@ -179,7 +181,7 @@ def test_a_truncated_jpeg_is_called_so():
 
 
 def test_damaged_png(capfd):
-    data = bytearray(encode(picture(), "PNG"))
+    data = bytearray(encode(gradient(), "PNG"))
     data[len(data) // 2] ^= 0xFF
     with pytest.raises(ImageError, match="^damaged PNG$"):
         decode(bytes(data))
@@ -192,18 +194,56 @@ def test_damaged_png(capfd):
     (b"BM is how this text begins, and it goes on", "BMP"),
     (b"II*\0 not quite a TIFF", "TIFF"),
     (b"\xff\xd8\xff", "^truncated JPEG$"),
-    (encode(picture(), "GIF"), "^not an image"),
-    (encode(picture(1, 1), "PNG"), f"^1x1 pixels: smaller than {MIN_SIDE}$"),
-    (encode(picture(300, MIN_SIDE - 1), "PNG"), f"^300x{MIN_SIDE - 1} pixels: smaller"),
+    (encode(gradient(), "GIF"), "^not an image"),
+    (encode(gradient(1, 1), "PNG"), f"^1x1 pixels: smaller than {MIN_SIDE}$"),
+    (encode(gradient(300, MIN_SIDE - 1), "PNG"), f"^300x{MIN_SIDE - 1} pixels: smaller"),
 ])
-def test_what_is_not_a_picture(data, reason):
+def test_what_is_not_an_image(data, reason):
     with pytest.raises(ImageError, match=reason):
         decode(data)
 
 
 def test_a_very_long_image_is_fine():
-    assert decode(encode(picture(20_000, 20), "JPEG")).shape == (20, 20_000, 3)
-    assert resize(decode(encode(picture(20_000, 20), "PNG")), 64).shape == (64, 64, 3)
+    assert decode(encode(gradient(20_000, 20), "JPEG")).shape == (20, 20_000, 3)
+    assert resize(decode(encode(gradient(20_000, 20), "PNG")), 64).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("width, height", [(60, 40), (40, 60), (33, 47), (500, 8), (8, 5000), (50, 50)])
+@pytest.mark.parametrize("size", [15, 64, 100])
+def test_a_padded_image_keeps_its_aspect(width, height, size):
+    """It stands in the middle, as wide and high as its aspect asks for, to a pixel, since what is added is the same on both
+    sides; and all around it is the color of its border."""
+    image = rgb(gradient(width, height)).astype(np.uint8)
+    image[:3], image[-3:], image[:, :3], image[:, -3:] = ((250, 200, 150),) * 4       # a border of one color
+    square = fit_square(image, size, "pad")
+    wide, high = fitted_sides(width, height, size, "pad")
+    assert square.shape == (size, size, 3) and square.dtype == np.uint8 and max(wide, high) == size
+    longest = max(width, height)
+    for side, original in ((wide, width), (high, height)):
+        assert abs(side - size * original / longest) <= 1 or side == 2 - size % 2     # the least that there can be
+    left, top = (size - wide) // 2, (size - high) // 2
+    assert (2 * left + wide, 2 * top + high) == (size, size)                          # the same on both sides
+    inside = square[top:top + high, left:left + wide]
+    assert np.array_equal(inside, resize(image, wide, high))
+    if longest <= 3 * size and min(wide, high) > 2:  # else less than the border's three pixels is one of the result's
+        rest = np.ones((size, size), bool)
+        rest[top:top + high, left:left + wide] = False
+        assert (square[rest] == (250, 200, 150)).all()
+
+
+def test_padding_takes_the_color_that_most_of_the_border_has():
+    image = np.full((20, 60, 3), (10, 20, 30), np.uint8)
+    image[:6, :20] = 255  # a corner of another color
+    assert (fit_square(image, 60, "pad")[[0, 19, 40, 59]] == (10, 20, 30)).all()
+
+
+def test_squashing_is_resizing_and_nothing_else_is_known():
+    image = rgb(gradient()).astype(np.uint8)
+    assert np.array_equal(fit_square(image, 32), resize(image, 32)) and fitted_sides(60, 40, 32, "squash") == (32, 32)
+    square = rgb(gradient(40, 40)).astype(np.uint8)
+    assert np.array_equal(fit_square(square, 32, "pad"), resize(square, 32))
+    with pytest.raises(ValueError, match="'crop'.*squash, pad"):
+        fit_square(image, 32, "crop")
 
 
 def png(width, height, *chunks, first=b"IHDR"):
@@ -225,7 +265,7 @@ def bmp(width, height):
 
 def two_frames():
     """The first says 32000x32000, which is what the decoder would take; the second, behind the scan, 60x40."""
-    data = encode(picture(), "JPEG")
+    data = encode(gradient(), "JPEG")
     frame = data.index(b"\xff\xc0")
     stop = frame + 2 + int.from_bytes(data[frame + 2:frame + 4], "big")
     return data[:frame + 5] + struct.pack(">HH", 32000, 32000) + data[frame + 9:-2] + data[frame:stop] + b"\xff\xd9"
@@ -233,15 +273,15 @@ def two_frames():
 
 def large_canvas():
     """An animation of 60x40 in a corner of 16384x16384."""
-    data = bytearray(encode(picture(), "WEBP", save_all=True, append_images=[picture(mode="L")]))
+    data = bytearray(encode(gradient(), "WEBP", save_all=True, append_images=[gradient(mode="L")]))
     canvas = data.index(b"VP8X") + 12
     data[canvas:canvas + 6] = (16383).to_bytes(3, "little") * 2
     return bytes(data)
 
 
 def many_scans():
-    """A refinement of all coefficients, over and over: each takes 50 ms for a large picture, and 200 bytes."""
-    data = encode(picture(), "JPEG", progressive=True)
+    """A refinement of all coefficients, over and over: each takes 50 ms for a large image, and 200 bytes."""
+    data = encode(gradient(), "JPEG", progressive=True)
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 16) + bytes(100)
     return data[:-2] + scan * MAX_SCANS + b"\xff\xd9"
 
@@ -251,10 +291,10 @@ def many_scans():
     (png(60_000, 60_000, (b"IDAT", zlib.compress(b""))), "^60000x60000 pixels: larger"),
     (png(60, 40, first=b"tEXt"), "^damaged PNG$"),
     (png(60, 40, *[(b"tEXt", b"")] * 12_000), "^damaged PNG$"),
-    (encode(picture(), "JPEG").replace(struct.pack(">HH", 40, 60), b"\xff\xdc\xff\xdc"), "^65500x65500 pixels: larger"),
+    (encode(gradient(), "JPEG").replace(struct.pack(">HH", 40, 60), b"\xff\xdc\xff\xdc"), "^65500x65500 pixels: larger"),
     (two_frames(), "^damaged JPEG$"),
     (many_scans(), "scans: more than the limit of 100$"),
-    (b"\xff\xd8" + b"\xff\xe0\0\2" * 12_000 + encode(picture(), "JPEG")[2:], "^damaged JPEG$"),
+    (b"\xff\xd8" + b"\xff\xe0\0\2" * 12_000 + encode(gradient(), "JPEG")[2:], "^damaged JPEG$"),
     (large_canvas(), "^16384x16384 pixels: larger"),
     (b"RIFF" + struct.pack("<I", 96_004) + b"WEBP" + b"JUNK\0\0\0\0" * 12_000, "^damaged WebP$"),
     (bmp(60_000, 60_000), "^60000x60000 pixels: larger"),
@@ -273,8 +313,8 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch, data, reason):
 
 
 def test_of_a_png_only_what_pixels_are_made_of_is_decoded(capfd):
-    """Not texts that unpack to 100 MB, nor what comes behind the first picture of an animation: OpenCV 5 crashes there."""
-    data, bomb = encode(picture(), "PNG"), zlib.compress(bytes(100 << 20))
+    """Not texts that unpack to 100 MB, nor what comes behind the first image of an animation: OpenCV 5 crashes there."""
+    data, bomb = encode(gradient(), "PNG"), zlib.compress(bytes(100 << 20))
     extra = png(1, 1, (b"acTL", struct.pack(">II", 9, 0)), (b"fcTL", bytes(26)), (b"zTXt", b"a\0\0" + bomb),
                 (b"iCCP", b"a\0\0" + bomb))[33:-12]
     behind = png(1, 1, (b"fdAT", bytes(9)), (b"f\xffAT", b"\xff"))[33:-12]
@@ -308,7 +348,7 @@ def test_opencv_makes_no_threads_of_its_own():
 def test_threads_together_decode_so_many_pixels(monkeypatch):
     """Not one more, and all of them get their turn."""
     monkeypatch.setattr(inference.image, "_room", inference.image._Room(10_000))
-    data, at_once, most, lock = encode(picture(), "PNG"), [0], [0], threading.Lock()
+    data, at_once, most, lock = encode(gradient(), "PNG"), [0], [0], threading.Lock()
     imdecode = cv2.imdecode
 
     def slow(*arguments):
@@ -332,8 +372,8 @@ def test_threads_together_decode_so_many_pixels(monkeypatch):
 
 def test_load_image_names_what_is_wrong(tmp_path):
     good = tmp_path / "straße 書類.png"
-    good.write_bytes(encode(picture(), "PNG"))
-    assert np.array_equal(load_image(good)[:, :, ::-1], rgb(picture()))
+    good.write_bytes(encode(gradient(), "PNG"))
+    assert np.array_equal(load_image(good)[:, :, ::-1], rgb(gradient()))
     assert np.array_equal(load_image(str(good)), load_image(good))
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -362,18 +402,18 @@ def test_a_file_beyond_the_limit_of_bytes_is_not_read(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 def test_no_permission(tmp_path):
     path = tmp_path / "locked.png"
-    path.write_bytes(encode(picture(), "PNG"))
+    path.write_bytes(encode(gradient(), "PNG"))
     path.chmod(0)
     with pytest.raises(ImageError, match="Permission denied"):
         load_image(path)
 
 
 def test_as_bgr_takes_what_imread_returns():
-    grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    assert np.array_equal(as_bgr(grey), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
-    assert np.array_equal(as_bgr(grey[:, :, None]), as_bgr(grey))
-    assert np.array_equal(as_bgr(grey.astype(np.uint16) * 257), as_bgr(grey))
-    assert np.array_equal(as_bgr(grey / 255), as_bgr(grey))
+    gray = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    assert np.array_equal(as_bgr(gray), cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR))
+    assert np.array_equal(as_bgr(gray[:, :, None]), as_bgr(gray))
+    assert np.array_equal(as_bgr(gray.astype(np.uint16) * 257), as_bgr(gray))
+    assert np.array_equal(as_bgr(gray / 255), as_bgr(gray))
     clear = np.zeros((10, 20, 4), np.uint8)
     assert as_bgr(clear).min() == 255
     assert as_bgr(np.zeros((10, 20, 3), np.uint8)).shape == (10, 20, 3)

@@ -30,23 +30,23 @@ SIDE = 8
 
 
 class Counting(ImageCache):
-    """Squares made of the file's content, without an image decoder; counts what it decodes."""
+    """Images made of the file's content, without an image decoder; counts what it decodes."""
 
     def __init__(self, folder, wait=0.0):
         self.decoded = []
-        super().__init__(folder, SIDE, self.square)
+        super().__init__(folder, SIDE, self.resized)
         self.wait = wait
 
-    def square(self, path):
+    def resized(self, path):
         time.sleep(self.wait)
         self.decoded.append(path)
         content = Path(path).read_bytes()
         if content.startswith(b"bad"):
             raise ImageError("not an image")
-        return square_of(content)
+        return image_of(content)
 
 
-def square_of(content):
+def image_of(content):
     seed = int.from_bytes(content[:4].ljust(4, b"\0"), "little")
     return np.random.default_rng(seed).integers(0, 256, (3, SIDE, SIDE), np.uint8)
 
@@ -54,11 +54,11 @@ def square_of(content):
 def check(folder, paths, decoded=None, cls=Counting):
     """Open, compare every row with its file, and count the decoded ones."""
     cache = cls(folder)
-    squares, found = cache.open(paths, progress=False)
-    assert list(found) == paths and not (len(squares) and squares.flags.writeable)
+    images, found = cache.open(paths, progress=False)
+    assert list(found) == paths and not (len(images) and images.flags.writeable)
     for path, row in found.items():
         if isinstance(row, int):
-            assert np.array_equal(squares[row], square_of(Path(path).read_bytes())), path
+            assert np.array_equal(images[row], image_of(Path(path).read_bytes())), path
     assert decoded is None or len(cache.decoded) == decoded
     return found
 
@@ -124,7 +124,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, paths, monkeypat
         except OSError:
             raise ImageError("cannot be read: Permission denied") from None
     with monkeypatch.context() as patch:
-        patch.setattr(Counting, "square", refused)
+        patch.setattr(Counting, "resized", refused)
         assert set(check(tmp_path / "cache", paths[:3]).values()) == {"cannot be read: Permission denied"}
     check(tmp_path / "cache", paths, 20)
 
@@ -233,7 +233,7 @@ def test_whoever_maps_a_cache_that_is_built_anew_keeps_the_old_one(tmp_path, pat
     index.write_bytes(b"")
     check(tmp_path / "cache", paths[::-1], 20)  # other rows
     for path, row in found.items():
-        assert isinstance(row, str) or np.array_equal(mapped[row], square_of(Path(path).read_bytes()))
+        assert isinstance(row, str) or np.array_equal(mapped[row], image_of(Path(path).read_bytes()))
 
 
 def test_what_is_decoded_otherwise_lies_elsewhere(tmp_path, paths, index):
@@ -324,7 +324,7 @@ def shared(rank, world, folder):
 
 def test_ranks_share_one_cache(tmp_path):
     write(tmp_path / "a", 9)
-    (tmp_path / "a" / "bad.png").write_text("no picture")
+    (tmp_path / "a" / "bad.png").write_text("no image")
     one, two = run_ranks(2, shared, tmp_path)
     assert one[0] and two[0] and torch.equal(one[1], two[1]) and one[2] == two[2] and "not an image" in one[2][0]
     assert one[3] == two[3] == folders([tmp_path / "a"], 24, identity="content").ids  # each rank read its share of the files
