@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DocMetric: first run and tests. Usage:
 #   ./run.sh            sets up .venv; shows the shipped model at work; then the training demo (CPU, minutes): draws documents,
-#                       trains, evaluates, exports, registers, classifies. Everything it makes lies in work_dirs/demo
+#                       trains, exports, evaluates, registers, classifies. Everything it makes lies in work_dirs/demo
 #   ./run.sh test       sets up .venv; runs the tests; further words go to pytest, for example: ./run.sh test tests/test_losses.py
 #   ./run.sh --help     shows this
 # Needs bash, Python 3.10 or newer with venv, 10 GB of disk, and a network the first time. No root, any folder.
@@ -66,10 +66,10 @@ demo() {
     "$PYTHON" -m synth $out/data --train-types 800 --copies 3 --eval-types 60 --captures 4
     say "2/6 training"
     "$PYTHON" train_v2.py configs/demo eval_data=$out/data/eval
-    say "3/6 evaluation on types and captures never trained on"
-    "$PYTHON" -m eval --model $out --data $out/data/eval --report $out/report
-    say "4/6 export"
+    say "3/6 export"
     "$PYTHON" onnx_export.py $out
+    say "4/6 evaluation on types and captures never trained on"
+    "$PYTHON" -m eval --model $out/model.onnx --data $out/data/eval --report $out/report
     say "5/6 registering one clean image of each of the first 40 evaluation types"
     rm -rf $out/register && mkdir -p $out/register
     types=($out/data/eval/*/)
@@ -88,8 +88,8 @@ esac
 setup
 # glibc gives large buffers back to the kernel at every step and takes them again; keeping them nearly doubles a CPU's speed.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
-# A thread that waits for another spins. On cores that other programs use too, the other may not even be running: measured on
-# two such cores, a training step took 1.1 to 4 s with libgomp's default of 300,000 turns and 0.2 s with this; on free ones 3 % more.
+# A thread that waits for another spins. On cores that other programs use too, the other may not even be running: a training step
+# took 1 to 4 s on two such cores with libgomp's default of 300,000 turns and 0.2 to 0.8 s with this. On free cores it costs 3 %.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 if [ "${1:-demo}" = test ]; then exec "$PYTHON" -m pytest "${@:2}"; fi
 first_look
