@@ -23,7 +23,7 @@ from configs import keys_of, load_config, save_config
 from engine import checkpoint
 from engine.checkpoint import Checkpoints, checkpoint_steps, save_weights
 from engine.distributed import Ranks, process_group, shard_range
-from engine.due import Schedule
+from engine.due import Due
 from engine.ema import Ema
 from engine.guard import StepGuard
 from engine.log import get_logger
@@ -94,7 +94,7 @@ class Run:
         signals = to_the_end.enter_context(StopSignals())
         with (contextlib.closing(task.batches(self.start)) as batches,
               Checkpoints(self.output / "checkpoints", cfg.keep_checkpoints) as checkpoints):
-            schedule = Schedule(cfg, self.total, task.evaluates, signals, checkpoints)
+            due = Due(cfg, self.total, task.evaluates, signals, checkpoints)
             for step in range(self.start, self.total):
                 factor = lr_factor(step, self.total, cfg.schedule, cfg.warmup)
                 rates, shown = set_rates(optimizer, factor), task.begin_step(step, factor)
@@ -110,7 +110,7 @@ class Run:
                     with contextlib.nullcontext() if last or ranks.world == 1 else task.forward.no_sync():
                         terms = {name: share * term for name, term in task.losses(batch).items()}
                         if last:
-                            schedule.ask()                         # answered while the gradients are computed
+                            due.ask()                              # answered while the gradients are computed
                         sum(terms.values()).backward()
                     metrics.add(terms)
                 norm = nn.utils.clip_grad_norm_(task.model.parameters(), cfg.clip or math.inf)
@@ -130,12 +130,12 @@ class Run:
                     if self.results:
                         self.results.write(row)
                     guard.refuse(done)
-                due = schedule.due(done)
-                if due.save:
+                actions = due.after(done)
+                if actions.save:
                     with metrics.clock.paused():
-                        found = self.evaluate(done) if due.evaluate else None
+                        found = self.evaluate(done) if actions.evaluate else None
                         self.save(checkpoints, done, found)
-                if due.stop:
+                if actions.stop:
                     break
         metrics.close()
         if self.results:

@@ -7,15 +7,15 @@ from engine.signals import StopSignals
 SAVE, STOP = 1, 2  # what a rank may ask of all
 
 
-class Due(NamedTuple):
+class Actions(NamedTuple):
     """What is to be done after a step."""
     evaluate: bool
     save: bool
     stop: bool
 
 
-class Schedule:
-    """`ask()` in the middle of a step, `due(done)` at its end.
+class Due:
+    """`ask()` in the middle of a step, `after(done)` at its end.
 
     A signal may reach one rank alone, and clocks differ, so the ranks agree by a maximum over small numbers on the hosts.
     It is begun before the backward pass and read after it, so that no step waits for it; what a rank learns later than
@@ -29,11 +29,11 @@ class Schedule:
         wish = STOP if self.signals.seen else SAVE if self.checkpoints.due(self.cfg.save_minutes) else 0
         self._answer = begin_all_reduce_max(wish)
 
-    def due(self, done: int) -> Due:
+    def after(self, done: int) -> Actions:
         """What is due when `done` steps are done."""
         asked, end = self._answer(), done == self.total
         evaluate = self.evaluates and (end or _every(self.cfg.eval_every, done))
-        return Due(evaluate, evaluate or end or asked > 0 or _every(self.cfg.save_every, done), asked == STOP)
+        return Actions(evaluate, evaluate or end or asked > 0 or _every(self.cfg.save_every, done), asked == STOP)
 
 
 def _every(steps: int, done: int) -> bool:

@@ -9,7 +9,7 @@ from easydict import EasyDict
 from torch import nn
 
 from engine.distributed import shard_range
-from engine.due import Schedule
+from engine.due import Due
 from engine.keys import Key
 from engine.metrics import Results
 from engine.optimizer import decay_groups, load_optimizer_state, make_optimizer, optimizer_state, set_rates
@@ -128,12 +128,12 @@ def wishes(rank, world):
     signals = StopSignals()
     cfg = EasyDict(eval_every=2, save_every=3, save_minutes=0.0)
     checkpoints = SimpleNamespace(due=lambda minutes: False)
-    schedule, seen = Schedule(cfg, 6, True, signals, checkpoints), []
+    due, seen = Due(cfg, 6, True, signals, checkpoints), []
     for step in range(4):
         if step == 2 and rank == world - 1:
             signals.seen = "SIGTERM"
-        schedule.ask()
-        seen.append(tuple(schedule.due(step + 1)))
+        due.ask()
+        seen.append(tuple(due.after(step + 1)))
     return seen
 
 
