@@ -53,7 +53,7 @@ quietly() { # pip with these words: one line of progress; its own words are show
 
 first_look() {
     echo "== first look: the shipped model classifies 18 captures that it never saw, against one image of each of 18 types;" >&2
-    echo "   12 show a registered type, 6 a type that was never registered" >&2
+    echo "   12 show a registered type, 6 a type that was never registered, as the names of the files say" >&2
     "$PYTHON" -m tools.first_look --out work_dirs/demo/first_look.png
 }
 
