@@ -8,7 +8,12 @@ dense gradient, all class centers in the optimizer, a random top-k where it samp
 runs under glibc's default allocator and under one that keeps its memory (what run.sh sets): page faults are much of the
 peers' time.
 """
+import concurrent.futures
+import tempfile
+
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from side_by_side import ONE_ALLOCATOR, Report, medians, peak_memory, run_cli, synchronize, under_each_allocator
 from torch import nn
@@ -18,8 +23,6 @@ from engine.random import normal
 from kernels import margin_softmax
 from losses import CosFace
 from partial_fc import PartialFC, margin_softmax_reference
-from tests.helpers.head import bytes_sent
-from tests.helpers.ranks import run_ranks
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -198,11 +201,41 @@ def growth(report, sizes, batch, rounds):
                "times", True)
 
 
-def of_a_rank(rank, world, classes, batch, rounds):
-    """Median seconds of a step on this rank, with one thread."""
+def on_ranks(world: int, fn, *args) -> list:
+    """`fn(rank, world, *args)` in `world` processes of one thread that form a group; the results by rank."""
+    with (tempfile.TemporaryDirectory() as folder,
+          concurrent.futures.ProcessPoolExecutor(world, mp.get_context("spawn")) as pool):
+        return list(pool.map(_in_group, range(world), *zip(*[(world, folder, fn, args)] * world)))
+
+
+def _in_group(rank, world, folder, fn, args):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        return fn(rank, world, *args)
+    finally:
+        dist.destroy_process_group()
+
+
+def step_seconds(rank, world, classes, batch, rounds):
+    """Median seconds of a step on this rank."""
     part = shard_range(batch, rank, world)
     x, labels = torch.randn(len(part), D, requires_grad=True), torch.randint(classes, (len(part),))
     return medians({"step": step_of(PartialFC(CosFace(), D, classes, update="fused"), x, labels)}, rounds)["step"]
+
+
+def bytes_sent(rank, world, batch):
+    """Bytes that this rank gives to, or gets from, each collective of one step, whichever is more."""
+    counted = []
+    for name, large in (("all_gather_into_tensor", 0), ("reduce_scatter_tensor", 1), ("all_reduce", 0)):
+        def counting(*args, original=getattr(dist, name), large=large, **kwargs):
+            counted.append(args[large].nbytes)
+            return original(*args, **kwargs)
+        setattr(dist, name, counting)
+    part = shard_range(batch, rank, world)
+    x, labels = torch.ones(len(part), D, requires_grad=True), torch.zeros(len(part), dtype=torch.int64)
+    step_of(PartialFC(CosFace(), D, 64, update="fused"), x, labels)()
+    return sum(counted)
 
 
 def against_peers(report):
@@ -227,11 +260,11 @@ def main():
         if not CUDA:
             growth(report, [c // (20 if report.quick else 1) for c in (12_500, 25_000, 50_000, 100_000)], 256, 5)
             classes = 5_000 if report.quick else 100_000
-            times = [[max(run_ranks(world, of_a_rank, classes, 256, 2 if report.quick else 5)) for world in (1, 2)]
+            times = [[max(on_ranks(world, step_seconds, classes, 256, 2 if report.quick else 5)) for world in (1, 2)]
                      for _ in range(1 if report.quick else 3)]
             one, two = (sorted(t)[len(t) // 2] for t in zip(*times))
             report.add(f"C={classes:,} B=256: two ranks against one, a thread each", 1e3 * two, 1e3 * one, 500 * one, "ms")
-            report.add("bytes across ranks, B=1024 D=256", run_ranks(2, bytes_sent)[0] / 1e6, None, 2.2, "MB")
+            report.add("bytes across ranks, B=1024 D=256", on_ranks(2, bytes_sent, 1024)[0] / 1e6, None, 2.2, "MB")
     synchronize()
     report.end()
 

@@ -7,9 +7,8 @@ maximum is needed, nothing underflows. Beyond, each row's largest logit so far i
 excluded from its tile: with the target dominant, a sum that it was subtracted from would have no digits left.
 
 This is the plain PyTorch form, for every device; margin_softmax_triton.py has the same two functions as CUDA kernels.
-Both are called from sharded_softmax.py.
+sharded_softmax.py chooses between them.
 """
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,19 +50,6 @@ class Shard:
     def has_its_own_rule(self) -> bool:
         """Whether the margin excludes negatives by a rule of its own, not by the threshold `interclass`."""
         return type(self.margin).excluded is not Margin.excluded
-
-
-def implementation(shard: Shard):
-    """The module whose `row_sums` and `gradients` suit: the CUDA kernels, or this one."""
-    bfloat16 = shard.operands == torch.bfloat16 and shard.centers.dtype == torch.float32
-    if shard.x.is_cuda and bfloat16 and not shard.has_its_own_rule:
-        try:
-            from kernels import margin_softmax_triton
-        except ImportError:  # no Triton on this system
-            return sys.modules[__name__]
-        if margin_softmax_triton.runs_on(shard.x.device, shard.x.shape[1]):
-            return margin_softmax_triton
-    return sys.modules[__name__]
 
 
 def row_sums(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from kernels.margin_softmax import Shard, implementation
+from kernels import margin_softmax
+from kernels.margin_softmax import Shard
 from kernels.row_optimizers import DenseGradient, Sgd
 
 
@@ -26,7 +27,7 @@ class ShardedMarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, shard: Shard, own, local, world: int,
                 gradients_to: Callable[[torch.Tensor], Sgd | DenseGradient]):
-        tiles = implementation(shard)
+        tiles = _implementation(shard)
         with torch.cuda.device_of(x):  # Triton launches on the current device
             peak, total = tiles.row_sums(shard)                              # [B], [B]: sum of exp(s * cosine - peak)
 
@@ -64,6 +65,19 @@ class ShardedMarginSoftmax(torch.autograd.Function):
             gradient_x = ctx.tiles.gradients(shard, peak, coefficient, target, update)  # [B,D]
         dense = update.out if isinstance(update, DenseGradient) else None    # [num_local,D]
         return gradient_x, dense, None, None, None, None, None
+
+
+def _implementation(shard: Shard):
+    """The module whose `row_sums` and `gradients` suit: the CUDA kernels, or the plain form."""
+    bfloat16 = shard.operands == torch.bfloat16 and shard.centers.dtype == torch.float32
+    if shard.x.is_cuda and bfloat16 and not shard.has_its_own_rule:
+        try:
+            from kernels import margin_softmax_triton
+        except ImportError:  # no Triton on this system
+            return margin_softmax
+        if margin_softmax_triton.runs_on(shard.x.device, shard.x.shape[1]):
+            return margin_softmax_triton
+    return margin_softmax
 
 
 def gather_batch(x: torch.Tensor, labels: torch.Tensor, dims: int, num_classes: int, rank: int, world: int

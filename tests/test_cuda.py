@@ -9,7 +9,7 @@ from losses import ArcFace, CosFace
 from partial_fc import PartialFC
 from tasks.registration import RegistrationTask
 from tests.helpers.head import plain, relative, sampled_rows
-from tests.helpers.runs import folder, losses_of, settings  # noqa: F401
+from tests.helpers.runs import losses_of, settings
 from train_v2 import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -92,7 +92,7 @@ def test_augmentation_does_not_wait_for_the_gpu(preset):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_training_does_not_wait_for_the_gpu_between_two_logs(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_training_does_not_wait_for_the_gpu_between_two_logs(folder, tmp_path, monkeypatch):
     """The second time round, as kernels are compiled in the first steps."""
     begin, finish = RegistrationTask.begin_step, RegistrationTask.finish_step
 
@@ -114,7 +114,7 @@ def test_training_does_not_wait_for_the_gpu_between_two_logs(folder, tmp_path, m
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training(folder, tmp_path, precision):  # noqa: F811
+def test_training(folder, tmp_path, precision):
     train(settings(folder, tmp_path / "cpu"), Ranks(0, 1, torch.device("cpu")))
     train(settings(folder, tmp_path / "gpu", f"precision={precision}"), Ranks(0, 1, torch.device("cuda", 0)))
     for cpu, gpu in zip(losses_of(tmp_path / "cpu"), losses_of(tmp_path / "gpu")):
