@@ -16,10 +16,12 @@ from inference.image import available_cores
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is: `rank` of `world` processes, computing on `device`."""
+    """Who this process is: `rank` of `world` processes, computing on `device`; `store`: where they leave words for each
+    other, None for one process alone."""
     rank: int
     world: int
     device: torch.device
+    store: dist.Store | None = None
 
 
 @contextlib.contextmanager
@@ -46,6 +48,7 @@ def process_group(device: str = "auto"):
         where = torch.device("cpu")
         # torchrun sets one thread per process; the ranks of a CPU run share the cores instead.
         torch.set_num_threads(max(1, available_cores() // local_world))
+    store = None
     if world > 1:
         try:
             store, *_ = next(rendezvous("env://", rank, world, timeout=datetime.timedelta(hours=1)))
@@ -60,7 +63,7 @@ def process_group(device: str = "auto"):
                             f"{os.environ.get('MASTER_PORT')} ({first_line(error)}); "
                             "choose another port with torchrun --master_port") from None
     try:
-        yield Ranks(rank, world, where)
+        yield Ranks(rank, world, where, store)
     finally:
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
