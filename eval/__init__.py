@@ -1,4 +1,4 @@
-"""Zero-shot evaluation: is this a picture of the same document type as that one?
+"""Zero-shot evaluation: do two images show the same document type?
 
     python -m eval --model M.onnx|OUTPUT_DIR --data DIR [--open-set] [--report DIR] [--json]
     python -m eval --model M.onnx --calibrate DIR

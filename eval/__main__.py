@@ -1,13 +1,13 @@
-"""Evaluate a model on a folder of document types it was never trained on.
+"""Evaluate a model on document types that it was never trained on.
 
-    python -m eval --model model.onnx --data DIR                  # a table; DIR/<type>/*.jpg
-    python -m eval --model OUTPUT_DIR --data DIR --report DIR     # a training run; report.html and its pictures
-    python -m eval --model model.onnx --data DIR --json           # one JSON document on stdout, nothing else
-    python -m eval --model model.onnx --data DIR --open-set       # and how many of types never registered are refused
-    python -m eval --model model.onnx --calibrate DIR             # and write DIR's thresholds into model.onnx
+    python -m eval --model model.onnx --data DIR                  # prints a table; the images are DIR/<type>/*.jpg
+    python -m eval --model OUTPUT_DIR --data DIR --report DIR     # a training run; writes report.html and its figures
+    python -m eval --model model.onnx --data DIR --json           # prints one JSON document and nothing else
+    python -m eval --model model.onnx --data DIR --open-set       # also measures the rejection of unknown types
+    python -m eval --model model.onnx --calibrate DIR             # also writes DIR's thresholds into model.onnx
 
-A file named reference* is the gallery image of its type. Exit status 2 and one line on stderr when something is
-wrong with what was given.
+A file named reference* is a gallery image of its type. A mistake in the arguments or the data gives one line on stderr
+and exit status 2.
 """
 import dataclasses
 import json
@@ -23,17 +23,18 @@ from inference.errors import UserError, printable
 
 def main(argv=None):
     parser = Parser(prog="python -m eval", description=__doc__)
-    parser.add_argument("--model", required=True, metavar="M.onnx|OUTPUT_DIR", help="an exported model or a run")
+    parser.add_argument("--model", required=True, metavar="M.onnx|OUTPUT_DIR", help="exported model, or folder of a run")
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data", metavar="DIR", help="DIR/<type>/*.jpg")
-    data.add_argument("--calibrate", metavar="DIR", help="the same, and write the thresholds found into the ONNX file")
-    parser.add_argument("--open-set", action="store_true", help="register every other type, then the others: how many "
-                                                                "images are named, rightly, and refused")
-    parser.add_argument("--fpr", type=float, metavar="F", help="for --open-set: take the model's threshold for this false "
-                                                               "positive rate (default: classify's)")
-    parser.add_argument("--report", metavar="DIR", help="write report.html, its pictures and metrics.json there")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per model call (64)")
+    data.add_argument("--data", metavar="DIR", help="images to evaluate on, DIR/<type>/*.jpg")
+    data.add_argument("--calibrate", metavar="DIR", help="like --data, and write the measured thresholds into the ONNX file")
+    parser.add_argument("--open-set", action="store_true", help="also register half of the types at a time, and measure the "
+                                                                "correct identification and the unknown rejection rate")
+    parser.add_argument("--fpr", type=float, metavar="F", help="for --open-set: use the model's threshold for this false "
+                                                               "positive rate (default: as inference/classify.py)")
+    parser.add_argument("--report", metavar="DIR", help="write report.html, its figures and metrics.json there "
+                                                        "(default: no report)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document (default: a table)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per call of the model")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
@@ -44,7 +45,7 @@ def main(argv=None):
             raise UserError(f"{args.model}: {option} takes an ONNX file; export the run first: "
                             f"python onnx_export.py {args.model}")
 
-    with redirect_stdout(sys.stderr):       # libraries may greet; stdout is for the result
+    with redirect_stdout(sys.stderr):       # libraries may print; stdout is for the result alone
         if args.report:
             from eval.report import make_folder, write_report
             make_folder(args.report)
@@ -53,8 +54,8 @@ def main(argv=None):
         if args.calibrate:
             from eval.calibrate import calibrate
             written = calibrate(args.model, result)
-            print(printable(f"{args.model}: has thresholds for FPR {', '.join(written['thresholds'])} and a margin of "
-                            f"{written['margin']:g} now, from {args.calibrate}"))
+            print(printable(f"{args.model}: now has the thresholds of {args.calibrate} for FPR "
+                            f"{', '.join(written['thresholds'])}, and a runner-up gap of {written['margin']:g}"))
         if args.open_set:
             result = dataclasses.replace(result, open_set=open_set(args.model, result, args.fpr))
         if args.report:
@@ -63,9 +64,9 @@ def main(argv=None):
 
 
 def load_embed(model):
-    """An ONNX file or a run's output folder -> (embed: uint8 RGB [N,S,S,3] -> float32 [N,D], S, fit)."""
+    """An ONNX file, or the output folder of a run -> (embed, S, fit); embed: uint8 RGB [N, S, S, 3] -> float32 [N, D]."""
     if not Path(model).exists():
-        raise UserError(f"{model}: no such file; --model wants an exported .onnx file or a run's output folder")
+        raise UserError(f"{model}: no such file; give --model an exported .onnx file or the output folder of a run")
     if Path(model).is_dir():
         return _run_embed(model)
     from inference.model import load_model
@@ -78,7 +79,7 @@ def _run_embed(output):
         import torch
     except ImportError:
         raise UserError(f"{output}: evaluating a run needs torch; install requirements.txt, or give --model an "
-                        f"exported .onnx file") from None
+                        "exported .onnx file") from None
     from configs import load_run
     model, cfg = load_run(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

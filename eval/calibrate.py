@@ -1,9 +1,12 @@
-"""Thresholds, and the margin to the runner-up, from a folder of the user's own, written into an exported model.
+"""Write thresholds and the runner-up gap, measured on the user's own folder, into an exported model.
 
     python -m eval --model model.onnx --calibrate DIR
 
     model = load_model("model.onnx")
     calibrate("model.onnx", evaluate_folder(model.embed, "DIR", model.image_size))
+
+The runner-up gap is the least difference between the scores of the best and the second best type at which a label is given.
+The model's metadata call it `margin`.
 """
 import json
 import os
@@ -19,77 +22,81 @@ from inference.files import replacing
 from inference.model import METADATA_KEY, load_model
 from inference.search import top_k
 
-MARGIN_FPR = "1e-3"     # the margin is judged among what this rate's threshold lets pass
-FEWEST_WRONG = 5        # wrong names; the median of fewer says little
-MOST_LOST = 0.01        # of the right names
-PRICE = 2               # right names that may be lost for each wrong one refused: a wrong name is worse than none
+GAP_FPR = "1e-3"        # the gap is chosen among the images that pass the threshold of this rate
+FEWEST_WRONG = 5        # wrong labels; the median of fewer is not reliable
+MOST_LOST = 0.01        # share of the right labels that the gap may reject
+PRICE = 2               # right labels that may be lost for each wrong one rejected: a wrong label is worse than none
 
 
 def calibrate(path, result) -> dict:
-    """Write what `result`, an `Evaluation` of the ONNX file `path` on a folder, says of its scores into that file.
+    """Write the thresholds and the runner-up gap of `result`, an `Evaluation` of the ONNX file `path`, into that file.
 
-    Returns what was written, entries of the metadata: `thresholds`, see `threshold_table`; `margin`, see
-    `choose_margin`, 0.0 where that says no or the table has no 1e-3; `thresholds_from`, where they come from: `data` (the
-    folder's own name), `types`, `images`, `pairs`, the rates left out as `too_few_negatives`, and of the images that are
-    named at 1e-3 without a margin how many rightly, `named_right`, and how many not, `named_wrong`.
+    Returns the metadata entries that were written:
+    - `thresholds`, see `threshold_table`
+    - `margin`, the runner-up gap, see `choose_gap`; 0.0 also where the table has no entry for 1e-3
+    - `thresholds_from`, the origin: `data` (name of the folder), `types`, `images`, `pairs`, `too_few_negatives` (the rates
+      that were skipped), and the labels given at 1e-3 without a gap: `named_right` of them are right, `named_wrong` wrong.
 
-    The file is replaced at once or stays as it was, and its network is not touched. Raises UserError when it is not an
-    exported model or cannot be written, or when there are too few pairs for any threshold.
+    The file is replaced atomically, and its network does not change. Raises UserError when it is not an exported model, when
+    it cannot be written, or when there are too few pairs for any threshold.
     """
     model, report = load_model(path), result.as_dict()
     table = threshold_table(report)
     if table is None:
         raise UserError(f"{result.folder}: its {result.verification.negative} pairs of different types are too few for any "
-                        f"threshold, and {path} stays as it was; at least 10 are needed, and 1,000 for a rate of 1e-3")
+                        f"threshold, so {path} was not changed; a rate of 1e-1 needs 10 pairs, 1e-3 needs 1,000")
     right = wrong = np.empty(0)
-    if MARGIN_FPR in table:
-        right, wrong = leads(result, table[MARGIN_FPR]["threshold"])
-    entries = {"thresholds": table, "margin": choose_margin(right, wrong), "thresholds_from": {
+    if GAP_FPR in table:
+        right, wrong = gaps(result, table[GAP_FPR]["threshold"])
+    entries = {"thresholds": table, "margin": choose_gap(right, wrong), "thresholds_from": {
         "data": os.path.basename(os.path.abspath(result.folder)),
         **{key: report[key] for key in ("types", "images", "pairs", "too_few_negatives")},
         "named_right": len(right), "named_wrong": len(wrong)}}
-    _replace_metadata(Path(os.path.realpath(path)), model.metadata | entries)  # a link stays a link
+    _replace_metadata(Path(os.path.realpath(path)), model.metadata | entries)  # a symbolic link stays one
     return entries
 
 
 def threshold_table(report: dict) -> dict | None:
-    """What `Evaluation.as_dict` holds -> {"1e-3": {"threshold": score, "tpr": share}, ...} without the rates that there
-    are too few negative pairs for; None when none is left.
+    """`Evaluation.as_dict()` -> {"1e-3": {"threshold": score, "tpr": share}, ...}. Rates with too few negative pairs are
+    skipped; None when no rate is left.
     """
     unsure = report["too_few_negatives"]
     return {rate: {"threshold": threshold, "tpr": report["tpr_at_fpr"][rate]}
             for rate, threshold in report["thresholds"].items() if rate not in unsure} or None
 
 
-def leads(result, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the best type leads the second, for the images that score `threshold` or more: in scores, float32
-    `[right]` where the best type is the image's own and `[wrong]` where it is another.
+def gaps(result, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Score of the best type minus score of the second best, for each image whose best score reaches `threshold`: float32
+    `[right]` for images whose best type is their own, and float32 `[wrong]` for the others.
 
-    As a user would have it: the references are registered (of a type without any, its first image), the others asked for.
+    The protocol is that of a user: the references are registered (of a type without any, its first image), and the other
+    images are the queries.
     """
     kept = registered(result.labels, [item.is_reference for item in result.items])
     rows = np.flatnonzero(kept)
-    rows = rows[np.argsort(result.labels[rows], kind="stable")]  # a type's references side by side
-    starts = np.unique(result.labels[rows], return_index=True)[1]  # every type is there: its place is its label
+    rows = rows[np.argsort(result.labels[rows], kind="stable")]  # the references of a type side by side
+    starts = np.unique(result.labels[rows], return_index=True)[1]  # every type has one, so row i belongs to label i
     cosines, types = top_k(result.embeddings[~kept], result.embeddings[rows], 2, starts)  # (N, 2) each
     scores = (cosines + 1) / 2
-    lead = (scores[:, 0] - scores[:, 1])[scores[:, 0] >= threshold]
-    is_right = (types[:, 0] == result.labels[~kept])[scores[:, 0] >= threshold]
-    return lead[is_right], lead[~is_right]
+    passes = scores[:, 0] >= threshold
+    gap = (scores[:, 0] - scores[:, 1])[passes]
+    is_right = (types[:, 0] == result.labels[~kept])[passes]
+    return gap[is_right], gap[~is_right]
 
 
-def choose_margin(right: np.ndarray, wrong: np.ndarray) -> float:
-    """The lead over the second best type below which a name is not to be trusted; `right` and `wrong` as from `leads`.
+def choose_gap(right: np.ndarray, wrong: np.ndarray) -> float:
+    """The runner-up gap below which a label is not reliable; `right` and `wrong` as from `gaps`.
 
-    The smallest multiple of 1e-4 that refuses half of the wrong names. 0.0, no margin, where there are fewer than 5 wrong
-    names to judge by, or where it would cost more than 1 % of the right names or two for each wrong one.
+    It is the smallest multiple of 1e-4 that rejects half of the wrong labels. It is 0.0, which means off, where there are
+    fewer than 5 wrong labels, or where it would also reject more than 1 % of the right labels, or more than two right labels
+    for each wrong one.
     """
     if len(wrong) < FEWEST_WRONG:
         return 0.0
     median = float(np.sort(wrong)[(len(wrong) - 1) // 2])
-    margin = (np.floor(median * 1e4) + 1) / 1e4
-    lost, refused = np.count_nonzero(right < margin), np.count_nonzero(wrong < margin)
-    return float(margin) if lost <= min(MOST_LOST * len(right), PRICE * refused) else 0.0
+    gap = (np.floor(median * 1e4) + 1) / 1e4
+    lost, rejected = np.count_nonzero(right < gap), np.count_nonzero(wrong < gap)
+    return float(gap) if lost <= min(MOST_LOST * len(right), PRICE * rejected) else 0.0
 
 
 def _replace_metadata(path, metadata):

@@ -1,4 +1,4 @@
-"""Evaluate one embedding on one folder, with the thumbnail baseline beside it."""
+"""Evaluate a model on a folder, and the thumbnail baseline on the same images."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,29 +13,29 @@ from eval.thumbnail import thumbnail
 from inference.errors import UserError, printable
 from inference.image import fit_square
 
-WORST = 20      # pairs kept at each wrong end, for the report
+WORST = 20      # false matches, and missed matches, kept for the report
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_folder` found. `as_dict()` for JSON, `table()` for reading."""
+    """The result of `evaluate_folder`. `as_dict()` is for JSON, `table()` for reading."""
     folder: str
     items: list[Item]                       # the images used, sorted by name
     labels: np.ndarray                      # int64 [N]: index into `types`
     types: list[str]
-    unreadable: list[tuple[str, str]]       # (name below the folder, reason)
+    unreadable: list[tuple[str, str]]       # (path below the folder, reason)
     embeddings: np.ndarray                  # float32 [N, D], as the model gave them
     verification: Verification
     identification: Identification
     false_matches: list[Pair]               # the highest-scoring pairs of two types, worst first
     missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
     baseline: tuple[Verification, Identification] | None
-    open_set: OpenSet | None = None         # where it was asked for
+    open_set: OpenSet | None = None         # where it was measured
 
     def as_dict(self):
-        """JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images,
-        types, references, unreadable, `baseline` with the same metrics (null when it was not asked for), and
-        `open_set` where it was measured: accepted, right and refused (shares), known, strangers, threshold, margin."""
+        """For JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images, types,
+        references, unreadable, `baseline` with the same metrics (null when it was not measured), and `open_set` where it was
+        measured, see `OpenSet.as_dict`."""
         baseline = self.baseline and {**self.baseline[0].as_dict(), **self.baseline[1].as_dict()}
         return {**self.verification.as_dict(), **self.identification.as_dict(),
                 "images": len(self.items), "types": len(self.types),
@@ -45,7 +45,7 @@ class Evaluation:
                 **({"open_set": self.open_set.as_dict()} if self.open_set else {})}
 
     def rows(self):
-        """The table as strings: (what, model, model's threshold, baseline, baseline's threshold)."""
+        """The table as strings: (metric, model, model's threshold, baseline, baseline's threshold)."""
         def column(verification, identification):
             yield f"{verification.auroc:.4f}", ""
             for name in FPRS:
@@ -58,21 +58,21 @@ class Evaluation:
         return [(name, *m, *b) for name, m, b in zip(names, model, baseline)]
 
     def notes(self):
-        """Sentences that a reader of the table must know."""
+        """What a reader of the table must know, one string per line."""
         v, one_to_n = self.verification, self.identification
-        notes = [f"{len(self.items):,} images of {len(self.types):,} types; all {v.positive:,} pairs of one type "
-                 f"and {v.negative:,} pairs of two types. Score = (cos + 1) / 2."]
+        notes = [f"{len(self.items):,} images of {len(self.types):,} types; all {v.positive:,} pairs of one type and all "
+                 f"{v.negative:,} pairs of two types. Score = (cos + 1) / 2."]
         how = {"references": f"against {one_to_n.gallery:,} references", "leave-one-out": "leave-one-out"}
         notes.append(f"top-1: {one_to_n.queries:,} queries {how[one_to_n.protocol]}"
-                     + (f"; {one_to_n.left_out:,} images have none of their type to be found." if one_to_n.left_out
-                        else "."))
+                     + (f"; {one_to_n.excluded:,} images are excluded, since no other image of their type can be found."
+                        if one_to_n.excluded else "."))
         if v.too_few_negatives:
-            notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold "
-                         f"lies just above the highest negative.")
+            notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold is just "
+                         "above the highest negative score.")
         if self.open_set:
             notes.append(self.open_set.note())
         if self.unreadable:
-            notes.append(f"{len(self.unreadable):,} unreadable files left out: "
+            notes.append(f"{len(self.unreadable):,} unreadable files skipped: "
                          + "; ".join(printable(f"{name} ({reason})") for name, reason in self.unreadable[:10])
                          + ("; ..." if len(self.unreadable) > 10 else ""))
         return notes
@@ -86,13 +86,13 @@ class Evaluation:
 
 
 def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True, fit="squash"):
-    """Evaluate `embed` on DIR/<type>/*.jpg, over all pairs, and 1:N; see `Evaluation`.
+    """Evaluate `embed` on DIR/<type>/*.jpg: verification over all pairs, and 1:N identification; see `Evaluation`.
 
-    embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (cosines are taken).
-    baseline: measure the thumbnail too, from the same decoded images (large JPEGs at twice S or more, see `decode`).
-    progress: bars on stderr when it is a terminal. fit: how an image becomes a square, see `inference.image.fit_square`.
-    Raises UserError when the folder cannot be evaluated (missing, empty, one type only, no two of a type) or when
-    an embedding is not finite. Unreadable files are listed with their reason and left out.
+    embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (only cosines are used).
+    baseline: also measure the thumbnail, on the same decoded images (large JPEGs at twice S or more, see `decode`).
+    progress: a progress bar on stderr if that is a terminal. fit: how an image is resized, see `inference.image.fit_square`.
+    Raises UserError when the folder cannot be evaluated (missing, empty, only one type, no two images of one type) or when
+    an embedding is not finite. Unreadable files are skipped and listed with the reason.
     """
     items = find_images(folder)
 
@@ -106,7 +106,7 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
             embeddings.append(np.asarray(embed(np.stack(batch)), dtype=np.float32))
             batch.clear()
 
-    images = read_images(items, prepare, image_size, ahead=2 * batch_size)  # decoded as `classify` does: the same scores
+    images = read_images(items, prepare, image_size, ahead=2 * batch_size)  # decoded as in `classify`, for the same scores
     for item, pixels, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
         if reason is not None:
             unreadable.append((item.name, reason))
@@ -131,7 +131,7 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
 
 
 def _metrics(embeddings, labels, is_reference, worst=0):
-    """Verification, Identification and the two lists of worst pairs; the large histograms end here."""
+    """Verification, Identification, and the two lists of worst pairs. The large histograms are freed on return."""
     points = fixed_point(embeddings)
     counts = count_pairs(points, labels, worst)
     return measure(counts), identify(points, labels, is_reference), (counts.false_matches, counts.missed_matches)
@@ -139,15 +139,15 @@ def _metrics(embeddings, labels, is_reference, worst=0):
 
 def _labels(folder, items, unreadable):
     """Sorted type names and the int64 label of each item; UserError when there is nothing to compare."""
-    left_out = f" ({len(unreadable)} unreadable, e.g. {': '.join(unreadable[0])})" if unreadable else ""
+    skipped = f" ({len(unreadable)} unreadable, e.g. {': '.join(unreadable[0])})" if unreadable else ""
     if len(items) < 2:
-        raise UserError(f"{folder}: {len(items)} readable images{left_out}; give at least two types with two images")
+        raise UserError(f"{folder}: {len(items)} readable images{skipped}; give at least two types with two images each")
     types, labels = np.unique([item.type for item in items], return_inverse=True)
     if len(types) == 1:
-        raise UserError(f"{folder}: all images are of one type, {str(types[0])!r}{left_out}, so there is no negative "
-                        f"pair; give the folder above it, with one folder per type")
+        raise UserError(f"{folder}: all images are of one type, {str(types[0])!r}{skipped}, so there is no negative pair; "
+                        "give the folder above it, with one folder per type")
     if len(types) == len(items):
-        raise UserError(f"{folder}: no two images of one type{left_out}, so there is no positive pair; put images "
+        raise UserError(f"{folder}: no two images of one type{skipped}, so there is no positive pair; put the images "
                         f"of one type into one folder, {Path(folder).as_posix()}/<type>/*.jpg")
     return types.tolist(), labels
 
@@ -155,5 +155,5 @@ def _labels(folder, items, unreadable):
 def _check_finite(embeddings, items):
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
-        raise UserError(f"{items[bad[0]].path}: the model's embedding is not finite (and of {len(bad) - 1} more "
-                        f"images); the model is broken, take an earlier checkpoint or a lower learning rate")
+        raise UserError(f"{items[bad[0]].path}: the model's embedding is not finite (nor for {len(bad) - 1} other images); "
+                        "use an earlier checkpoint, or train with a lower learning rate")

@@ -1,4 +1,4 @@
-"""1:N identification: is the best match of a picture of its own type?"""
+"""1:N identification: is the best match of an image of the same type?"""
 from dataclasses import dataclass
 
 import numpy as np
@@ -6,23 +6,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Identification:
-    """Share of queries whose best match is of their own type. A tie with another type counts as wrong."""
+    """`top1` is the share of queries whose best match is of their own type. A tie with another type counts as wrong."""
     top1: float
-    protocol: str       # "references": queries against the registered images; "leave-one-out": against all others
+    protocol: str       # "references": queries against the references; "leave-one-out": each image against all others
     queries: int
     gallery: int        # images searched
-    left_out: int       # images that could not be a query: no other image of their type to be found
+    excluded: int       # images that cannot be a query, since the gallery has no other image of their type
 
     def as_dict(self):
         return {"top1": self.top1, "top1_protocol": self.protocol, "top1_queries": self.queries,
-                "top1_gallery": self.gallery, "top1_left_out": self.left_out}
+                "top1_gallery": self.gallery, "top1_left_out": self.excluded}
 
 
 def identify(points, labels, is_reference, block=1024):
     """Top-1 as `Identification`: queries against references, or leave-one-out where that is not possible.
 
-    points: float64 [N, D] from `pairs.fixed_point` (so the scores are exact); labels: int [N]; is_reference: bool
-    [N]. With several references of a type the best one counts. Some type must have two images.
+    points: float64 [N, D] from `pairs.fixed_point`, which makes the scores exact; labels: int [N]; is_reference: bool [N].
+    The best reference of a type counts. At least one type must have two images.
     """
     labels, is_reference = np.asarray(labels), np.asarray(is_reference, bool)
     candidates = np.flatnonzero(~is_reference)
@@ -38,7 +38,7 @@ def identify(points, labels, is_reference, block=1024):
 
 
 def registered(labels, is_reference):
-    """bool [N]: the images that a user would register: each type's references or, where it has none, its first image.
+    """bool [N]: the images that a user would register: the references of each type or, without any, its first image.
 
     labels: int [N]; is_reference: bool [N].
     """
@@ -55,7 +55,7 @@ def _count_right(points, labels, queries, gallery, block):
     for i in range(0, len(gallery), block):
         against = gallery[i:i + block]
         cosines = probes @ points[against].T                     # [queries, gallery]
-        cosines[queries[:, None] == against[None]] = -np.inf        # never found by itself
+        cosines[queries[:, None] == against[None]] = -np.inf        # an image does not match itself
         own = labels[queries, None] == labels[None, against]
         best_own = np.maximum(best_own, np.where(own, cosines, -np.inf).max(axis=1))
         best_other = np.maximum(best_other, np.where(own, -np.inf, cosines).max(axis=1))

@@ -1,4 +1,4 @@
-"""What the project's HTML reports share: one file that holds it all, its style, its pictures."""
+"""Shared parts of the project's HTML reports, which are single files: the style, embedded images, and writing."""
 import base64
 import contextlib
 from pathlib import Path
@@ -32,22 +32,19 @@ figcaption strong { color: #1f2328; }
 
 
 def make_folder(folder):
-    """Create the report's folder; UserError when that cannot be. Call it before the long work."""
-    try:
+    """Create the folder of a report. Call it before the long work: it raises UserError when that is not possible."""
+    with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the report cannot be written there ({error.strerror}); "
-                        f"give --report another folder") from None
 
 
 @contextlib.contextmanager
 def writing(folder):
-    """Around what writes into the report's folder: UserError when that cannot be."""
+    """Turns an OSError of the block, which writes into the folder of a report, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written there ({error.strerror}); free some space or give "
-                        f"--report another folder") from None
+                        "--report another folder") from None
 
 
 def small_jpeg(path):
@@ -61,5 +58,5 @@ def small_jpeg(path):
 
 
 def embed(data, kind):
-    """The bytes of a picture as a data URL; kind: "png" or "jpeg"."""
+    """The bytes of an image as a data URL; kind: "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

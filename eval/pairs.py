@@ -1,13 +1,12 @@
 """Verification over ALL pairs of images: exact, and independent of the order of the files.
 
-Two images score (cos + 1) / 2. Cosines summed in floating point depend on the order of the sum, hence on how
-the work is cut into blocks. So each embedding is first rounded to multiples of 2^-26: then every product is a
-multiple of 2^-52 and every partial sum stays below 2 (Cauchy-Schwarz), both of which float64 holds exactly.
-The blocked matmul makes no error at all, whatever the block size, the file order or the BLAS library.
+The score of two images is (cos + 1) / 2. A cosine summed in floating point depends on the order of the sum, and so on the
+size of the blocks. Therefore each embedding is first rounded to multiples of 2^-26. Then every product is a multiple of
+2^-52, and every partial sum is below 2 (Cauchy-Schwarz); float64 holds both exactly. The blocked matmul has no rounding
+error at all, for any block size, file order or BLAS library.
 
-Scores are then counted on a grid of 2^-24, which is float32's own resolution for scores in [0.5, 1]. Two
-histograms (pairs of one type, pairs of two types) hold all there is to know about any number of pairs, and
-AUROC, TPR and thresholds follow from integer sums.
+Scores are then counted on a grid of 2^-24, the resolution of float32 for scores in [0.5, 1]. Two histograms (pairs of one
+type, pairs of two types) describe any number of pairs completely. AUROC, TPR and thresholds follow from integer sums.
 """
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ FPRS = {"1e-1": 10, "1e-2": 100, "1e-3": 1_000, "1e-4": 10_000, "1e-5": 100_000}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images by their row, `first < second`, and the score of the pair."""
+    """Two images as row numbers, `first < second`, and their score."""
     first: int
     second: int
     score: float
@@ -28,7 +27,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Histograms of all pairs, int64 `[BINS]` each, and the pairs that a person should look at."""
+    """Histograms of all pairs, int64 `[BINS]` each, and the pairs that a person should inspect."""
     positive: np.ndarray            # pairs of one type
     negative: np.ndarray            # pairs of two types
     false_matches: list[Pair]       # the highest-scoring negatives, worst first
@@ -37,18 +36,18 @@ class PairCounts:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the pairs say. Scores and thresholds are (cos + 1) / 2; a pair is accepted when score >= threshold."""
+    """Metrics of all pairs. Scores and thresholds are (cos + 1) / 2; a pair is accepted when score >= threshold."""
     auroc: float                    # a tie between a positive and a negative pair counts half
     tpr_at_fpr: dict[str, float]
     thresholds: dict[str, float]
-    too_few_negatives: list[str]    # FPRs that not even one negative pair could reach
+    too_few_negatives: list[str]    # FPRs below 1 / (number of negative pairs): even one accepted pair is above them
     positive: int
     negative: int
     roc: np.ndarray                 # float64 [points, 2]: FPR, TPR; spaced for a logarithmic FPR axis
     histogram: np.ndarray           # int64 [2, 128]: positive, negative pairs per score interval of 1/128
 
     def as_dict(self):
-        """The part for JSON: plain numbers, no curves."""
+        """For JSON: plain numbers, no curves."""
         return {"auroc": self.auroc, "tpr_at_fpr": self.tpr_at_fpr, "thresholds": self.thresholds,
                 "pairs": {"positive": self.positive, "negative": self.negative},
                 "too_few_negatives": self.too_few_negatives}
@@ -60,7 +59,7 @@ def fixed_point(embeddings):
     Dot products of the result are exact in float64, in any order of summation.
     """
     points = np.array(embeddings, dtype=np.float64)
-    points /= np.abs(points).max(axis=1, keepdims=True, initial=1e-300)     # so that no square over- or underflows
+    points /= np.abs(points).max(axis=1, keepdims=True, initial=1e-300)     # so that no square overflows or underflows
     points /= np.maximum(np.sqrt((points * points).sum(axis=1, keepdims=True)), 1e-300)
     points *= 1 << 26
     np.rint(points, out=points)
@@ -71,7 +70,7 @@ def fixed_point(embeddings):
 def count_pairs(points, labels, worst=0, block=1024):
     """Count every pair i < j once, in blocks of the upper triangle.
 
-    points: float64 [N, D] from `fixed_point`; labels: int [N]; worst: how many pairs to keep at each wrong end.
+    points: float64 [N, D] from `fixed_point`; labels: int [N]; worst: how many false and how many missed matches to keep.
     Memory: 256 MiB of histograms and about 30 * block^2 bytes. Time: N^2 D flops, and one scattered count per pair.
     """
     n = len(points)
@@ -98,16 +97,16 @@ def count_pairs(points, labels, worst=0, block=1024):
 def measure(counts):
     """AUROC, TPR and thresholds of `PairCounts`, as `Verification`. Needs a positive and a negative pair.
 
-    The threshold at a FPR is the smallest grid score that accepts no more than that share of the negatives, so
-    the FPR is never above the one asked for, ties or not. It may be 2^-24 above 1, where nothing is accepted:
-    some negative pair has the same picture twice.
+    The threshold at an FPR is the smallest grid score that accepts no more than that share of the negatives. So the true FPR
+    is never above the requested one, even with ties. The threshold may be 1 + 2^-24, which accepts nothing: then some
+    negative pair consists of two identical images.
     """
-    # accepted[b]: pairs accepted when the b highest bins are
+    # element b of each: pairs accepted when the b highest bins are accepted
     positives, negatives = _accepted(counts.positive), _accepted(counts.negative)
     n_positive, n_negative = int(positives[-1]), int(negatives[-1])
 
     def operating_point(allowed):
-        """The lowest threshold that accepts at most `allowed` negatives: (FPR, TPR, threshold)."""
+        """(FPR, TPR, threshold) of the lowest threshold that accepts at most `allowed` negatives."""
         bins = int(np.searchsorted(negatives, allowed, side="right")) - 1
         return negatives[bins] / n_negative, positives[bins] / n_positive, (BINS - bins) / GRID
 
@@ -124,7 +123,7 @@ def measure(counts):
 
 
 class _Worst:
-    """The `keep` pairs of lowest rank seen so far; equal ranks by position, so the order of blocks is nothing."""
+    """The `keep` pairs of lowest rank so far. Ties are ordered by position, so the order of the blocks does not matter."""
 
     def __init__(self, keep, n):
         self.keep, self.n = keep, n
@@ -154,21 +153,21 @@ def _to_bins(cosines):
     cosines *= GRID // 2
     cosines += GRID // 2
     np.rint(cosines, out=cosines)
-    np.clip(cosines, 0, GRID, out=cosines)      # rounding to the grid leaves lengths a hair beside 1
+    np.clip(cosines, 0, GRID, out=cosines)      # the length of a rounded vector is not exactly 1
     return cosines.astype(np.int64)
 
 
 def _accepted(histogram):
-    """int64 [BINS + 1]: how many pairs lie in the b highest bins."""
+    """int64 [BINS + 1]: element b is the number of pairs in the b highest bins."""
     accepted = np.zeros(BINS + 1, np.int64)
     np.cumsum(histogram[::-1], out=accepted[1:])
     return accepted
 
 
 def _auroc(positive_histogram, negatives, n_positive, n_negative):
-    """P(positive > negative) + P(tie) / 2. In float64: to 1e-15, and no number of pairs overflows."""
+    """P(positive > negative) + P(tie) / 2. In float64: accurate to 1e-15, and no number of pairs overflows."""
     twice_won = 0.0
-    for start in range(0, BINS, 1 << 20):       # in chunks: temporary arrays of this length would be 128 MiB each
+    for start in range(0, BINS, 1 << 20):       # in chunks: temporary arrays of full length would take 128 MiB each
         bins = np.arange(start, min(start + (1 << 20), BINS))
         at_least, above = negatives[BINS - bins], negatives[BINS - bins - 1]
         twice_won += float((positive_histogram[bins] * (2.0 * n_negative - at_least - above)).sum())
@@ -176,7 +175,7 @@ def _auroc(positive_histogram, negatives, n_positive, n_negative):
 
 
 def _coarse(histogram):
-    """int64 [128]; the score 1 exactly goes into the last interval."""
+    """int64 [128]: pairs per score interval of 1/128. A score of exactly 1 is in the last one."""
     coarse = histogram[:-1].reshape(128, -1).sum(axis=1)
     coarse[-1] += histogram[-1]
     return coarse

@@ -1,4 +1,4 @@
-"""The pictures of the report, drawn without a display: ROC, score histogram, PCA and t-SNE of the embeddings."""
+"""The figures of the report, drawn without a display: ROC, histogram of scores, PCA and t-SNE of the embeddings."""
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +7,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from inference.errors import printable
+from inference.files import replacing
 
 MODEL, BASELINE, POSITIVE, NEGATIVE = "#1f6feb", "#8b949e", "#1a7f37", "#cf222e"
 MARKERS = "osD^"
-MAX_TYPES, MAX_POINTS = 40, 800     # 10 colours x 4 markers can be told apart; t-SNE takes seconds, not minutes
+MAX_TYPES, MAX_POINTS = 40, 800     # 10 colors x 4 markers can be told apart; t-SNE of 800 points takes seconds
 
 
 def write_plots(result, folder):
-    """Write roc.png, scores.png, pca.png and tsne.png of an `Evaluation` into `folder`; {title: Path}."""
+    """Write roc.png, scores.png, pca.png and tsne.png of an `Evaluation` into `folder`. Returns {title: Path}."""
     rows = _sample(result.labels)
     plane = _pca(result.embeddings[rows])
     note = f"{len(rows):,} images of {len(np.unique(result.labels[rows])):,} types"
@@ -29,7 +30,8 @@ def write_plots(result, folder):
     paths = {}
     for title, (name, figure) in figures.items():
         paths[title] = Path(folder) / name
-        FigureCanvasAgg(figure).print_png(paths[title])
+        with replacing(paths[title]) as partial:
+            FigureCanvasAgg(figure).print_png(partial)
     return paths
 
 
@@ -47,7 +49,7 @@ def _roc(result):
         curves.append(("thumbnail", BASELINE, result.baseline[0]))
     for name, color, verification in curves:
         fpr, tpr = verification.roc.T
-        fpr, tpr = fpr[fpr > 0], tpr[fpr > 0]       # no place for 0 on a logarithmic axis
+        fpr, tpr = fpr[fpr > 0], tpr[fpr > 0]       # a logarithmic axis has no 0
         axes.plot(fpr, tpr, color=color, lw=2, drawstyle="steps-post", label=f"{name}, AUROC {verification.auroc:.4f}")
     axes.set(xscale="log", xlim=(max(1 / result.verification.negative, 1e-6), 1), ylim=(0, 1.01))
     axes.grid(color="#d0d7de", lw=.5)
@@ -80,20 +82,20 @@ def _scatter(result, rows, plane, title):
     handles = {}
     for order, label in enumerate(np.unique(labels)):
         look = dict(color=colormaps["tab10"](order % 10), marker=MARKERS[order // 10])
-        photos, references = plane[(labels == label) & ~is_reference], plane[(labels == label) & is_reference]
-        handles[printable(result.types[label])] = axes.scatter(*photos.T, s=22, edgecolors="white", linewidths=.3, **look)
+        others, references = plane[(labels == label) & ~is_reference], plane[(labels == label) & is_reference]
+        handles[printable(result.types[label])] = axes.scatter(*others.T, s=22, edgecolors="white", linewidths=.3, **look)
         axes.scatter(*references.T, s=46, edgecolors="black", linewidths=.8, zorder=3, **look)
     if len(handles) <= 10:
         legend = axes.legend(handles.values(), handles.keys(), fontsize=8)
         for text in legend.get_texts():
-            text.set_parse_math(False)      # a folder's name may hold a $
+            text.set_parse_math(False)      # the name of a folder may contain a $
     if is_reference.any():
-        axes.set_xlabel("larger, black rim: references", fontsize=8)
+        axes.set_xlabel("large markers with a black rim: references", fontsize=8)
     return figure
 
 
 def _sample(labels):
-    """Sorted rows: at most MAX_TYPES types and MAX_POINTS images, evenly spaced, whole types where they fit."""
+    """Sorted row numbers: at most MAX_TYPES types and MAX_POINTS images, evenly spaced; all images of a type if they fit."""
     types = _spread(np.unique(labels), MAX_TYPES)
     rows = [_spread(np.flatnonzero(labels == t), MAX_POINTS // len(types)) for t in types]
     return np.sort(np.concatenate(rows))
@@ -108,19 +110,19 @@ def _unit(embeddings):
 
 
 def _pca(embeddings):
-    """Unit vectors `[n, D]` -> their two widest directions `[n, 2]`, with a fixed sign."""
-    centred = _unit(embeddings.astype(np.float64))
-    centred -= centred.mean(axis=0)
-    directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    """Embeddings `[n, D]` -> the first two principal components of their unit vectors, `[n, 2]`, with a fixed sign."""
+    centered = _unit(embeddings.astype(np.float64))
+    centered -= centered.mean(axis=0)
+    directions = np.linalg.svd(centered, full_matrices=False)[2][:2]
     directions *= np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])[:, None]
-    plane = centred @ directions.T
-    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))     # D = 1 has one direction only
+    plane = centered @ directions.T
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))     # D = 1 has only one component
 
 
 def _tsne(embeddings, plane):
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
-    start = plane / max(plane.std(), 1e-12) * 1e-4              # PCA as the start: no chance in the layout
+    start = plane / max(plane.std(), 1e-12) * 1e-4              # starts from PCA, so the layout is deterministic
     tsne = TSNE(init=start.astype(np.float32), perplexity=min(30, (len(plane) - 1) / 3), random_state=0)
-    with threadpool_limits(1):      # its many short steps wait for each other: 2 s, but 31 s on two busy cores
+    with threadpool_limits(1):      # the steps are short, so threads mostly wait: 2 s with one, 31 s on two busy cores
         return tsne.fit_transform(_unit(embeddings))

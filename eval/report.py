@@ -1,41 +1,44 @@
-"""One HTML file that holds it all: the numbers, the pictures, and the worst confusions as image pairs."""
+"""The report of an evaluation as one HTML file: the metrics, the figures, and the worst errors as pairs of images."""
 import json
 from html import escape
 from pathlib import Path
 
 from eval.page import STYLE, embed, make_folder, small_jpeg, writing
 from eval.plots import write_plots
+from inference.files import replacing
 
 
 def write_report(result, folder, model_name):
-    """Write report.html (self-contained), its pictures and metrics.json of an `Evaluation`; the path of the HTML.
+    """Write report.html (self-contained), its figures and metrics.json of an `Evaluation`. Returns the path of the HTML.
 
-    Whatever comes from the names of files is escaped.
+    Text from file names is escaped.
     """
     make_folder(folder)
     with writing(folder):
         plots = write_plots(result, folder)
-        (Path(folder) / "metrics.json").write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
-        path = Path(folder) / "report.html"
-        path.write_text(_page(result, plots, model_name), encoding="utf-8", errors="xmlcharrefreplace")
+    with replacing(Path(folder) / "metrics.json") as partial:
+        partial.write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
+    path = Path(folder) / "report.html"
+    with replacing(path) as partial:
+        partial.write_text(_page(result, plots, model_name), encoding="utf-8", errors="xmlcharrefreplace")
     return path
 
 
 def _page(result, plots, model_name):
-    pictures = "".join(f'<img alt="{escape(title)}" src="{embed(path.read_bytes(), "png")}">'
-                       for title, path in plots.items())
+    figures = "".join(f'<img alt="{escape(title)}" src="{embed(path.read_bytes(), "png")}">'
+                      for title, path in plots.items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(model_name)} on {escape(result.folder)}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
 <h1>{escape(model_name)} on {escape(result.folder)}</h1>
 {"".join(f'<p class="note">{escape(note)}</p>' for note in result.notes())}
 {_table(result)}
-<div class="plots">{pictures}</div>
-<h2>Most alike, though of two types</h2>
-<p class="note">The pairs that would be taken for one type first.</p>
+<div class="plots">{figures}</div>
+<h2>False matches: pairs of two types with the highest scores</h2>
+<p class="note">The first pairs that a lower threshold would accept wrongly.</p>
 {_pairs(result, result.false_matches)}
-<h2>Least alike, though of one type</h2>
-<p class="note">The pairs that would be missed first.</p>
+<h2>Missed matches: pairs of one type with the lowest scores</h2>
+<p class="note">The first pairs that a higher threshold would miss.</p>
 {_pairs(result, result.missed_matches)}
 </body></html>
 """

@@ -1,11 +1,11 @@
-"""Standalone recognition: numpy, OpenCV, ONNX Runtime and the standard library. Can be copied out and used alone.
+"""Standalone recognition with numpy, OpenCV, ONNX Runtime and the standard library. This folder works on its own.
 
     from inference import DocClassifier
 """
 __all__ = ["DocClassifier"]
 
 
-def __getattr__(name):  # on demand: `inference.errors` and `inference.cli` must not wait for ONNX Runtime
+def __getattr__(name):  # lazy, so that importing `inference.errors` or `inference.cli` does not load ONNX Runtime
     if name == "DocClassifier":
         from .classify import DocClassifier
         return DocClassifier

@@ -1,13 +1,13 @@
-"""Which registered document type is this picture, if any?
+"""Classify document images: which registered type does each image show, if any?
 
-    python inference/classify.py --model M.onnx --register DIR IMAGE... [--threshold T | --fpr F] [--margin M] [--top-k K]
-    python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below it
-    python inference/classify.py IMAGE...                                 # with the shipped model and registry
+    python inference/classify.py --model M.onnx --register DIR IMAGE...   # prints a line per image
+    python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below a folder
+    python inference/classify.py IMAGE... --json                          # the shipped model and registry; one JSON list
 
-    from .classify import DocClassifier
+    from inference import DocClassifier
     label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
 
-DIR holds a folder of reference pictures per type (DIR/passport/*.jpg), or one picture per type (DIR/passport.jpg).
+DIR has a folder of reference images per type (DIR/passport/*.jpg), or one image per type (DIR/passport.jpg).
 Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-if __name__ == "__main__" and not __package__:  # as a script: the folder around it becomes the package, whatever its name
+if __name__ == "__main__" and not __package__:  # run as a script: makes its folder the package, for the relative imports
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     __package__ = Path(__file__).resolve().parent.name
     __import__(__package__)
@@ -32,37 +32,38 @@ from .registry import COMPARED, Registry  # noqa: E402
 SHIPPED = Path(__file__).resolve().parent / "models"
 DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
 DEFAULT_REGISTRY = SHIPPED / "registry"
-DEFAULT_FPR = 1e-4  # of pairs: among 60 types a picture of none meets 60 references, so 1e-3 could not refuse 95 % of them
-# Of the way from the threshold to what two references that look alike score. On made types with two editions of each a
-# quarter refused 1 % of the right names, a half 4 %, all the way 26 %.
+# A rate per pair. An unknown image is compared with every type: with 60 types, 1e-3 could accept nearly 6 % of such images.
+DEFAULT_FPR = 1e-4
+# Two types that look alike get a threshold this far up, from the usual threshold (0) to the score of their references (1).
+# On synthetic types with two editions each, 0.25 rejected 1 % of the right labels, 0.5 rejected 4 %, and 1 rejected 26 %.
 RAISED = 0.25
-SHOWN = 3  # pairs of types that look alike; the others are counted
+SHOWN = 3  # pairs of types that look alike; only the number of the others is shown
 FALLBACK_THRESHOLD = 0.75  # for a model that was exported before it was evaluated
 
 
 class DocClassifier:
-    """Recognises the types registered in a folder and refuses the rest.
+    """Recognizes the types registered in a folder and rejects everything else.
 
-    `model` is the path of an exported model (or a loaded `Model`); `register_root` the folder of references; None takes
-    the shipped one, DEFAULT_MODEL and DEFAULT_REGISTRY.
-    `threshold` is the lowest score, 0..1, at which a type is named. Without one, the model's own table gives the score
-    that lets `fpr` (1e-4) of the pairs of different types pass. Where nothing is said and the table ends before 1e-4, its
-    lowest rate is taken but no score below 0.75, and 0.75 where there is no table, either with a warning.
-    `margin` is the least lead, in scores, over the second best type; below it none is named. None takes the model's own,
-    which may be 0; 0 switches it off.
-    `thresholds` `{label: score}` are those in force: types whose references look alike have a higher one, unless `threshold`
-    was given, which is obeyed exactly.
-    `backend`, "cpu" or "cuda", runs the network; `threads` work on many images at once (0: one for each core), a single
-    image takes one. `gallery` "cuda" searches the references on the GPU, for millions of them: it needs torch and holds
-    them in bf16, which moves scores by up to 1e-3. `progress`: on a terminal, say on stderr how far it is.
-    `warnings` lists what is odd about the registry and the threshold. Raises UserError for whatever the user can put right.
+    `model` is the path of an exported model (or a loaded `Model`), `register_root` the folder of reference images. None
+    takes the shipped ones, DEFAULT_MODEL and DEFAULT_REGISTRY.
+    `threshold` is the lowest score, 0..1, at which a label is given. Without one, the threshold of the model's own table for
+    the false positive rate `fpr` (default 1e-4) of pairs is taken. If neither is given and the table has no entry for 1e-4,
+    the threshold is that of its lowest rate, but at least 0.75; without a table it is 0.75; both with a warning.
+    `margin` is the runner-up gap: the least difference between the scores of the best and the second best type at which a
+    label is given. None takes the model's own, which may be 0; 0 switches it off.
+    `thresholds` `{label: score}` are the thresholds in use. Types whose references look alike have a higher one, unless
+    `threshold` was given.
+    `backend`, "cpu" or "cuda", runs the network. `threads` process many images at once (0: one per core); a single image
+    uses one thread. `gallery` "cuda" searches the references on the GPU, for millions of them: it needs torch, and holds
+    them in bf16, which changes scores by up to 1e-3. `progress`: show the progress on stderr if that is a terminal.
+    `warnings` are lines about problems of the registry and the threshold. Raises UserError for mistakes of the user.
     """
 
     def __init__(self, *, model=None, register_root=None, threshold: float | None = None, fpr: float | None = None,
                  margin: float | None = None, backend: str = "cpu", threads: int = 0, gallery: str = "cpu",
                  progress: bool = False):
         if margin is not None and not 0 <= margin <= 1:
-            raise UserError(f"margin {margin}: must be between 0 and 1, a difference of two scores; 0 switches it off")
+            raise UserError(f"margin {margin}: must be between 0 and 1, the difference of two scores; 0 switches it off")
         if model is None:
             model = _shipped(DEFAULT_MODEL, "model")
         if register_root is None:
@@ -87,11 +88,11 @@ class DocClassifier:
         return self.registry.bank
 
     def get_register(self, root) -> dict[str, np.ndarray]:
-        """The bank of another folder; this classifier keeps its own."""
+        """The `bank` of another folder. The classifier's own registry does not change."""
         return Registry(root, self.model).bank
 
     def extract_feature(self, image) -> np.ndarray:
-        """A path, or what `cv2.imread` returns -> float32 `[D]`, L2-normalised. Raises ImageError."""
+        """A path, or an array as `cv2.imread` returns it -> float32 `[D]`, L2-normalized. Raises ImageError."""
         try:
             prepared = self.model.prepare(image)
         except ImageError as error:
@@ -99,8 +100,8 @@ class DocClassifier:
         return self.model.embed(prepared[None])[0]
 
     def __call__(self, image) -> tuple[str | None, float]:
-        """A path, or what `cv2.imread` returns -> (label, score). Below the threshold or the margin the label is None; the
-        score is the best type's all the same. Raises ImageError.
+        """A path, or an array as `cv2.imread` returns it -> (label, score). The label is None below the threshold or the
+        runner-up gap; the score is always that of the best type. Raises ImageError.
         """
         (scores,), (types,) = self.registry.top(self.extract_feature(image)[None], 2)
         result = self._result(image, scores, types, 1)
@@ -109,15 +110,15 @@ class DocClassifier:
     def classify(self, images, top_k: int = 1) -> list[dict]:
         """A list of paths or arrays -> for each {image, label or None, score, top_k: [{label, score}], error or None}.
 
-        `image` is the path (None for an array); `top_k` holds the best `top_k` types whatever their scores. An image
-        that cannot be used has an `error`, no label, no score; the others are classified all the same. No label though the
-        score reaches the best type's of `self.thresholds`: the second best type is closer than `self.margin`; a `top_k` of 2
-        shows both.
+        `image` is the path (None for an array). `top_k` has the best `top_k` types, whatever their scores. An image that
+        cannot be used has an `error`, no label and no score; the other images are still classified. When the label is None
+        although the score reaches the threshold of the best type, the runner-up gap is below `self.margin`; a `top_k` of 2
+        shows both types.
         """
         return list(self.stream(images, top_k))
 
     def stream(self, images, top_k: int = 1) -> Iterator[dict]:
-        """The results of `classify` in order, each as soon as it is there, in bounded memory."""
+        """The results of `classify`, in order, each as soon as it is known, in bounded memory."""
         if top_k < 1:
             raise UserError(f"top-k {top_k}: must be at least 1")
         for part in counted(self.model.stream(images), len(images), "classifying", self.progress):
@@ -127,7 +128,7 @@ class DocClassifier:
                 results[position] = dict(image=_name(images[position]), label=None, score=None, top_k=[], error=reason)
             yield from (results[position] for position in sorted(results))
 
-    def _result(self, image, scores, types, top_k):  # both (K,), best first; K is 2 at least where there are two types
+    def _result(self, image, scores, types, top_k):  # scores and types: (K,), best first; K >= 2 if there are two types
         ranking = [dict(label=self.registry.labels[index], score=float(score)) for index, score in zip(types, scores)]
         best, others = ranking[0], ranking[1:]
         accepted = (best["score"] >= self.thresholds[best["label"]]
@@ -139,16 +140,16 @@ class DocClassifier:
 def _shipped(path, what):
     if not path.exists():
         option, argument = {"model": ("--model", "model"), "registry": ("--register", "register_root")}[what]
-        raise UserError(f"{path}: the shipped {what} is not there; give one of your own, {option} or {argument}=")
+        raise UserError(f"{path}: the shipped {what} is missing; give another one with {option} or {argument}=")
     return path
 
 
 def _look_alikes(pairs, thresholds):
-    """Lines for the user. `pairs` as from `Registry.look_alikes`."""
+    """Warnings; `pairs` as from `Registry.look_alikes`."""
     if pairs is None:
-        return [f"more than {COMPARED:,} references: not looked for types that look alike"]
-    lines = [f"{first} and {second} look alike: their references score {score:.4f}; they are named from "
-             f"{thresholds[first]:.4f} and {thresholds[second]:.4f} on" for first, second, score in pairs[:SHOWN]]
+        return [f"more than {COMPARED:,} references: types that look alike were not searched for"]
+    lines = [f"{first} and {second} look alike: their references score {score:.4f}; their thresholds are now "
+             f"{thresholds[first]:.4f} and {thresholds[second]:.4f}" for first, second, score in pairs[:SHOWN]]
     return lines + ([f"{len(pairs) - SHOWN} more pairs of types look alike"] if len(pairs) > SHOWN else [])
 
 
@@ -157,62 +158,63 @@ def _name(image):
 
 
 def _choose_threshold(model, threshold, fpr):
-    """(threshold, notes for the user)."""
+    """(threshold, warnings)."""
     if threshold is not None:
         if not 0 <= threshold <= 1:
-            raise UserError(f"threshold {threshold}: must be between 0 and 1, a score is (cosine + 1) / 2")
+            raise UserError(f"threshold {threshold}: must be between 0 and 1; a score is (cosine + 1) / 2")
         return threshold, []
     if fpr is not None and not 0 < fpr <= 1:
-        raise UserError(f"fpr {fpr}: must be above 0 and at most 1, the share of wrong matches to allow")
+        raise UserError(f"fpr {fpr}: must be above 0 and at most 1; it is the share of wrong matches to allow")
     chosen = model.threshold_at(DEFAULT_FPR if fpr is None else fpr)
     if chosen is not None:
         return chosen, []
     if fpr is not None:
-        raise UserError(f"fpr {fpr:g}: the model has no threshold for so low a rate; give --threshold, "
-                        "or calibrate it on more images: python -m eval --calibrate")
-    lacks = f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; taking "
+        raise UserError(f"fpr {fpr:g}: the model has no threshold for such a low rate; give --threshold, "
+                        "or calibrate the model on more images: python -m eval --calibrate")
+    missing = f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; "
     lowest = model.lowest_rate
     if lowest is None:
-        return FALLBACK_THRESHOLD, [f"{lacks}{FALLBACK_THRESHOLD}"]
-    # A table that ends early comes from few pictures, and 1e-1 of pairs would name nearly everything.
+        return FALLBACK_THRESHOLD, [f"{missing}using {FALLBACK_THRESHOLD}"]
+    # A table without low rates comes from few images. Its threshold for 1e-1 of the pairs would accept nearly everything.
     chosen = max(model.threshold_at(lowest), FALLBACK_THRESHOLD)
-    return chosen, [f"{lacks}{chosen:.4f}, since its lowest is that for {lowest:g}"]
+    return chosen, [f"{missing}using {chosen:.4f}, since the lowest rate of its table is {lowest:g}"]
 
 
 def main(arguments=None) -> int:
     """The command line; returns the exit status."""
     parser = Parser(description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture to classify, or a folder: all below it")
-    parser.add_argument("--model", help="what onnx_export.py wrote (default: the shipped one)")
-    parser.add_argument("--register", metavar="DIR", help="folder of reference pictures (default: the shipped one)")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image to classify, or a folder with images")
+    parser.add_argument("--model", metavar="M.onnx", help="model that onnx_export.py wrote (default: the shipped one)")
+    parser.add_argument("--register", metavar="DIR", help="folder of reference images (default: the shipped one)")
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--threshold", type=float, metavar="T", help="lowest score, 0..1, at which a type is named")
-    limit.add_argument("--fpr", type=float, metavar="F", help="take the threshold for this false positive rate from "
-                                                              f"the model's own table (default {DEFAULT_FPR:g})")
-    parser.add_argument("--margin", type=float, metavar="M", help="least lead, in scores, over the second best type "
-                                                                  "(default: the model's own; 0 switches it off)")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="how many types to list (default 1)")
-    parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="what runs the network (default cpu)")
-    parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="what searches the references: cuda is for "
-                                                                            "millions of them and needs torch (default cpu)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="how many work on many images at once "
-                                                                            "(default 0: one for each core)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else; bytes of a name that are "
-                                                            "not UTF-8 are there as \\udcNN: os.fsencode gives them back")
+    limit.add_argument("--threshold", type=float, metavar="T", help="lowest score, 0..1, at which a label is given "
+                                                                    "(default: see --fpr)")
+    limit.add_argument("--fpr", type=float, metavar="F", help="threshold for this false positive rate in the model's own "
+                                                              f"table (default: {DEFAULT_FPR:g})")
+    parser.add_argument("--gap", "--margin", dest="margin", type=float, metavar="G",
+                        help="runner-up gap: least difference between the scores of the best and the second best type at "
+                             "which a label is given; 0 switches it off (default: the model's own)")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
+    parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="device that runs the network")
+    parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="device that searches the references; cuda is "
+                                                                            "for millions of them and needs torch")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads for many images; 0 is one per core")
+    parser.add_argument("--json", action="store_true",
+                        help="print one JSON list and nothing else (default: a line per image); bytes of a file name that "
+                             "are not UTF-8 are written as \\udcNN, which os.fsencode turns back")
     args = parser.parse_args(arguments)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
 
     images = [path for image in args.images for path in _expanded(image)]
-    # Lines of results on the same terminal say how far it is by themselves.
-    progress = args.json or not sys.stdout.isatty()
+    progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
                                margin=args.margin, backend=args.backend, threads=args.threads, gallery=args.gallery,
                                progress=progress)
     choices = (args.model, DEFAULT_MODEL), (args.register, DEFAULT_REGISTRY)
     shipped = [str(path) for given, path in choices if given is None]
     if shipped:
-        print(printable(f"taking what is shipped: {' and '.join(shipped)}"), file=sys.stderr)
+        print(printable(f"using the shipped files: {' and '.join(shipped)}"), file=sys.stderr)
     for warning in classifier.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
     if args.json:
@@ -220,14 +222,14 @@ def main(arguments=None) -> int:
         print(json.dumps(results, indent=2))
         return 0 if any(result["error"] is None for result in results) else 2
     usable = False
-    for result in classifier.stream(images, max(args.top_k, 2)):  # the second tells why none is named
+    for result in classifier.stream(images, max(args.top_k, 2)):  # the second type may be the reason for no label
         print(printable(_line(result, args.top_k, classifier.thresholds)))
         usable |= result["error"] is None
     return 0 if usable else 2
 
 
 def _expanded(image):
-    """A folder's images; anything else, and a folder without one, is left to be reported in its own result."""
+    """The images below a folder. Anything else, and a folder without images, is kept and gets a result of its own."""
     below = [os.path.join(image, file) for file in list_images(image)] if os.path.isdir(image) else []
     return below or [image]
 

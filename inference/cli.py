@@ -1,4 +1,6 @@
-"""What every command of the project does with a user's mistake: one line on stderr, exit status 2. No torch."""
+"""The command line of every program in the project: help with examples and defaults, a user's mistake as one line on stderr
+with exit status 2, progress on a terminal. The standard library only.
+"""
 import argparse
 import os
 import sys
@@ -7,11 +9,22 @@ import time
 from .errors import UserError, printable
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and adds its default to the help of each option that has one."""
+
+    def _get_help_string(self, action):
+        text, default = action.help or "", action.default
+        has_default = default not in (None, "", [], argparse.SUPPRESS) and default is not False  # 0 is a default too
+        return f"{text} (default: %(default)s)" if has_default and "default" not in text else text
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are a UserError, without the usage in front. Its description keeps its lines."""
+    """An ArgumentParser whose errors are a UserError, without the usage in front. `description`: usually the module's
+    docstring, with its examples; its lines stay as they are.
+    """
 
     def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(**{"formatter_class": Help, **options})
 
     def error(self, message):
         raise UserError(f"{message} (see --help)")
@@ -26,7 +39,7 @@ def exit_status(main) -> int:
         status = main() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, `head` say, has had enough; Python would flush once more at its end
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; without this Python would flush again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
@@ -42,9 +55,10 @@ def run_cli(main) -> None:
 
 
 def counted(items, total: int, what: str, show: bool):
-    """Yield `items`, and with `show`, where stderr is a terminal and the work takes a while, say how far it is.
+    """Yield `items`. If `show` is true and stderr is a terminal, print the progress there after the first two seconds.
 
-    Each of `items` counts for as many of `total` as its `len(item.positions) + len(item.reasons)`.
+    An item has `positions` and `reasons`; their lengths together are how many of the `total` images it holds. (tqdm would
+    do this, but `inference` runs without it.)
     """
     show, began, shown, done = show and sys.stderr.isatty(), time.monotonic(), 0.0, 0
     for item in items:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there. The standard library only."""
+"""Atomic file writing: a file is complete or absent. The standard library only."""
 import contextlib
 import os
 from pathlib import Path
@@ -8,8 +8,10 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def replacing(path):
-    """`with replacing(path) as partial:` a file beside `path` to write to and check, which takes its place when the block
-    ends without an exception; `path` stays as it was otherwise. Raises UserError when the system does not allow it.
+    """`with replacing(path) as partial:` gives a temporary path beside `path` to write to and to check.
+
+    The temporary file replaces `path` when the block ends without an exception; otherwise `path` stays as it was.
+    Raises UserError when the system does not allow the write.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -17,7 +19,7 @@ def replacing(path):
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder needs to be writable, with room for a "
-                        "second one") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder must be writable and have room for a "
+                        "second copy") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""What an image file says about itself, read before any pixel is decoded (standard library only).
+"""Reads the header of an image file before any pixel is decoded. The standard library only.
 
-Decoders believe whatever they are given: a few bytes may ask for gigabytes of pixels, half a JPEG becomes a
-half-gray image, and `IMREAD_UNCHANGED` forgets the EXIF orientation. The header tells all three beforehand: of the size
-what the decoder will believe, or more.
+Decoders trust their input: a few bytes can request gigabytes of pixels, half of a JPEG file becomes a half-gray image, and
+`IMREAD_UNCHANGED` ignores the EXIF orientation. The header shows all three before decoding. The size that it gives is never
+smaller than the size that the decoder will produce.
 """
 import math
 import re
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 
 class Header(NamedTuple):
-    """`width` and `height` in pixels, as stored (before rotation). `orientation` is EXIF's 1..8: how the decoded
-    pixels still have to be turned. `premultiplied`: the colors arrive already multiplied by their alpha. `scans`: how
-    often a JPEG's decoder goes over the whole image, which it then holds at full size.
-    `problem` is "truncated" or "damaged" when the file cannot be used; the other fields then mean nothing.
+    """`width` and `height` are in pixels, as stored, before rotation. `orientation` is that of EXIF, 1..8: the rotation and
+    flip that the decoded pixels still need. `premultiplied`: the decoder multiplies the colors by their alpha. `scans`: the
+    number of passes of a JPEG decoder over the whole image; with more than one, it keeps the image at full size in memory.
+    `problem` is "truncated" or "damaged" when the file cannot be used; the other fields then have no meaning.
     """
     format: str
     width: int = 0
@@ -35,7 +35,7 @@ def read_header(data: bytes) -> Header | None:
                 if min(header.width, header.height) < 1:
                     raise ValueError
                 return header
-            except (EOFError, struct.error):  # struct.error: a field beyond the end
+            except (EOFError, struct.error):  # struct.error: a field is beyond the end of the file
                 return Header(name, problem="truncated")
             except ValueError:
                 return Header(name, problem="damaged")
@@ -43,20 +43,20 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _parts(data):
-    """Counts the segments or chunks of a file. Real ones are of kilobytes; millions of empty ones would take minutes."""
+    """Limits the number of segments or chunks. Real ones have kilobytes; millions of empty ones would take minutes."""
     yield from range(10_000 + len(data) // 256)
     raise ValueError
 
 
 def png_pixels(data: bytes) -> bytes:
-    """What of a PNG, if its header has no `problem`, pixels are made of. Nobody asks for the rest, and decoders fail at it:
-    OpenCV crashes at a damaged animation (https://github.com/opencv/opencv/issues/27744), libpng unpacks texts of any size.
+    """A PNG file without the chunks that pixels do not need; its header must have no `problem`. Decoders fail on the others:
+    OpenCV crashes on a damaged animation (https://github.com/opencv/opencv/issues/27744), libpng unpacks texts of any size.
     """
     view = memoryview(data)
     return b"".join([view[:8], *(view[start:end] for kind, start, end in _png_chunks(data) if kind in _PNG_PIXELS)])
 
 
-# After the scan begins, FF 00 is a stuffed byte and FF D0..D7 a restart; neither starts a segment.
+# Inside a scan, FF 00 is an escaped FF and FF D0..D7 is a restart marker; neither starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]", re.DOTALL)
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -68,7 +68,7 @@ def _read_jpeg(data):
         if not match:
             raise EOFError
         marker, position = data[match.end() - 1], match.end()
-        if marker == 0xD9:  # end of image; thumbnails are inside segments and images appended later are not ours
+        if marker == 0xD9:  # end of image; thumbnails are inside segments, and appended images do not count
             return width, height, orientation, False, scans
         length, = struct.unpack_from(">H", data, position)
         if marker in _JPEG_FRAMES:
@@ -89,7 +89,7 @@ def _read_png(data):
     orientation = 1
     for kind, start, end in _png_chunks(data):
         if zlib.crc32(data[start + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
-            raise ValueError  # libpng would say so on stderr
+            raise ValueError  # found here, since libpng would print it on stderr
         if kind == b"eXIf":
             orientation = _exif_orientation(data[start + 8:end - 4])
     return width, height, orientation
@@ -99,7 +99,7 @@ _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
 def _png_chunks(data):
-    """(kind, start, end) of each chunk: length, kind, content, checksum."""
+    """(kind, start, end) of each chunk, which consists of length, kind, content and checksum."""
     position = 8
     for _ in _parts(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -122,7 +122,7 @@ def _read_webp(data):
             return *max(sizes, key=math.prod), orientation
         kind, length = struct.unpack_from("<4sI", data, position)
         position += 8
-        if kind == b"VP8X":  # the canvas: an animation's images lie deeper, and may be smaller
+        if kind == b"VP8X":  # the canvas of an animation; its images are in nested chunks and may be smaller
             sizes.append(tuple(1 + int.from_bytes(data[at:at + 3], "little") for at in (position + 4, position + 7)))
         elif kind == b"VP8 ":
             sizes.append(tuple(side & 0x3FFF for side in struct.unpack_from("<HH", data, position + 6)))
@@ -146,13 +146,13 @@ def _read_bmp(data):
 
 def _read_tiff(data):
     tags = _tiff_tags(data)
-    # OpenCV's TIFF decoder, unlike the others, turns the image itself, and multiplies 8-bit colors by their alpha
-    # wherever the file declares an alpha channel (extra sample 1 or 2).
+    # Unlike the others, OpenCV's TIFF decoder applies the orientation itself, and multiplies 8-bit colors by their alpha
+    # if the file declares an alpha channel (extra sample 1 or 2).
     return tags.get(256, 0), tags.get(257, 0), 1, tags.get(338) in (1, 2)
 
 
 def _exif_orientation(exif):
-    """A damaged EXIF block must not cost the image: its orientation is then the usual one."""
+    """EXIF orientation. A damaged EXIF block counts as orientation 1, so that the image can still be used."""
     try:
         orientation = _tiff_tags(exif).get(274, 1)
     except struct.error:
@@ -170,7 +170,7 @@ def _tiff_tags(data):
         tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
         if kind in (3, 4) and values == 1:
             value, = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
-            tags.setdefault(tag, value)  # as decoders do: of several the first
+            tags.setdefault(tag, value)  # decoders use the first entry of a tag, too
     return tags
 
 

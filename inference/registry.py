@@ -1,4 +1,4 @@
-"""The registered types: a folder of reference pictures, turned into features to search."""
+"""The registered types: the features of a folder of reference images, and the search among them."""
 import hashlib
 import os
 from pathlib import PurePosixPath
@@ -11,15 +11,15 @@ from .image import list_images, type_label
 from .model import Model
 from .search import searcher
 
-COMPARED = 20_000  # references that are searched among themselves: seconds on 2 cores, but 1 M would take an hour
+COMPARED = 20_000  # most references that are compared with each other: seconds on 2 cores; 1 M would take an hour
 
 
 class Registry:
     """Every readable image below `root` is a reference of the type that `type_label` gives it.
 
-    `labels` are the T types, sorted; `bank` maps each to the features of its references, float32 `[R, D]`;
-    `warnings` are lines about files left out, labels that collide, and pictures registered twice. `gallery` says where
-    the references are searched: "cpu", or "cuda", see `search_cuda`. `progress`: on a terminal, say how far it is.
+    `labels` are the T types, sorted; `bank` maps each to the features of its references, float32 `[R, D]`; `warnings` are
+    lines about skipped files, labels that collide, and images that are registered twice. `gallery` is the device that
+    searches the references: "cpu", or "cuda", see `search_cuda`. `progress`: show the progress on a terminal.
     Raises UserError when there is nothing to register.
     """
 
@@ -31,38 +31,38 @@ class Registry:
             for position, image, feature in zip(part.positions, part.images, part.features):
                 features[files[position]] = feature
                 digests.setdefault(hashlib.sha256(image).digest(), []).append(files[position])
-            self.warnings += [f"{files[position]}: {reason}; left out" for position, reason in part.reasons.items()]
+            self.warnings += [f"{files[position]}: {reason}; skipped" for position, reason in part.reasons.items()]
         if not features:
             why = f"none of its {len(files)} images can be read ({self.warnings[-1]})" if files else "no image in it"
-            raise UserError(f"{root}: {why}; a picture of each type must be there")
-        self.warnings += _same_pictures(digests.values())
+            raise UserError(f"{root}: {why}; put an image of each type there")
+        self.warnings += _same_images(digests.values())
 
         references = {}  # label: features
         for file, feature in features.items():
             references.setdefault(type_label(file), []).append(feature)
         self.labels = sorted(references)
-        # (M, D), a type's references side by side, and (T,), where each type begins
+        # (M, D), the references of a type side by side, and (T,), the first row of each type
         self._stacked = stacked = np.concatenate([references[label] for label in self.labels])
         self._starts = starts = np.cumsum([0] + [len(references[label]) for label in self.labels[:-1]])
         self.bank = dict(zip(self.labels, np.split(stacked, starts[1:])))
         self._top = searcher(stacked, None if len(starts) == len(stacked) else starts, gallery)
 
     def top(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """float32 `[N, D]` -> the best k types (all T where there are fewer), best first: scores (cos + 1) / 2, float32
-        `[N, K]`, and their indices in `labels`, int64 `[N, K]`. A type's best reference counts; of equals, the first label.
+        """float32 `[N, D]` -> the best K = min(k, T) types, best first: scores (cos + 1) / 2, float32 `[N, K]`, and indices
+        in `labels`, int64 `[N, K]`. The score of a type is that of its best reference. Ties go to the first label.
         """
         cosines, types = self._top(features, k)
         return np.clip((cosines + 1) / 2, 0, 1), types
 
     def look_alikes(self, threshold: float) -> list[tuple[str, str, float]] | None:
-        """Pairs of types whose references would be taken for each other: (label, label, score), most alike first.
+        """Pairs of types whose references could be mistaken for each other: (label, label, score), highest score first.
 
-        Each reference is searched among all M; where the best one of another type scores `threshold` or more the two types
-        are a pair. Exact and in bounded memory, but M^2 D multiplications: None beyond COMPARED references.
+        Each reference is searched among all M references. Where the best one of another type scores `threshold` or more,
+        the two types are a pair. Exact and in bounded memory, but M^2 D multiplications: None for more than COMPARED.
         """
         if len(self._stacked) > COMPARED:
             return None
-        scores, types = self.top(self._stacked, 2)  # (M, 2): a reference's own type, mostly first, and another
+        scores, types = self.top(self._stacked, 2)  # (M, 2): the reference's own type, usually first, and another
         own = np.searchsorted(self._starts, np.arange(len(self._stacked)), "right") - 1
         alike = {}
         for row, column in zip(*np.nonzero((types != own[:, None]) & (scores >= threshold))):
@@ -73,22 +73,22 @@ class Registry:
 
 
 def _label_collisions(files):
-    """A folder is one type and so is a file directly in the root: where these share a label they become one."""
+    """Warnings. A folder is a type, and so is a file directly in the root; those with the same label become one type."""
     sources = {}
     for file in files:
         folder = PurePosixPath(file).parent.as_posix()
         sources.setdefault(type_label(file), set()).add(file if folder == "." else folder + "/")
-    return [f'{", ".join(sorted(names))}: share the label "{label}" and count as one type; rename to tell them apart'
+    return [f'{", ".join(sorted(names))}: share the label "{label}" and count as one type; rename them to separate the types'
             for label, names in sources.items() if len(names) > 1]
 
 
-def _same_pictures(groups):
-    """Pictures are the same when the network sees the same pixels, whatever the format of their files."""
+def _same_images(groups):
+    """Warnings. Images are the same when the network gets the same pixels; the file formats may differ."""
     warnings = []
     for files in groups:
         labels = sorted({type_label(file) for file in files})
         if len(labels) > 1:
-            warnings.append(f"{', '.join(files)}: the same picture, registered as different types; keep one of them")
+            warnings.append(f"{', '.join(files)}: the same image, registered as different types; keep one of them")
         elif len(files) > 1:
-            warnings.append(f"{', '.join(files)}: the same picture, registered more than once")
+            warnings.append(f"{', '.join(files)}: the same image, registered more than once")
     return warnings

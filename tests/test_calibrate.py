@@ -11,7 +11,7 @@ import pytest
 
 from eval import evaluate_folder
 from eval.__main__ import main
-from eval.calibrate import calibrate, choose_margin, leads, threshold_table
+from eval.calibrate import calibrate, choose_gap, gaps, threshold_table
 from eval.gallery import registered
 from eval.open_set import open_set
 from inference.classify import DocClassifier
@@ -62,7 +62,7 @@ def test_registered_are_the_references_or_the_first():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_leads_are_those_of_a_loop(seed):
+def test_runner_up_gaps_equal_a_plain_loop(seed):
     """Random embeddings, some types with several references, one with none, in any order of the images."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.concatenate([np.arange(7), rng.integers(0, 7, 40)]))
@@ -80,7 +80,7 @@ def test_leads_are_those_of_a_loop(seed):
         first, second = sorted(scores, key=scores.get)[:-3:-1]
         if scores[first] >= .7:
             expected[first == labels[i]].append(scores[first] - scores[second])
-    for found, truth in zip(leads(result, .7), (expected[True], expected[False])):
+    for found, truth in zip(gaps(result, .7), (expected[True], expected[False])):
         assert len(truth) > 0 and np.sort(found) == pytest.approx(sorted(truth), abs=1e-5)
 
 
@@ -93,17 +93,17 @@ def test_the_margin_is_the_smallest_that_pays(seed):
     smallest = next(step / 1e4 for step in itertools.count(1) if 2 * (wrong < step / 1e4).sum() >= len(wrong))
     lost, refused = (right < smallest).sum(), (wrong < smallest).sum()
     pays = len(wrong) >= 5 and lost <= .01 * len(right) and lost <= 2 * refused
-    assert choose_margin(right, wrong) == (smallest if pays else 0)
+    assert choose_gap(right, wrong) == (smallest if pays else 0)
 
 
 def test_the_margin_by_hand():
     wrong, right = np.array([.001, .002, .0125, .3, .4]), np.full(1000, .1)
-    assert choose_margin(right, wrong) == .0126
-    assert choose_margin(right, wrong[:4]) == 0                                         # too few to know
-    assert choose_margin(np.append(right, [.01] * 6), wrong) == .0126                  # six lost for three
-    assert choose_margin(np.append(right, [.01] * 7), wrong) == 0                      # more than two for one
-    assert choose_margin(np.append(right[:200], [.01] * 3), wrong) == 0                 # more than 1 %
-    assert choose_margin(right, np.empty(0)) == choose_margin(np.empty(0), np.empty(0)) == 0
+    assert choose_gap(right, wrong) == .0126
+    assert choose_gap(right, wrong[:4]) == 0                                         # too few to know
+    assert choose_gap(np.append(right, [.01] * 6), wrong) == .0126                  # six lost for three
+    assert choose_gap(np.append(right, [.01] * 7), wrong) == 0                      # more than two for one
+    assert choose_gap(np.append(right[:200], [.01] * 3), wrong) == 0                 # more than 1 %
+    assert choose_gap(right, np.empty(0)) == choose_gap(np.empty(0), np.empty(0)) == 0
 
 
 # ---------------------------------------------------------------- into the file
@@ -117,7 +117,7 @@ def test_the_file_says_what_the_folder_says(model, folder, tmp_path):
     expected = {rate: {"threshold": result.verification.thresholds[rate], "tpr": result.verification.tpr_at_fpr[rate]}
                 for rate in ("1e-1", "1e-2", "1e-3")}
     assert written["thresholds"] == expected
-    assert written["margin"] == choose_margin(*leads(result, expected["1e-3"]["threshold"]))
+    assert written["margin"] == choose_gap(*gaps(result, expected["1e-3"]["threshold"]))
     origin = written["thresholds_from"]
     assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (PHOTOS - 1)
     assert origin == {"data": "mine", "types": KINDS, "images": KINDS * PHOTOS, "pairs": {"positive": 72, "negative": 1056},
@@ -136,7 +136,7 @@ def test_a_link_stays_a_link(model, folder, tmp_path):
 
 
 def test_the_margin_goes_into_the_file(model, folder, monkeypatch):
-    monkeypatch.setattr("eval.calibrate.choose_margin", lambda right, wrong: .0123)
+    monkeypatch.setattr("eval.calibrate.choose_gap", lambda right, wrong: .0123)
     calibrate(model, evaluated(model, folder))
     assert DocClassifier(model=model, register_root=folder).margin == load_model(model).margin == .0123
 
@@ -212,9 +212,9 @@ def test_the_open_set_is_that_of_a_loop(model, folder, threshold, margin):
             else:
                 refused.append(not named)
     found = open_set(model, result)
-    assert (found.known, found.strangers) == (len(accepted), len(refused)) == (KINDS * (PHOTOS - 1), KINDS * PHOTOS)
-    assert (found.threshold, found.margin) == (threshold, margin)
-    assert (found.accepted, found.right, found.refused) == pytest.approx(
+    assert (found.known, found.unknown) == (len(accepted), len(refused)) == (KINDS * (PHOTOS - 1), KINDS * PHOTOS)
+    assert (found.threshold, found.gap) == (threshold, margin)
+    assert (found.identified, found.correctly_identified, found.unknown_rejected) == pytest.approx(
         (np.mean(accepted), np.mean(right), np.mean(refused)), abs=1e-12)
     assert open_set(model, result, fpr=1e-2).threshold == .99
 
@@ -233,7 +233,7 @@ def test_the_document_is_that_of_the_evaluation(model, folder, tmp_path, capsys)
     main(["--model", str(model), "--calibrate", str(folder), "--json", "--report", str(tmp_path / "report")])
     out, err = capsys.readouterr()
     assert json.loads(out) == plain and (tmp_path / "report" / "report.html").is_file()
-    assert f"{model}: has thresholds for FPR 1e-1, 1e-2, 1e-3 and a margin of 0 now, from {folder}\n" in err
+    assert f"{model}: now has the thresholds of {folder} for FPR 1e-1, 1e-2, 1e-3, and a runner-up gap of 0\n" in err
     assert metadata_of(model)["thresholds_from"]["data"] == "mine"
 
     main(["--model", str(model), "--data", str(folder), "--open-set", "--fpr", "1e-2", "--json"])
@@ -247,8 +247,8 @@ def test_calibrating_needs_no_torch(model, folder):
     done = run_cli("--model", model, "--calibrate", folder, "--open-set")
     assert done.returncode == 0, done.stderr
     threshold = metadata_of(model)["thresholds"]["1e-3"]["threshold"]
-    assert "Open set, every other type registered and then the others" in done.stdout
-    assert f"(threshold {threshold:.4f}, margin 0.0000)" in done.stdout
+    assert "Open set, half of the types registered, then the other half" in done.stdout
+    assert f"(threshold {threshold:.4f}, runner-up gap 0.0000)" in done.stdout
 
 
 def test_mistakes_are_one_line(model, folder, tmp_path, capsys):

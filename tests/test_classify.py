@@ -229,8 +229,8 @@ def test_the_same_picture_twice_is_reported(model, tmp_path):
         write(tmp_path / name, noise(1 if name[0] in "AB" else 3))
     write(tmp_path / "C" / "2.png", noise(3))
     first, second = Registry(tmp_path, load_model(model)).warnings
-    assert first == "A/1.png, A/2.png, B/1.bmp: the same picture, registered as different types; keep one of them"
-    assert second == "C/1.png, C/2.png: the same picture, registered more than once"
+    assert first == "A/1.png, A/2.png, B/1.bmp: the same image, registered as different types; keep one of them"
+    assert second == "C/1.png, C/2.png: the same image, registered more than once"
 
 
 def test_unreadable_references_are_reported_and_left_out(model, register):
@@ -239,7 +239,7 @@ def test_unreadable_references_are_reported_and_left_out(model, register):
     (register / "empty" / "zero.png").touch()
     registry = Registry(register, load_model(model))
     assert registry.labels == ["cards/bank", "licence", "passport"]
-    assert registry.warnings[0] == "empty/zero.png: empty file; left out"
+    assert registry.warnings[0] == "empty/zero.png: empty file; skipped"
     assert registry.warnings[1].startswith("passport/text.jpg: not an image") and len(registry.warnings) == 2
 
 
@@ -312,7 +312,7 @@ def test_look_alikes_are_said_in_few_lines(model, tmp_path, monkeypatch):
     assert DocClassifier(model=model, register_root=tmp_path, threshold=1).warnings == []
     monkeypatch.setattr("inference.registry.COMPARED", 5)
     warning, = DocClassifier(model=model, register_root=tmp_path, threshold=0.9).warnings
-    assert "not looked for types that look alike" in warning
+    assert "types that look alike were not searched for" in warning
 
 
 def test_types_that_look_alike_have_higher_thresholds_unless_one_was_given(tmp_path):
@@ -396,16 +396,16 @@ def test_without_model_and_registry_the_shipped_ones(model, register, tmp_path, 
         assert status_of([*given, picture, "--json", "--threshold", "0.9"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out)[0]["label"] == "licence"
-        assert err == f"taking what is shipped: {' and '.join(map(str, said))}\n"
+        assert err == f"using the shipped files: {' and '.join(map(str, said))}\n"
     assert DocClassifier(threshold=0.9)(noise(4))[0] == "licence"
 
 
 def test_nothing_shipped(model, register, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("inference.classify.DEFAULT_MODEL", tmp_path / "nowhere.onnx")
     monkeypatch.setattr("inference.classify.DEFAULT_REGISTRY", tmp_path / "nowhere")
-    assert "nowhere.onnx: the shipped model is not there" in refused(capsys, ["--register", str(register), "x.png"])
+    assert "nowhere.onnx: the shipped model is missing" in refused(capsys, ["--register", str(register), "x.png"])
     message = refused(capsys, ["--model", str(model), "x.png"])
-    assert "nowhere: the shipped registry is not there" in message and "--register" in message
+    assert "nowhere: the shipped registry is missing" in message and "--register" in message
 
 
 # ---------------------------------------------------------------- thresholds
@@ -428,11 +428,11 @@ def test_a_table_that_ends_before_the_default(tmp_path, register):
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
     classifier = DocClassifier(model=path, register_root=register)
     assert classifier.threshold == 0.8
-    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; taking 0.8000, since "
-                                   "its lowest is that for 0.001"]
+    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; using 0.8000, since "
+                                   "the lowest rate of its table is 0.001"]
     few = write_model(tmp_path / "few.onnx", METADATA | {"thresholds": {"1e-1": {"threshold": 0.56, "tpr": 1.0}}})
     classifier = DocClassifier(model=few, register_root=register)  # a rate that would name nearly everything
-    assert classifier.threshold == 0.75 and "taking 0.7500" in classifier.warnings[0]
+    assert classifier.threshold == 0.75 and "using 0.7500" in classifier.warnings[0]
     assert DocClassifier(model=few, register_root=register, fpr=1e-1).threshold == 0.56
 
 
@@ -537,7 +537,7 @@ def test_warnings_go_to_stderr(model, register, tmp_path, capsys):
     assert status_of(arguments(model, register, register / "licence.png", "--json")) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["label"] == "licence"
-    assert "warning: zero.png: empty file; left out\n" in err and "taking 0.75" in err
+    assert "warning: zero.png: empty file; skipped\n" in err and "using 0.75" in err
 
 
 @pytest.mark.parametrize("options, reason", [

@@ -173,7 +173,7 @@ def test_top1_is_that_of_brute_force(with_references):
     assert 0 < right < asked
     assert (found.top1, found.queries, found.gallery) == (right / asked, asked, len(gallery))
     assert found.protocol == ("references" if with_references else "leave-one-out")
-    assert found.queries + found.left_out == (~is_reference).sum()
+    assert found.queries + found.excluded == (~is_reference).sum()
 
 
 def test_top1_takes_the_best_reference_and_counts_a_tie_as_wrong():
@@ -187,4 +187,4 @@ def test_top1_takes_the_best_reference_and_counts_a_tie_as_wrong():
 def test_top1_without_queries_leaves_one_out():
     points = fixed_point([[1, 0], [1, .1], [0, 1]])
     found = identify(points, [0, 0, 1], [True, True, True])
-    assert (found.protocol, found.top1, found.queries, found.left_out) == ("leave-one-out", 1, 2, 1)
+    assert (found.protocol, found.top1, found.queries, found.excluded) == ("leave-one-out", 1, 2, 1)

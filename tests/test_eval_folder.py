@@ -6,12 +6,12 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import onnx
 import pytest
+from easydict import EasyDict
 from onnx import TensorProto, helper
 
 from eval import evaluate_folder
@@ -271,14 +271,14 @@ def test_table_and_report(folder, tmp_path):
 
 def test_a_run_is_evaluated_as_its_network(folder, tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
-    import backbones
+    import configs
 
     class Network(torch.nn.Module):
         def forward(self, images):      # float [B, 3, S, S] in [0, 1]
             assert images.dtype == torch.float32 and 0 <= images.min() and .5 < images.max() <= 1
             return torch.nn.functional.avg_pool2d(images, 8).flatten(1)
 
-    monkeypatch.setattr(backbones, "load_run", lambda output: (Network().eval(), SimpleNamespace(image_size=SIZE)))
+    monkeypatch.setattr(configs, "load_run", lambda output: (Network().eval(), EasyDict(image_size=SIZE)))
     main(["--model", str(tmp_path), "--data", str(folder), "--json"])
     run = json.loads(capsys.readouterr().out)
     main(["--model", str(tiny_model(tmp_path / "tiny.onnx")), "--data", str(folder), "--json"])
