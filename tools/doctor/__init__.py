@@ -1,13 +1,13 @@
-"""What to know about images before a long run: what cannot be used, what is there twice, what the run would cost.
+"""What to know about images before a long run: what cannot be used, what is duplicated, what the run would cost.
 
     python -m dataset doctor DIR... [--eval DIR]... [--report FOLDER]
     python -m dataset doctor --config configs/lcnet_strong --set data=DIR batch_size=1024
     python -m dataset doctor DIR --json                            # one JSON document on stdout, nothing else
 
 DIR is FOLDER[:EXPANSION][:labelled], as in training. Every file is decoded once, as training does. Duplicates are files of
-the same bytes or pixels, and pictures that were recompressed, resized, brightened, cropped by 2 to 3 %, turned by quarters
+the same bytes or pixels, and images that were recompressed, resized, brightened, cropped by 2 to 3 %, turned by quarters
 or flipped: each of them would be a class of its own that looks like another's. The exit status is 0 whatever is found, and
-2 when it cannot be looked for.
+2 when the search is not possible.
 """
 import json
 import sys
@@ -33,7 +33,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--no-time", action="store_true", help="do not measure how long training steps take")
     args = parser.parse_args(arguments)
 
-    with redirect_stdout(sys.stderr):  # libraries may greet; stdout is for the result
+    with redirect_stdout(sys.stderr):  # libraries may print; stdout is for the result
         from configs import load_config
         from eval.page import make_folder, writing
         from tools.doctor.examine import examine

@@ -1,4 +1,4 @@
-"""What there is below a folder, and what one look at each file tells: whether training can use it, what is odd about it."""
+"""What there is below a folder, and what one look at each file tells: can training use it, and what is unusual."""
 import hashlib
 import os
 from collections import Counter
@@ -9,50 +9,51 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset import MAX_ASPECT, load_square
+from dataset import MAX_ASPECT, load_resized
 from inference.header import read_header
 from inference.image import EXTENSIONS, ImageError, load_image, map_ahead, resize
-from tools.doctor.compare import FINE, LARGE, ROUGH
+from tools.doctor.compare import LARGE, SIDE
 
-LONG = 10          # times its width: beyond it a picture, squashed to a square, loses most of what it shows along one side
+ROUGH = 32         # pixels of a side of the gray images whose thumbnails are searched
+LONG = 10          # times its width: beyond it an image, squashed to a square, loses most of what it shows along one side
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 BLANK_SIDE = 384   # pixels of the longest side at which content is looked for: noise averages out, a line of text does not
-BLANK_NOISE = 7.0  # grey levels of deviation beyond which there is texture, not a scanner's noise
-BLANK_STEP = 8.0   # grey levels that ink differs from the paper around it, at least
+BLANK_NOISE = 7.0  # gray levels of deviation beyond which there is texture, not a scanner's noise
+BLANK_STEP = 8.0   # gray levels that ink differs from the paper around it, at least
 BLANK_SHARE = 1.5e-4  # of the pixels: the number of a page alone takes twice that
-BLANK_UNEVEN = 2.5  # grey levels by which one part of an empty page may be noisier than another
-BLANK_SHADE = 120  # grey levels from one end of an empty page to the other: more is a picture
+BLANK_UNEVEN = 2.5  # gray levels by which one part of an empty page may be noisier than another
+BLANK_SHADE = 120  # gray levels from one end of an empty page to the other: more is a picture
 
 
 @dataclass
 class Look:
-    """What one file is. Of a file that training would leave out, `reason` and nothing else."""
+    """What one file is. Of a file that training would skip, `reason` and nothing else."""
     reason: str = ""
     odd: dict[str, str] | None = None   # {what: more about it}: "small", "long", "extension"; it can be used all the same
     blank: bool = False
-    large: bool = False                 # both sides are at least twice those of the largest squares that are compared
+    large: bool = False                 # both sides are at least twice those of the largest images that are compared
     digest: bytes = b""                 # of the pixels
-    rough: np.ndarray | None = None     # grey uint8 [32,32]
-    fine: bytes = b""                   # BGR [128,128,3] as a JPEG file: a hundred thousand pictures take half a gigabyte
+    rough: np.ndarray | None = None     # gray uint8 [32,32]
+    fine: bytes = b""                   # BGR [128,128,3] as a JPEG file: a hundred thousand images take half a gigabyte
 
 
 def look_at_all(paths: list[str], side: int, image_size: int) -> Iterator[Look]:
-    """A `Look` at each file, in their order, decoded once by a pool of threads. side: of training's squares."""
+    """A `Look` at each file, in their order, decoded once by a pool of threads. side: of training's resized images."""
     return map_ahead(lambda path: look_at(path, side, image_size), paths)
 
 
 def look_at(path: str, side: int, image_size: int) -> Look:
-    """One file, decoded as `dataset.load_square` does; see `look_at_all`."""
+    """One file, decoded as `dataset.load_resized` does; see `look_at_all`."""
     try:
         pixels = load_image(path, side)
         height, width = pixels.shape[:2]
         if max(height, width) > MAX_ASPECT * min(height, width):
-            load_square(path, side)  # refuses it in training's own words
+            load_resized(path, side)  # refuses it in training's own words
         with open(path, "rb") as file:
             header = read_header(file.read())  # whose size is the file's own, where a large JPEG came smaller
     except ImageError as error:
         return Look(str(error))
-    except OSError as error:  # it went between the two
+    except OSError as error:  # it was deleted between the two
         return Look(f"cannot be read: {error.strerror}")
     odd = {}
     if 2 * min(height, width) < image_size:
@@ -61,26 +62,26 @@ def look_at(path: str, side: int, image_size: int) -> Look:
         odd["long"] = f"{max(height, width) / min(height, width):.1f} times as long as wide"
     if FORMATS[os.path.splitext(path)[1].lower()] != header.format:
         odd["extension"] = f"a {header.format} file"
-    square = resize(pixels, FINE)
+    small = resize(pixels, SIDE)
     return Look("", odd, is_blank(pixels), min(header.height, header.width) >= 2 * LARGE,
                 hashlib.blake2b(pixels, digest_size=16, key=b"%dx%d" % (width, height)).digest(),
-                cv2.resize(cv2.cvtColor(square, cv2.COLOR_BGR2GRAY), (ROUGH, ROUGH), interpolation=cv2.INTER_AREA),
-                cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+                cv2.resize(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), (ROUGH, ROUGH), interpolation=cv2.INTER_AREA),
+                cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
 
 def is_blank(pixels: np.ndarray) -> bool:
     """Whether uint8 BGR `[H,W,3]` shows nothing: an empty page, noise, shading and all, or a lens cap.
 
-    What remains of a picture beside the mean around each place is noise if it is weak and the same everywhere; pages of
-    writing too small to be read have margins, and the least writing is a few pixels far beyond.
+    What remains of an image after the local mean is subtracted is noise if it is weak and the same everywhere; pages of
+    text too small to be read have margins, and the least text is a few pixels far above the noise.
     """
-    grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    height, width = grey.shape
+    gray = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    height, width = gray.shape
     shrink = BLANK_SIDE / max(height, width)
     if shrink < 1:
         height, width = max(8, round(height * shrink)), max(8, round(width * shrink))
-        grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-    smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1)
+        gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
+    smooth = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), 1)
     around = cv2.blur(smooth, (max(2, width // 16) * 2 + 1, max(2, height // 16) * 2 + 1), borderType=cv2.BORDER_REFLECT)
     rest = smooth - around
     some = slice(None, None, rest.size // 4096 + 1)  # of the pixels: sorting all would take longer than decoding

@@ -1,8 +1,8 @@
-"""Files that show one picture: the same bytes, the same pixels, or the same picture saved anew, whichever way up.
+"""Files that show one picture: the same bytes, the same pixels, or the same picture saved again, whichever way up.
 
-Files of the same pixels are one picture from the start. Of the pictures, each is looked up in its eight orientations among
-small thumbnails (exact search in blocks: 0.1 ms for each picture and 10,000 others), and the few that are alike are
-compared closely (compare.py). What is found to be one picture is one group, however it hangs together.
+Files of the same pixels are one picture from the start. Each picture is searched in its eight orientations among small
+thumbnails (exact search in blocks: 0.1 ms for each picture and 10,000 others), and the few that are alike are compared
+closely (compare.py). Pictures that are linked, directly or through others, are one group.
 """
 import hashlib
 from collections import defaultdict
@@ -17,13 +17,13 @@ from dataset import view_of
 from inference.image import ImageError, load_image, resize
 from inference.search import top_k
 from tools.doctor.checks import Look
-from tools.doctor.compare import LARGE, difference, rough_place
+from tools.doctor.compare import LARGE, difference
 
-THUMB = 12             # side of the thumbnails that are searched
+THUMB = 12             # pixels of a side of the thumbnails that are searched
 ALIKE = 0.75           # of their cosine: all but some 0.2 % of the pictures that were changed as compare.py allows
-COMPARISONS = 300_000  # at most about so many close ones, 0.5 to 3 ms each: a million forms of one kind are all alike
+COMPARISONS = 300_000  # at most about so many close ones, 2 ms each: a million forms of one kind are all alike
 NEIGHBOURS = 4, 32     # of a picture are compared, fewer of more pictures
-AT_ONCE = 64           # pictures looked up together
+AT_ONCE = 64           # pictures searched together
 VIEWS = range(8)       # of `view_of`: quarter turns x flip
 
 
@@ -110,7 +110,7 @@ def search(rough: list[np.ndarray]) -> Iterator[tuple[int, list[tuple[int, int, 
     be `b`: those with a cosine of `ALIKE` and more, of each picture the best with those that come after it."""
     if not rough:
         return
-    thumbs = np.stack([_thumb(square) for square in rough])  # [n,12,12]
+    thumbs = np.stack([_thumb(gray) for gray in rough])  # [n,12,12]
     flat = thumbs.reshape(len(thumbs), -1)
     neighbours = int(np.clip(COMPARISONS // len(flat), *NEIGHBOURS))
     for start in range(0, len(flat), AT_ONCE):
@@ -130,9 +130,9 @@ def search(rough: list[np.ndarray]) -> Iterator[tuple[int, list[tuple[int, int, 
         yield len(block) * (len(flat) - start) - len(block) * (len(block) - 1) // 2, list(best.values())
 
 
-def _thumb(square):
+def _thumb(gray):
     """float32 `[12,12]` of length 1, or 0: what is left beside the neighbourhood's mean, which pages share."""
-    thumb = cv2.resize(square, (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumb -= cv2.GaussianBlur(thumb, (0, 0), THUMB / 4)
     thumb -= thumb.mean()
     return thumb / max(np.linalg.norm(thumb), 1)
@@ -140,24 +140,18 @@ def _thumb(square):
 
 def _apart(one, other, view):
     """The `difference` of (path, look) `one`, seen as `view`, and `other`. Where they seem to be one picture, and both files
-    have more to show, these are read once more: what tells two pages apart may be a name alone."""
-    def seen(square):
-        return np.ascontiguousarray(view_of(square, view))
-    place = rough_place(seen(one[1].rough), other[1].rough)
-    if place is None:
-        return np.inf
-    apart = difference(seen(_square(one[1])), _square(other[1]), place)
+    have more to show, these are read once more: a name alone may be what tells two pages apart."""
+    def seen(image):
+        return np.ascontiguousarray(view_of(image, view))
+    a, b = (cv2.imdecode(np.frombuffer(look.fine, np.uint8), cv2.IMREAD_COLOR) for _, look in (one, other))
+    apart = difference(seen(a), b)
     if apart <= 1 and one[1].large and other[1].large:
         try:
             a, b = (resize(load_image(path, LARGE), LARGE) for path, _ in (one, other))
-        except ImageError:  # it went meanwhile
+        except ImageError:  # it was deleted meanwhile
             return apart
-        apart = difference(seen(a), b, place)
+        apart = difference(seen(a), b)
     return apart
-
-
-def _square(look):
-    return cv2.imdecode(np.frombuffer(look.fine, np.uint8), cv2.IMREAD_COLOR)
 
 
 def _tables():

@@ -19,7 +19,7 @@ def cost(cfg, roots, images: int, classes: int, samples: int, network: torch.nn.
     """Sizes in bytes, and steps, of the run that `cfg` describes over so many usable images."""
     side = resized_side(cfg.image_size, roots)
     parameters = sum(p.numel() for p in network.parameters())
-    rows = classes * cfg.embedding_size * 4 * (2 if cfg.centres_optimizer == "sgd" else 3)  # centres and their moments
+    rows = classes * cfg.embedding_size * 4 * (2 if cfg.centres_optimizer == "sgd" else 3)  # class centers and their moments
     try:
         folder = default_folder() if cfg.cache is True else Path(cfg.cache).expanduser() if cfg.cache else None
     except CacheUnavailable:
@@ -41,8 +41,8 @@ def cost(cfg, roots, images: int, classes: int, samples: int, network: torch.nn.
 def measure(cfg, classes: int, views: int, side: int, network: torch.nn.Module, device: torch.device) -> dict:
     """{"images_per_second", "network_ms", "head_ms"} of training in one process, the last two for each image.
 
-    Augmentation, forward, backward and update of the config's network on made images, and the head over at most
-    `MOST_CLASSES`, scaled to `classes`. views: classes made of an image; side: of the squares they are drawn from.
+    Augmentation, forward, backward and update of the config's network on random images, and the head over at most
+    `MOST_CLASSES`, scaled to `classes`. views: classes made of an image; side: of the resized images they are drawn from.
     """
     network_seconds = _network_seconds(cfg, views, side, network, device)
     head_seconds = _head_seconds(cfg, min(classes, MOST_CLASSES), device) * max(1, classes / MOST_CLASSES)
@@ -52,16 +52,17 @@ def measure(cfg, classes: int, views: int, side: int, network: torch.nn.Module, 
 
 def _network_seconds(cfg, views, side, network, device):
     from augment import Augment
-    from train_v2 import make_optimizer
+    from engine.optimizer import decay_groups, make_optimizer
     count = max(2, min(MOST_IMAGES, cfg.batch_size // cfg.accumulate))  # 2: BatchNorm needs as many
     network = network.to(device, memory_format=torch.channels_last)
-    optimizer, augment = make_optimizer(network, cfg.weight_decay), Augment(cfg.augment, cfg.seed).to(device)
-    squares = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, device=device)
+    optimizer = make_optimizer(decay_groups(network.named_parameters(), 1e-3, "fixed", cfg.weight_decay), cfg.batch_size)
+    augment = Augment(cfg.augment, cfg.seed).to(device)
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, device=device)
     position = torch.arange(count)
     gradient = torch.randn(count, cfg.embedding_size, device=device) * 1e-3
 
     def step():
-        image = augment(squares, position, position % views, cfg.image_size)
+        image = augment(images, position, position % views, cfg.image_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             embeddings = network(image)
         embeddings.backward(gradient.to(embeddings.dtype))
@@ -88,7 +89,7 @@ def _head_seconds(cfg, classes, device):
 
 
 def _seconds(step, device):
-    """The time of the fastest step but the first: what else the machine does may be over when the run begins."""
+    """The time of the fastest step but the first: whatever else the machine does may be over when the run begins."""
     took, began = [], time.perf_counter()
     while len(took) < 3 or (len(took) < 20 and time.perf_counter() - began < ENOUGH):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""All that is found out about some folders before a run, as one document: what `--json` prints and the reports show."""
+"""All that is found out about folders before a run, as one document: what `--json` prints and the reports show."""
 import os
 import statistics
 from collections import Counter, defaultdict
@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from backbones import get_model
-from dataset import EXPANSIONS, Root, list_roots, square_side
+from dataset import EXPANSIONS, Root, list_roots, resized_side
 from engine.distributed import process_group
 from eval.folder import find_images
 from inference.image import type_label
@@ -38,8 +38,8 @@ def examine(cfg, eval_folders: list[str], time_it: bool = True, progress: bool =
     files = [File(number, name, os.path.join(root.folder, name), type_label(name) if root.labelled else "")
              for number, (root, names) in enumerate(listed) for name in names]
     roots = [root for root, _ in listed]
-    network = get_model(cfg, False)  # whatever its weights, they take the same time; what is wrong with it is told first
-    side = square_side(cfg.image_size, roots[:train])
+    network = get_model(cfg, False)  # random weights take the same time; an error in the config is found first
+    side = resized_side(cfg.image_size, roots[:train])
     paths = [file.path for file in files]
     looks = list(tqdm(look_at_all(paths, side, cfg.image_size), "looking at images", len(files), unit="img",
                       disable=None if progress else True))
@@ -117,21 +117,21 @@ def _odd(files: list[File], looks: list[Look]) -> dict[str, list[dict]]:
 
 def _group(members, files: list[File], roots: list[Root], train: int) -> dict:
     """One group of duplicates. contradiction: it would be several classes in training, or several types in evaluation."""
-    entries, learnt, judged = [], set(), set()
+    entries, trained, evaluated = [], set(), set()
     for member in members:
         file = files[member.file]
         role = "train" if file.root < train else "eval"
         if role == "train":
             # One picture in two orientations is two views of a label; where there are views, they are classes.
             own = member.view if roots[file.root].expansion > 1 else 0
-            learnt.add((file.root, file.label, own) if file.label else member.file)
+            trained.add((file.root, file.label, own) if file.label else member.file)
         else:
-            judged.add(file.label)
+            evaluated.add(file.label)
         entries.append({"path": file.path, "role": role, "label": file.label, "shares": member.kind,
                         "turned": TURNS[member.view], "difference": round(member.difference, 3)})
-    return {"leak": bool(learnt and judged), "contradiction": len(learnt) > 1 or len(judged) > 1,
+    return {"leak": bool(trained and evaluated), "contradiction": len(trained) > 1 or len(evaluated) > 1,
             "labels_differ": len({entry["label"] for entry in entries if entry["role"] == "train" and entry["label"]}) > 1
-            or len(judged) > 1, "files": entries}
+            or len(evaluated) > 1, "files": entries}
 
 
 def _duplicates(groups: list[dict]) -> dict:

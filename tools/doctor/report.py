@@ -1,4 +1,4 @@
-"""The document of `examine` as text for a terminal, and as one HTML file with the pictures that it speaks of."""
+"""The document of `examine` as text for a terminal, and as one HTML file with the images that it names."""
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from inference.image import ImageError, map_ahead
 from tools.doctor.checks import LONG
 
 FEW = 8        # files or groups of a kind that the text names; the JSON document has all
-MANY = 60      # that the page shows as pictures
+MANY = 60      # that the page shows as images
 MEMBERS = 4    # of a group that either shows
 ODD = {
     "blank": "blank: an empty page, a lens cap; all of them are alike, yet each is a class",
@@ -21,12 +21,12 @@ ODD = {
     "extension": "named as another format than they have (they are read all the same)",
     "name": "with control characters, or bytes that are no UTF-8, in their names",
 }
-SHARES = {"bytes": "the same bytes", "pixels": "the same pixels in other bytes", "picture": "the same picture saved anew"}
+SHARES = {"bytes": "the same bytes", "pixels": "the same pixels in other bytes", "picture": "the same picture saved again"}
 
 
 @dataclass
 class Section:
-    """A heading, lines, and rows of pictures: (heading of the row, [(path, caption)])."""
+    """A heading, lines, and rows of images: (heading of the row, [(path, caption)])."""
     title: str
     lines: list[str] = field(default_factory=list)
     rows: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
@@ -38,12 +38,12 @@ def text(document: dict) -> str:
 
 
 def page(document: dict) -> str:
-    """The report as one HTML file, its pictures inside."""
+    """The report as one HTML file, its images inside."""
     sections = list(_sections(document))
     paths = {path for section in sections for _, row in section.rows for path, _ in row}
-    pictures = dict(zip(paths, map_ahead(_picture, paths)))
+    images = dict(zip(paths, map_ahead(_image, paths)))
     head, *rest = sections
-    body = "".join(f"<h2>{escape(section.title)}</h2>\n{_lines(section)}{_rows(section, pictures)}" for section in rest)
+    body = "".join(f"<h2>{escape(section.title)}</h2>\n{_lines(section)}{_rows(section, images)}" for section in rest)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(head.title)}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}
@@ -54,10 +54,10 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }}
 """
 
 
-def _picture(path):
+def _image(path):
     try:
         return small_jpeg(path)
-    except ImageError:  # it went meanwhile
+    except ImageError:  # it was deleted meanwhile
         return ""
 
 
@@ -65,10 +65,10 @@ def _lines(section):
     return f"<pre>{escape(chr(10).join(section.lines))}</pre>\n" if section.lines else ""
 
 
-def _rows(section, pictures):
+def _rows(section, images):
     cards = []
     for heading, row in section.rows:
-        figures = "".join(f'<figure><img alt="" src="{pictures[path]}"><figcaption>{escape(printable(caption))}</figcaption>'
+        figures = "".join(f'<figure><img alt="" src="{images[path]}"><figcaption>{escape(printable(caption))}</figcaption>'
                           "</figure>" for path, caption in row)
         cards.append(f'<div class="pair"><b>{escape(heading)}</b><div>{figures}</div></div>\n')
     return f'<div class="rows">{"".join(cards)}</div>\n' if cards else ""
@@ -85,14 +85,14 @@ def _sections(document) -> Iterator[Section]:
         yield _leaks(duplicates)
     if document["refused"]:
         yield Section("Training would not begin", [printable(reason) for reason in document["refused"]])
-    yield _left_out(document["left_out"])
+    yield _skipped(document["left_out"])
     yield _contradictions(duplicates)
     for what, files in document["odd"].items():
         if files:
             yield _odd(what, files)
     others = [_others(root) for root in roots if root["other_files"] or root["hidden"]]
     if others:
-        yield Section("Files that are passed over", others)
+        yield Section("Files that are ignored", others)
     yield _classes(document, train)
     labels = [line for root in roots if root.get("labels") for line in _labels(root)]
     if labels:
@@ -170,7 +170,7 @@ def _contradictions(duplicates):
                    _group_rows(groups))
 
 
-def _left_out(files):
+def _skipped(files):
     if not files:
         return Section("Every image can be used")
     lines = []
@@ -181,7 +181,7 @@ def _left_out(files):
     if len(reasons) > FEW:
         others = len(files) - sum(count for _, count in reasons.most_common(FEW))
         lines.append(f"... and {others:,} for other reasons, in the JSON document")
-    return Section(f"LEFT OUT: {_number(len(files), 'file')} that training cannot use", lines)
+    return Section(f"SKIPPED: {_number(len(files), 'file')} that training cannot use", lines)
 
 
 def _odd(what, files):
@@ -234,15 +234,15 @@ def _cost(document):
     cache, per = cost["cache"], cost["centres_per_process"]
     lines = []
     if cache["folder"]:
-        lines.append(f"image cache: {size_text(cache['bytes'])} for squares of {cache['side']} pixels, in "
+        lines.append(f"image cache: {size_text(cache['bytes'])} for images of {cache['side']} x {cache['side']} pixels, in "
                      f"{printable(cache['folder'])}, where {size_text(cache['free'])} are free")
         if cache["bytes"] > SHARE * cache["free"]:
-            lines.append("   too few: what is not there yet would be decoded each time (cache=FOLDER: elsewhere)")
+            lines.append("   not enough: images that do not fit would be decoded each time (cache=FOLDER: elsewhere)")
     else:
         lines.append("image cache: none; images are decoded each time")
-    lines.append("centres and what their optimizer keeps: "
+    lines.append("class centers and their optimizer state: "
                  + ", ".join(f"{size_text(size)} in each of {_number(int(world), 'process')}" for world, size in per.items())
-                 + "; about as much of the host's memory again for checkpoints")
+                 + "; about as much host memory again for checkpoints")
     lines.append(f"a checkpoint: {size_text(cost['checkpoint'])}; {cost['checkpoints_kept']} are kept, and one more while "
                  "it is written")
     lines.append(f"{cost['steps']:,} steps of {cost['batch_size']:,} images; a network of {cost['parameters']:,} parameters")
