@@ -1,7 +1,7 @@
 """The fixed art of a document type: security-print backgrounds, borders, emblems, flags, chips, seals.
 
-Every function takes the Generator `r` that decides how the thing looks, so that one generator drawn from
-(seed, type) makes the whole of a type's art. Sizes are in pixels of the canvas.
+Every function takes the Generator `r` that decides the appearance. One generator per (seed, type) draws all the art of a
+type. Sizes are in pixels of the canvas.
 """
 import math
 
@@ -13,10 +13,10 @@ from synth.draw import SANS, box, ellipse, hsv, ink, lines, pick, polygon, text,
 WHITE, BLACK = (255, 255, 255), (20, 20, 20)
 
 
-# -- backgrounds: masks of line work, uint8 [h,w], to be inked over a gradient ----------------------------------------
+# -- backgrounds: masks of line work, uint8 [h,w], which are painted over a gradient ----------------------------------
 
 def gradient(r, w, h, a, b):
-    """A canvas that runs from colour a to colour b along a random direction."""
+    """A canvas with a gradient from color a to color b in a random direction."""
     angle = r.uniform(0, 2 * math.pi)
     x, y = np.linspace(-.5, .5, w, dtype=np.float32), np.linspace(-.5, .5, h, dtype=np.float32)[:, None]
     t = np.clip(.5 + (x * math.cos(angle) + y * math.sin(angle)) / 1.2, 0, 1)[..., None]
@@ -30,7 +30,7 @@ def _plot(w, h, curves, closed=False):
 
 
 def guilloche(r, w, h):
-    """A bundle of sine curves that drift against each other: the ribbon on a banknote."""
+    """A bundle of sine curves with shifted phases, like the ribbon on a banknote."""
     x = np.linspace(-5, w + 5, 60)
     n, middle, spread = int(r.integers(12, 26)), h * r.uniform(.2, .8), h * r.uniform(.15, .5)
     a, b, drift = r.uniform(1, 3), r.uniform(2, 6), r.uniform(.05, .3)
@@ -44,7 +44,7 @@ def guilloche(r, w, h):
 
 
 def rosette(r, w, h):
-    """Turned copies of a wavy ring around one point."""
+    """Rotated copies of a wavy ring around one point."""
     t = np.linspace(0, 2 * np.pi, 150)
     cx, cy, radius = w * r.uniform(.1, .9), h * r.uniform(.2, .8), h * r.uniform(.25, .6)
     petals, depth, n = int(r.integers(3, 14)), r.uniform(.12, .6), int(r.integers(5, 12))
@@ -53,7 +53,7 @@ def rosette(r, w, h):
 
 
 def waves(r, w, h):
-    """Evenly spaced wavy lines across the page."""
+    """Parallel wavy lines across the page."""
     x = np.linspace(-1, 1, 50) * (w + h) / 2
     angle, step, a = r.uniform(0, np.pi), r.uniform(4, 9), r.uniform(0, 9)
     y = a * np.sin(2 * np.pi * x / r.uniform(40, 160))
@@ -64,14 +64,14 @@ def waves(r, w, h):
 
 
 def rays(r, w, h):
-    """Lines from one point on or near the page."""
+    """Straight lines from one point on or near the page."""
     cx, cy, far = w * r.uniform(-.1, 1.1), h * r.uniform(-.2, 1.2), 2 * w
     angles = np.linspace(0, 2 * np.pi, int(r.integers(60, 150)), endpoint=False)
     return _plot(w, h, [np.array([[cx, cy], [cx + far * math.cos(a), cy + far * math.sin(a)]]) for a in angles])
 
 
 def contours(r, w, h):
-    """Height lines of a smooth landscape, as on a map."""
+    """Contour lines of a smooth landscape, as on a map."""
     x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     height = np.zeros((h, w), np.float32)
     for _ in range(3):
@@ -82,7 +82,7 @@ def contours(r, w, h):
 
 
 def motifs(r, w, h):
-    """A lattice of small signs."""
+    """A lattice of small symbols."""
     step, size = r.uniform(11, 26), r.uniform(2, 4.5)
     sign = pick(r, (_star(4), _star(5), _star(6, .3), _ngon(4), _ngon(3), _ngon(12), _CROSS)) * size
     odd, mask = r.uniform() < .6, np.zeros((h, w), np.uint8)
@@ -93,7 +93,7 @@ def motifs(r, w, h):
 
 
 def microprint(r, w, h):
-    """Lines of one small word, over and over."""
+    """Lines of one small word, repeated."""
     word = pick(r, ("SPECIMEN ", "VALID ", "SECURE ", "ORIGINAL ", "COPIA ", "§ ", "+ ", "0 1 "))
     row = text_mask(word * (w // max(text_width(word, "DejaVuSans", 7), 1) + 3), "DejaVuSans", 7)
     step, mask = int(r.integers(9, 15)), np.zeros((h, w), np.uint8)
@@ -103,7 +103,7 @@ def microprint(r, w, h):
 
 
 def shapes(r, w, h):
-    """A few large flat areas: diagonal bands, discs, a wavy hill."""
+    """A few large flat areas: a diagonal band, discs, a wavy area or a star."""
     mask, kind = np.zeros((h, w), np.uint8), int(r.integers(4))
     if kind == 0:
         x, slant, wide = w * r.uniform(0, .7), h * r.uniform(-1, 1), w * r.uniform(.08, .4)
@@ -125,7 +125,8 @@ LINE_WORK = (guilloche, guilloche, rosette, rosette, waves, rays, contours, moti
 
 
 def background(r, w, h, papers, tints, layers=2, strength=.4):
-    """A canvas [h,w,3]: a gradient between two papers, often a flat shape, then `layers` of line work in the tints."""
+    """A canvas [h,w,3]: a gradient between the two colors `papers`, often a flat shape, then `layers` of line work in colors
+    of `tints`."""
     canvas = gradient(r, w, h, *papers)
     if r.uniform() < .6:
         ink(canvas, shapes(r, w, h), pick(r, tints), alpha=strength * r.uniform(.3, .8))
@@ -134,7 +135,7 @@ def background(r, w, h, papers, tints, layers=2, strength=.4):
     return canvas
 
 
-# -- emblems: polygons in the unit circle, y down ---------------------------------------------------------------------
+# -- emblems: polygons in the unit circle; y points down --------------------------------------------------------------
 
 def _ngon(n, turn=0.):
     t = np.arange(n) * 2 * np.pi / n - np.pi / 2 + turn
@@ -151,7 +152,7 @@ def _around(cx, cy, a, b, start, end, n=16):
 
 
 def _turn(angle):
-    """The matrix that turns rows of points clockwise on the page."""
+    """The matrix that rotates rows of points clockwise on the page."""
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
@@ -187,13 +188,14 @@ CHARGES = (  # each a list of polygons
 )
 
 
-def emblem(r, canvas, x, y, radius, colours, letter=None):
-    """A crest or company logo centred on (x, y): a plate, its rim, one charge or a letter, sometimes a wreath or crown.
+def emblem(r, canvas, x, y, radius, colors, letter=None):
+    """A coat of arms or company logo centered on (x, y): a plate, its rim, one charge (symbol) or a letter, sometimes a
+    wreath or a crown.
 
-    Only the colours in `colours` and white are used (black on a white plate when there is no other), so that it is the
-    shape that tells emblems apart."""
-    plate, first = pick(r, PLATES), pick(r, colours)
-    second = pick(r, [c for c in (*colours, WHITE) if c != first] or [BLACK])
+    Only the colors in `colors` and white are used (black on a white plate when there is no other), so that emblems differ by
+    their shape."""
+    plate, first = pick(r, PLATES), pick(r, colors)
+    second = pick(r, [c for c in (*colors, WHITE) if c != first] or [BLACK])
     style, at = r.uniform(), np.array((x, y))
     if r.uniform() < .3:  # a wreath
         for a in np.radians(np.linspace(20, 160, 8)):
@@ -214,31 +216,31 @@ def emblem(r, canvas, x, y, radius, colours, letter=None):
     scale = radius * (.58 if style < .85 else .95)
     if letter and r.uniform() < .25:
         size = max(8, round(scale * 1.7))
-        text(canvas, at[0], at[1] - size * .62, letter, "DejaVuSerif-Bold", size, inside, "centre")
+        text(canvas, at[0], at[1] - size * .62, letter, "DejaVuSerif-Bold", size, inside, "center")
     else:
         for part in pick(r, CHARGES):
             polygon(canvas, np.asarray(part) * scale + at, inside)
 
 
-def watermark(r, canvas, x, y, radius, colour, alpha):
+def watermark(r, canvas, x, y, radius, color, alpha):
     """A large faint emblem."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
     layer = cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR)
     emblem(r, layer, x, y, radius, ((200, 200, 200), (255, 255, 255)))
-    ink(canvas, layer[..., 0], colour, alpha=alpha)
+    ink(canvas, layer[..., 0], color, alpha=alpha)
 
 
 def flag(r, canvas, x, y, w, h, hues):
-    """Stripes, a cross or a disc, in colours from `hues` and white."""
-    colours = [*[hsv(hue, .75, .75) for hue in hues], WHITE, hsv(pick(r, hues), .8, .35)]
-    a, b, c = (colours[i] for i in r.permutation(len(colours))[:3])
+    """Stripes, a cross or a symbol, in colors from `hues` and white."""
+    colors = [*[hsv(hue, .75, .75) for hue in hues], WHITE, hsv(pick(r, hues), .8, .35)]
+    a, b, c = (colors[i] for i in r.permutation(len(colors))[:3])
     view, kind = canvas[round(y):round(y + h), round(x):round(x + w)], int(r.integers(5))
     h, w = view.shape[:2]
     view[:] = a
     if kind in (0, 1):
         n = int(r.integers(2, 6))
         for i in range(n):
-            rest = view[h * i // n:] if kind else view[:, w * i // n:]  # the next stripe covers all but this one
+            rest = view[h * i // n:] if kind else view[:, w * i // n:]  # all that is left; the next stripe is drawn over it
             rest[:] = (a, b, c)[i % 3 if n > 2 else i]
     elif kind == 2:
         box(view, w * .3, 0, w * .16, h, b)
@@ -262,8 +264,8 @@ def chip(r, canvas, x, y, w, h):
     box(canvas, x + w * .32, y + h * .2, w * .36, h * .6, line, 1)
 
 
-def seal(r, canvas, x, y, radius, colour, string, alpha=.75):
-    """An ink stamp: rings, a charge, and the string's letters around it, turned by a random angle."""
+def seal(r, canvas, x, y, radius, color, string, alpha=.75):
+    """An ink stamp at a random angle: rings, a symbol, and the letters of the string around it."""
     size = 2 * math.ceil(radius) + 1
     mask, c = np.zeros((size, size), np.uint8), size / 2
     rim = pick(r, (_ngon(48), _star(20, .93), _star(12, .9), _ngon(8)))
@@ -271,35 +273,35 @@ def seal(r, canvas, x, y, radius, colour, string, alpha=.75):
     start, letters = r.uniform(0, 360), (string + " * ")[:24]
     for i, letter in enumerate(letters):
         glyph = np.zeros_like(mask)
-        text(glyph[..., None], c, c - radius * .94, letter, SANS[1], max(7, round(radius * .25)), (255,), "centre")
+        text(glyph[..., None], c, c - radius * .94, letter, SANS[1], max(7, round(radius * .25)), (255,), "center")
         turn = cv2.getRotationMatrix2D((c, c), start - 360 * i / len(letters), 1)
         mask |= cv2.warpAffine(glyph, turn, (size, size))
     for part in pick(r, CHARGES):
         polygon(mask, np.asarray(part) * radius * .45 + c, 255)
-    ink(canvas, mask, colour, x - c, y - c, alpha)
+    ink(canvas, mask, color, x - c, y - c, alpha)
 
 
-def border(r, canvas, margin, colour):
-    """One of several frames, from a double line to a chain of signs."""
+def border(r, canvas, margin, color):
+    """A frame: a double line, a guilloche, or a chain of symbols."""
     h, w = canvas.shape[:2]
     kind, m = int(r.integers(5)), margin
     frame = lambda d: np.array([(d, d), (w - 1 - d, d), (w - 1 - d, h - 1 - d), (d, h - 1 - d)], float)
     if kind < 2:
-        lines(canvas, [frame(m)], colour, 1 + 2 * kind, closed=True)
-        lines(canvas, [frame(m + 4 + kind)], colour, 1, closed=True)
+        lines(canvas, [frame(m)], color, 1 + 2 * kind, closed=True)
+        lines(canvas, [frame(m + 4 + kind)], color, 1, closed=True)
     elif kind == 2:
         for phase in np.linspace(0, 2 * np.pi, int(r.integers(3, 6)), endpoint=False):
             for a, b in zip(frame(m + 3), np.roll(frame(m + 3), -1, 0)):
                 t = np.linspace(0, 1, int(np.hypot(*(b - a)) / 2))[:, None]
                 normal = np.array((b - a)[::-1]) * (1, -1) / np.hypot(*(b - a))
                 wobble = np.sin(t * np.round(np.hypot(*(b - a)) / r.uniform(14, 26)) * 2 * np.pi + phase)
-                lines(canvas, [a + (b - a) * t + normal * 3.5 * wobble], colour)
+                lines(canvas, [a + (b - a) * t + normal * 3.5 * wobble], color)
     else:
         sign, step = pick(r, (_ngon(4), _star(5), _ngon(16), _LEAF, _ngon(3), _CROSS)), pick(r, (9, 12, 16))
-        lines(canvas, [frame(m)], colour, 1, closed=True)
+        lines(canvas, [frame(m)], color, 1, closed=True)
         for a, b in zip(frame(m + 5), np.roll(frame(m + 5), -1, 0)):
             n = round(np.hypot(*(b - a)) / step)
             for i in range(n):
-                polygon(canvas, sign * 3.4 + a + (b - a) * i / n, colour)
+                polygon(canvas, sign * 3.4 + a + (b - a) * i / n, color)
         if kind == 4:
-            lines(canvas, [frame(m + 10)], colour, 1, closed=True)
+            lines(canvas, [frame(m + 10)], color, 1, closed=True)

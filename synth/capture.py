@@ -1,7 +1,7 @@
-"""Made captures: what a phone makes of a document, cropped and roughly rectified.
+"""Synthetic captures: a document as a phone photographs it, cropped and roughly rectified.
 
-The order is the one of the world: the sheet lies on a surface, light falls on it, something covers a corner, then
-come the lens, the sensor and the file format.
+The steps follow the order of a real photo: the sheet lies on a surface, something covers a part of it, light falls on it;
+then come the lens, the sensor and the file format.
 """
 import functools
 import math
@@ -11,20 +11,20 @@ import numpy as np
 
 from synth.draw import ellipse, hsv, lines, mix, pick, polygon, rng
 
-COARSE = 8  # light, shadow and glare are smooth: they are made at 1/8 of the size and enlarged
+COARSE = 8  # light, shadow and glare are smooth, so they are computed at 1/8 of the size and enlarged
 
 
 def _surface(r, w, h):
-    """A table top: plain, grained like wood, woven, or with a printed sheet lying there. uint8 [h,w,3]."""
-    colour = hsv(r.uniform(.02, .14), r.uniform(.05, .6), r.uniform(.1, .85)) if r.uniform() < .7 else \
+    """A table: plain, with a grain like wood, woven, or with another printed sheet on it. uint8 [h,w,3]."""
+    color = hsv(r.uniform(.02, .14), r.uniform(.05, .6), r.uniform(.1, .85)) if r.uniform() < .7 else \
         hsv(r.uniform(), r.uniform(0, .5), r.uniform(.05, .9))
     kind = int(r.integers(4))
     cells = {0: (4, 4), 1: (3, h // 3), 2: (w // 3, h // 3), 3: (6, 6)}[kind]
     if kind == 1 and r.uniform() < .5:
         cells = (w // 3, 3)
     grain = cv2.resize(r.normal(0, 1, cells[::-1]).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    surface = np.clip(np.float32(colour) * (1 + .1 * grain[..., None]), 0, 255).astype(np.uint8)
-    if kind == 3:  # other papers, with lines of text
+    surface = np.clip(np.float32(color) * (1 + .1 * grain[..., None]), 0, 255).astype(np.uint8)
+    if kind == 3:  # another sheet, with lines of text
         x, y = w * r.uniform(-.2, .8), h * r.uniform(-.2, .8)
         polygon(surface, np.array([(0, 0), (w, h * r.uniform(-.2, .2)), (w * .9, h), (0, h)]) + (x, y), (225, 230, 230))
         for i in range(14):
@@ -34,9 +34,9 @@ def _surface(r, w, h):
 
 
 def _corners(r, w, h, severity):
-    """Where the document's corners (clockwise from the top left) come to lie in a frame of w x h: float32 [4,2].
+    """The corners of the document, clockwise from the top left, in a frame of w x h: float32 [4,2].
 
-    Each side has a margin of background or a crop; then a small rotation and a residual perspective."""
+    Each side shows some background or is cropped; then come a small rotation and a small perspective."""
     tight = r.uniform() < .5
     left, top, right, bottom = r.uniform(-.025, .04 if tight else .1, 4) * severity
     corners = np.array([(left, top), (1 - right, top), (1 - right, 1 - bottom), (left, 1 - bottom)]) * (w, h)
@@ -47,13 +47,13 @@ def _corners(r, w, h, severity):
 
 
 def _place(r, image, severity):
-    """The image on a surface, seen slightly from the side; the frame keeps the image's size."""
+    """The image on a surface, seen slightly from the side. The frame has the size of the image."""
     h, w = image.shape[:2]
     corners = _corners(r, w, h, severity)
     scene = _surface(r, w, h)
     shade = np.zeros((h // 2, w // 2), np.uint8)
     polygon(shade, (corners + r.normal(0, 3, 2)) / 2, 150)
-    shade = cv2.resize(cv2.blur(shade, (7, 7)), (w, h))  # the sheet's own shadow on the surface
+    shade = cv2.resize(cv2.blur(shade, (7, 7)), (w, h))  # the shadow of the sheet on the surface
     scene = cv2.multiply(scene, cv2.merge([255 - shade] * 3), scale=1 / 255)
     source = np.float32([(0, 0), (w, 0), (w, h), (0, h)])
     cv2.warpPerspective(image, cv2.getPerspectiveTransform(source, corners), (w, h), scene, cv2.INTER_LINEAR,
@@ -62,7 +62,7 @@ def _place(r, image, severity):
 
 
 def _fold(r, image, severity):
-    """A sheet that was folded: across a crease the paper turns a little away from the light. The image's own size."""
+    """A sheet that was folded: at a crease, the angle between paper and light changes a little. The size stays."""
     h, w = image.shape[:2]
     x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     light = np.ones((h, w), np.float32)
@@ -76,7 +76,8 @@ def _fold(r, image, severity):
 
 
 def _moire(r, light, severity):
-    """Bands where the sensor's grid meets that of a print or a screen; colours are a little apart. Float32, in place."""
+    """Moire: bands from the grid of the sensor over the grid of a print or a screen, with a small shift between the color
+    channels. float32 [h,w,3], in place."""
     h, w = light.shape[:2]
     x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     angle, period, bend = r.uniform(0, math.pi), r.uniform(4, 22), r.uniform(0, 6)
@@ -87,7 +88,7 @@ def _moire(r, light, severity):
 
 
 def _light(r, w, h, severity):
-    """Illumination: a slope, a falloff to the corners, at times the shadow of a hand or phone. float32 [h,w,1]."""
+    """Illumination: a gradient, a falloff to the corners, sometimes the shadow of a hand or phone. float32 [h,w,1]."""
     gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
     x, y = np.linspace(-1, 1, gw, dtype=np.float32), np.linspace(-1, 1, gh, dtype=np.float32)[:, None]
     angle = r.uniform(0, 2 * math.pi)
@@ -101,7 +102,7 @@ def _light(r, w, h, severity):
 
 
 def _glare(r, w, h, severity):
-    """Reflections of a lamp or window, to be added: float32 [h,w,1]; now and then one burns a large spot out."""
+    """Reflections of a lamp or a window, to be added: float32 [h,w,1]. Some are strong enough to make a large spot white."""
     gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
     spots = np.zeros((gh, gw), np.float32)
     for _ in range(int(r.integers(1, 4))):
@@ -113,7 +114,7 @@ def _glare(r, w, h, severity):
 
 
 def _occlude(r, scene):
-    """A finger, a pen or the corner of another paper, over one edge, in place."""
+    """Covers a part at one edge with a finger, a pen or the corner of another sheet, in place."""
     h, w = scene.shape[:2]
     side, along = int(r.integers(4)), r.uniform(.1, .9)
     start = np.array([(w * along, -5), (w * along, h + 5), (-5, h * along), (w + 5, h * along)][side], float)
@@ -139,7 +140,7 @@ def _occlude(r, scene):
 
 
 def _blur(r, scene, severity):
-    """Out of focus, moved, or too small a picture enlarged; often sharp enough."""
+    """Out of focus, motion blur, low resolution, or sharp."""
     kind = r.uniform()
     if kind < .4:
         return cv2.GaussianBlur(scene, (0, 0), .3 + 1.4 * severity * r.uniform())
@@ -159,15 +160,15 @@ def _blur(r, scene, severity):
 
 @functools.lru_cache(maxsize=1)
 def _grain():
-    """Sensor noise [640,640,3], float32; every capture takes another part of it (drawing it anew costs 3 ms each)."""
+    """Sensor noise, float32 [640,640,3]. Every capture takes a random part of it; drawing new noise would cost 3 ms each."""
     noise = rng("grain").normal(0, 1, (640, 640, 3)).astype(np.float32)
-    return .7 * noise + .5 * cv2.blur(noise, (3, 3)) * 3  # partly blotchy, as after a phone's denoising
+    return .7 * noise + .5 * cv2.blur(noise, (3, 3)) * 3  # partly smooth, as after the denoising of a phone
 
 
 def _sensor(r, light, severity):
     """Exposure, white balance, gamma and noise: float32 [h,w,3] in 0..255 to uint8."""
     h, w = light.shape[:2]
-    warm, tint = r.normal(0, (.07 * severity, .03 * severity))  # lamps vary from blue to orange, little towards green
+    warm, tint = r.normal(0, (.07 * severity, .03 * severity))  # light varies mostly from blue to orange, less in green
     gain = np.exp(r.normal(-.04, .15) * severity + np.array((-warm, tint, warm)))
     image = light * np.float32(gain)
     y, x = r.integers(0, 640 - min(h, 640) + 1), r.integers(0, 640 - min(w, 640) + 1)
@@ -176,16 +177,16 @@ def _sensor(r, light, severity):
         noise = cv2.resize(noise, (w, h))
     image += noise * np.float32(severity * r.uniform(.5, 7))
     table = np.linspace(0, 1, 256) ** math.exp(r.normal(0, .15 * severity))
-    table = .5 + (table - .5) * (1 + severity * r.uniform(-.3, .12))  # a veil of stray light, or a punchy camera
+    table = .5 + (table - .5) * (1 + severity * r.uniform(-.3, .12))  # less contrast by stray light, or more by the camera
     return cv2.LUT(np.clip(image, 0, 255).astype(np.uint8), np.clip(table * 255 + .5, 0, 255).astype(np.uint8))
 
 
 def capture(image, seed, *key, severity=1.0):
-    """A made phone photo of a document: upright, never mirrored, of the image's own size.
+    """A synthetic phone photo of a document: upright, never mirrored, of the same size as the image.
 
-    image: uint8 BGR [H,W,3], left as it is. The result, uint8 BGR [H,W,3], is a pure function of the image, `seed`,
-    `key` (integers or strings, such as type and capture number) and `severity`: 0 is nearly the image itself, 1 a
-    usual hand-held photo, 2 a poor one."""
+    image: uint8 BGR [H,W,3], not changed. The result, uint8 BGR [H,W,3], is a pure function of the image, `seed`, `key`
+    (integers or strings, such as type and capture number) and `severity`: 0 is nearly the image itself, 1 a usual hand-held
+    photo, 2 a poor one."""
     r = rng("capture", seed, *key)
     h, w = image.shape[:2]
     sheet = _fold(r, image, severity) if r.uniform() < .15 * severity else image

@@ -1,7 +1,7 @@
-"""The layouts: one function per family, from a Generator to a Template. Which type gets which is in templates.py.
+"""The layouts: one function per family of documents, from a Generator to a Template. templates.py assigns types to families.
 
-Types of a family share formats, palettes and habits, so that colour and proportion alone do not tell them apart;
-emblem, words, layout and line work do.
+Types of a family share formats, palettes and conventions, so color and aspect ratio alone do not separate them. Emblem,
+words, layout and line work do.
 """
 import numpy as np
 
@@ -9,11 +9,11 @@ from synth import art, words
 from synth.draw import ITALIC, MONO, OBLIQUE, SANS, SERIF, SLANTED, TIMES, box, ellipse, fit, hsv, lines, mix, pick
 from synth.page import VALUES, Page
 
-FORM_END = 326  # below it: date, signature and stamp
+FORM_END = 326  # y below which are date, signature and stamp
 
 
 def _holder(p, x, y, w, h, keys):
-    """Entries about a person, one or two to a row, as many rows as fit."""
+    """Entries about the holder, one or two per row, as many rows as fit."""
     size, i, bottom = pick(p.r, (11, 12)), 0, y + h
     while i < len(keys) and y + 26 <= bottom:
         pair = len(keys) > i + 1 and not {"address", "name"} & set(keys[i:i + 2]) and p.r.uniform() < .55
@@ -29,7 +29,7 @@ def _shuffled(r, first, rest, n):
 
 def id_card(r):
     p = Page(r, "id_card", 384, 242, layers=3, strength=.24)
-    organisation, title = p.heading(pick(r, ("state", "office")))
+    organization, title = p.heading(pick(r, ("state", "office")))
     band, right = pick(r, (0, 0, 1, 1, 2)), bool(r.integers(2))  # header band; portrait on the right
     if band:
         box(p.canvas, 0, 0, p.w, 42, p.dark)
@@ -41,15 +41,15 @@ def id_card(r):
     if flagged:
         art.flag(r, p.canvas, 10 if logo_right else p.w - 46, 9, 36, 24, p.hues)
     left, end = (52 if not logo_right or flagged else 14), p.w - (52 if logo_right or flagged else 14)
-    align = pick(r, ("left", "centre"))
+    align = pick(r, ("left", "center"))
     at = left if align == "left" else (left + end) / 2
-    p.text(at, 3, organisation.upper() if r.uniform() < .5 else organisation, 15, end - left, head, align)
+    p.text(at, 3, organization.upper() if r.uniform() < .5 else organization, 15, end - left, head, align)
     p.text(at, 23, title.upper() if r.uniform() < .5 else title, 12, end - left, head, align, bold=r.uniform() < .5)
 
     pw, ph = pick(r, ((86, 110), (80, 100), (92, 116)))
     px, py = (p.w - pw - 14 if right else 14), 54
-    p.field("portrait", px, py, pw, ph, person="holder", pattern=pick(r, ("", "", "grey")),
-            colour=hsv(p.hues[0], .12, .88))
+    p.field("portrait", px, py, pw, ph, person="holder", pattern=pick(r, ("", "", "gray")),
+            color=hsv(p.hues[0], .12, .88))
     x, w = (14 if right else pw + 28), p.w - pw - 42
     low = pick(r, ("signature", "mrz", "barcode", "chip"))
     if low == "mrz":
@@ -63,7 +63,7 @@ def id_card(r):
         art.chip(r, p.canvas, x + w - 46, 196, 44, 36)
     bottom = {"signature": 234, "chip": 192}.get(low, 202)
     if r.uniform() < .5:
-        p.field("ghost", x + w - 46, 124, 44, 56, person="holder", colour=p.dark)
+        p.field("ghost", x + w - 46, 124, 44, 56, person="holder", color=p.dark)
         w -= 52
     keys = _shuffled(r, pick(r, (("surname", "given"), ("given", "surname"), ("name",), ("number", "name"))),
                      ("birth", "sex", "place", "number", "issued", "expires", "height", "address"),
@@ -74,25 +74,25 @@ def id_card(r):
 
 def passport(r):
     p = Page(r, "passport", 384, 270, layers=3, strength=.26)
-    organisation, title = p.heading("state")
+    organization, title = p.heading("state")
     p.text(14, 8, title.upper(), 17, 130, p.dark)
-    p.text(p.w - 14, 8, organisation, 14, p.w - 175, p.dark, "right")
+    p.text(p.w - 14, 8, organization, 14, p.w - 175, p.dark, "right")
     if r.uniform() < .6:
         lines(p.canvas, [np.array([(14, 33), (p.w - 14, 33)])], p.dark)
     pw, ph = pick(r, ((96, 124), (90, 116), (104, 132)))
     right = r.uniform() < .3
     px, x = (p.w - pw - 16, 16) if right else (16, pw + 30)
     w = p.w - pw - 46
-    p.field("portrait", px, 44, pw, ph, person="holder", colour=hsv(p.hues[1], .1, .9))
+    p.field("portrait", px, 44, pw, ph, person="holder", color=hsv(p.hues[1], .1, .9))
     art.watermark(r, p.canvas, x + w * r.uniform(.35, .8), 120, 62, p.dark, r.uniform(.2, .35))
     if r.uniform() < .5:
-        p.field("ghost", x + w - 50, 128, 48, 62, person="holder", colour=p.other)
+        p.field("ghost", x + w - 50, 128, 48, 62, person="holder", color=p.other)
         w -= 58
     keys = _shuffled(r, ("number", "surname", "given"), ("birth", "sex", "place", "issued", "expires", "height"), 7)
     _holder(p, x, 42, w * .9, 138, keys)
     p.entry("signature", px, 44 + ph + 4, pw, 30)
     if r.uniform() < .6:
-        art.seal(r, p.canvas, x + w * r.uniform(.5, .75), 184, 32, pick(r, (p.dark, p.other)), organisation)
+        art.seal(r, p.canvas, x + w * r.uniform(.5, .75), 184, 32, pick(r, (p.dark, p.other)), organization)
     box(p.canvas, 0, 222, p.w, 48, mix(hsv(p.hues[0], .05, .97), art.WHITE, .4))
     for y in (226, 246):
         p.field("mrz", 12, y, p.w - 20, 20, size=15, face=MONO[0], pattern="40")
@@ -108,14 +108,14 @@ def bank_card(r):
     p.dark = p.other = p.ink = art.WHITE
     art.watermark(r, p.canvas, p.w * r.uniform(.3, .9), p.h * r.uniform(.3, .7), r.uniform(60, 130), art.WHITE,
                   r.uniform(.12, .3))
-    organisation, title = p.heading("bank")
+    organization, title = p.heading("bank")
     logo_right = bool(r.integers(2))
-    art.emblem(r, p.canvas, p.w - 38 if logo_right else 38, 36, 24, (art.WHITE,), organisation[0])
-    p.text(14 if logo_right else 72, 24, organisation, 21, 240)
+    art.emblem(r, p.canvas, p.w - 38 if logo_right else 38, 36, 24, (art.WHITE,), organization[0])
+    p.text(14 if logo_right else 72, 24, organization, 21, 240)
     p.text(p.w - 16, 205 if r.uniform() < .5 else 66, title, 14, 110, align="right", bold=False)
     y = pick(r, (84, 92, 100))
     art.chip(r, p.canvas, pick(r, (26, 40)), y, 48, 38)
-    if r.uniform() < .6:  # the waves of contactless payment
+    if r.uniform() < .6:  # the symbol of contactless payment
         for i in range(4):
             ellipse(p.canvas, 104, y + 19, 5 * i + 4, 5 * i + 4, art.WHITE, 2, -40, 40)
     size = pick(r, (20, 22))
@@ -127,7 +127,7 @@ def bank_card(r):
 
 
 def _entries(p, y, columns, rows, keys, written, boxed):
-    """Ruled or boxed entries, typed or by hand. Like the other parts of a form, returns where the next may begin."""
+    """Ruled or boxed entries, typed or handwritten. Like the other parts of a form, it returns the y of the next part."""
     w = (p.w - 28) / columns
     for i in range(min(rows, (FORM_END - y) // 27) * columns):
         x, top = 14 + w * (i % columns), y + 27 * (i // columns)
@@ -171,17 +171,17 @@ def _prose(p, y, n):
 
 def form(r):
     p = Page(r, "form", 276, 390, pale=.02, layers=pick(r, (0, 0, 1)), strength=.15)
-    organisation, title = p.heading(pick(r, ("office", "shop", "state")))
+    organization, title = p.heading(pick(r, ("office", "shop", "state")))
     if r.uniform() < .4:
         box(p.canvas, 0, 0, p.w, 58, mix(p.dark, art.WHITE, pick(r, (.65, .8))))
-    centred, logo_right = r.uniform() < .35, bool(r.integers(2))
-    if centred:
+    centered, logo_right = r.uniform() < .35, bool(r.integers(2))
+    if centered:
         p.emblem(p.w / 2, 24, 16)
-        p.text(p.w / 2, 42, organisation, 12, 240, p.dark, "centre")
-        p.text(p.w / 2, 64, title, 18, 240, align="centre")
+        p.text(p.w / 2, 42, organization, 12, 240, p.dark, "center")
+        p.text(p.w / 2, 64, title, 18, 240, align="center")
     else:
         p.emblem(p.w - 32 if logo_right else 32, 30, 18)
-        p.text(14 if logo_right else 60, 14, organisation, 13, 196, p.dark)
+        p.text(14 if logo_right else 60, 14, organization, 13, 196, p.dark)
         p.text(14 if logo_right else 60, 32, words.name(r, p.language), 9, 190, bold=False)
         p.text(14, 64, title, 18, 170)
         p.entry("number", 196, 64, 66, 10)
@@ -208,13 +208,13 @@ def form(r):
     if r.uniform() < .5:
         p.field("matrix", 208, 332, 52, 52, pattern="25")
     else:
-        p.field("postmark", 198, 328, 76, 60, colour=pick(r, ((40, 40, 160), (140, 60, 40))))
+        p.field("postmark", 198, 328, 76, 60, color=pick(r, ((40, 40, 160), (140, 60, 40))))
     return p.done()
 
 
 def invoice(r):
     p = Page(r, "invoice", 276, 390, pale=pick(r, (.01, .01, .05)), layers=pick(r, (0, 0, 1)), strength=.12)
-    organisation, title = p.heading("shop")
+    organization, title = p.heading("shop")
     head, logo_right = pick(r, ("plain", "band", "side", "ruled")), bool(r.integers(2))
     left, right = (34 if head == "side" else 14), p.w - 14
     if head == "side":
@@ -223,15 +223,15 @@ def invoice(r):
         box(p.canvas, 0, 0, p.w, 50, p.dark)
     if head == "ruled":
         box(p.canvas, left, 52, right - left, 3, p.other)
-    colour = art.WHITE if head == "band" else p.dark
+    color = art.WHITE if head == "band" else p.dark
     p.emblem(right - 20 if logo_right else left + 20, 26, 18, disc=head == "band")
     edge, align = (left, "left") if logo_right else (right, "right")
-    p.text(edge, 8, organisation, 15, right - left - 50, colour, align)
-    for i in range(2):  # the sender's own address belongs to the type
-        p.text(edge, 28 + 10 * i, words.sentence(r, p.language, 3), 8, 150, colour, align, bold=False)
+    p.text(edge, 8, organization, 15, right - left - 50, color, align)
+    for i in range(2):  # the address of the sender is part of the type
+        p.text(edge, 28 + 10 * i, words.sentence(r, p.language, 3), 8, 150, color, align, bold=False)
 
     title_left, y = bool(r.integers(2)), 64
-    for i in range(3):  # to whom: another one each time
+    for i in range(3):  # the address of the receiver is a field
         p.field("name" if i == 0 else "address", left if not title_left else right - 118, y + 13 * i, 118, 13, size=10)
     p.text(left if title_left else right, y, title.upper() if r.uniform() < .5 else title, 19, 110,
            pick(r, (p.dark, p.ink)), "left" if title_left else "right")
@@ -255,7 +255,7 @@ def invoice(r):
     box(p.canvas, right - 124, low + 4, 124, 24, p.dark if total == "inverse" else mix(p.dark, art.WHITE, .75),
         1 if total == "framed" else -1)
     p.field("amount", right - 66, low + 8, 62, 16, size=12, pattern=pick(r, ("", "€", "$", "£")), align="right",
-            colour=art.WHITE if total == "inverse" else p.ink)
+            color=art.WHITE if total == "inverse" else p.ink)
     p.text(left, low + 10, words.LABELS["total"][p.language], 12, wide - 130)
     if r.uniform() < .5:
         p.field("matrix", left, 334, 44, 44, pattern="21")
@@ -266,7 +266,7 @@ def invoice(r):
     if r.uniform() < .6:
         p.entry("signature", right - 84, 336, 80, 30)
     else:
-        p.field("postmark", right - 80, 328, 76, 56, colour=pick(r, ((40, 40, 160), (140, 60, 40))))
+        p.field("postmark", right - 80, 328, 76, 56, color=pick(r, ((40, 40, 160), (140, 60, 40))))
     return p.done()
 
 
@@ -275,18 +275,18 @@ def receipt(r):
     p = Page(r, "receipt", w, h, pale=.01, layers=0)
     p.ink = p.dark = p.other = (50, 45, 45)
     p.canvas = art.gradient(r, w, h, (244, 246, 247), (232, 236, 238))
-    organisation, title = p.heading("shop")
+    organization, title = p.heading("shop")
     face, y = pick(r, (MONO, MONO, SANS)), 10
     if r.uniform() < .75:
         p.emblem(w / 2, 30, 20)
         y = 54
-    p.text(w / 2, y, organisation.upper() if r.uniform() < .5 else organisation, 17, w - 20, align="centre")
+    p.text(w / 2, y, organization.upper() if r.uniform() < .5 else organization, 17, w - 20, align="center")
     y += 22
     for _ in range(int(r.integers(1, 4))):
-        p.text(w / 2, y, words.sentence(r, p.language, 2), 9, w - 24, align="centre", face=face, bold=False)
+        p.text(w / 2, y, words.sentence(r, p.language, 2), 9, w - 24, align="center", face=face, bold=False)
         y += 11
     rule = pick(r, ("-", "=", "*", ". ", "~"))
-    draw_rule = lambda at: p.text(w / 2, at, (rule * 60)[:28], 10, w - 16, align="centre", face=MONO, bold=False)
+    draw_rule = lambda at: p.text(w / 2, at, (rule * 60)[:28], 10, w - 16, align="center", face=MONO, bold=False)
     draw_rule(y)
     y += 13
     p.text(10, y, title, 11, 80, face=face)
@@ -299,7 +299,7 @@ def receipt(r):
     p.field("amount", 84, y + 12, w - 94, 20, size=15, face=face[1], align="right",
             pattern=pick(r, ("", "€", "$", "£")))
     draw_rule(y + 32)
-    p.text(w / 2, y + 44, words.PHRASES[p.language][3], 10, w - 20, align="centre", face=face, bold=False)
+    p.text(w / 2, y + 44, words.PHRASES[p.language][3], 10, w - 20, align="center", face=face, bold=False)
     if r.uniform() < .65:
         p.field("barcode", 20, h - 52, w - 40, 42)
     else:
@@ -309,7 +309,7 @@ def receipt(r):
 
 def ticket(r):
     p = Page(r, "ticket", 392, pick(r, (168, 180)), pale=pick(r, (.1, .3)), layers=2, strength=.25)
-    organisation, title = p.heading("shop")
+    organization, title = p.heading("shop")
     stub_left, stub = r.uniform() < .3, pick(r, (96, 108))
     cut = stub if stub_left else p.w - stub
     x, w = (cut + 12, p.w - stub - 24) if stub_left else (12, p.w - stub - 24)
@@ -319,7 +319,7 @@ def ticket(r):
         box(p.canvas, x - 12, 0, w + 24, 40, p.dark)
     head = art.WHITE if band else p.dark
     p.emblem(x + 12, 20, 14, disc=band)
-    p.text(x + 36, 2, organisation, 18, w - 38, head)
+    p.text(x + 36, 2, organization, 18, w - 38, head)
     p.text(x + 36, 23, title.upper(), 11, w - 38, head, bold=False)
     for y in range(0, p.h, 8):
         box(p.canvas, cut, y, 2, 4, mix(p.ink, art.WHITE, .3))
@@ -345,21 +345,21 @@ def ticket(r):
 def label(r):
     w, h = pick(r, ((320, 320), (276, 360), (360, 276)))
     p = Page(r, "label", w, h, pale=pick(r, (.03, .25)), layers=pick(r, (0, 1)), strength=.3)
-    organisation, title = p.heading("shop")
+    organization, title = p.heading("shop")
     art.border(r, p.canvas, 4, p.dark)
     if r.uniform() < .4:
         p.emblem(w / 2, 46, 26)
-        p.text(w / 2, 74, organisation, 17, w - 50, p.dark, "centre")
+        p.text(w / 2, 74, organization, 17, w - 50, p.dark, "center")
         y = 98
     else:
         p.emblem(50, 46, 26)
-        p.text(80, 34, organisation, 17, w - 110, p.dark)
+        p.text(80, 34, organization, 17, w - 110, p.dark)
         y = 80
     inverse = r.uniform() < .6
     if inverse:
         box(p.canvas, 18, y, w - 36, 40, pick(r, (p.dark, p.other, p.ink)))
     size = fit(title.upper(), p.face[1], 27, w - 60)
-    p.text(w / 2, y + 20 - size * .62, title.upper(), size, w - 60, art.WHITE if inverse else p.dark, "centre")
+    p.text(w / 2, y + 20 - size * .62, title.upper(), size, w - 60, art.WHITE if inverse else p.dark, "center")
     y += 48
     rows, signs = (h - 70 - y) // 29, min(int(r.integers(0, 4)), (h - 70 - y) // 38)
     for i in range(signs):  # handling signs
@@ -382,7 +382,7 @@ def label(r):
 def certificate(r):
     w, h = pick(r, ((384, 280), (384, 280), (280, 384)))
     p = Page(r, "certificate", w, h, pale=.06, layers=pick(r, (1, 2)), strength=.22)
-    organisation, title = p.heading("office")
+    organization, title = p.heading("office")
     art.border(r, p.canvas, 7, p.dark)
     art.watermark(r, p.canvas, w / 2, h * .55, h * .27, p.other, .16)
     tall, y = h > w, 24
@@ -392,23 +392,23 @@ def certificate(r):
     elif r.uniform() < .5:
         p.emblem(46, 46, 20)
         p.emblem(w - 46, 46, 20)
-    p.text(w / 2, y, organisation, 14, w - 130 if y < 60 else w - 60, align="centre")
-    p.text(w / 2, y + 20, title.upper() if r.uniform() < .4 else title, 30, w - 110, p.dark, "centre",
+    p.text(w / 2, y, organization, 14, w - 130 if y < 60 else w - 60, align="center")
+    p.text(w / 2, y + 20, title.upper() if r.uniform() < .4 else title, 30, w - 110, p.dark, "center",
            face=pick(r, (p.face, TIMES, ITALIC, SERIF)))
     y += 62 + 20 * tall
-    p.text(w / 2, y, words.sentence(r, p.language, 5), 10, w - 70, align="centre", bold=False)
+    p.text(w / 2, y, words.sentence(r, p.language, 5), 10, w - 70, align="center", bold=False)
     if r.uniform() < .5:
-        p.field("name", 44, y + 15, w - 88, 28, size=20, face=pick(r, (ITALIC, SLANTED, TIMES))[1], align="centre")
+        p.field("name", 44, y + 15, w - 88, 28, size=20, face=pick(r, (ITALIC, SLANTED, TIMES))[1], align="center")
     else:
         p.field("handwriting", 60, y + 13, w - 120, 30, size=18, face=SLANTED[0], pattern="name")
     lines(p.canvas, [np.array([(50, y + 43), (w - 50, y + 43)])], p.ink)
     for i in range(2 + 4 * tall):
         p.text(w / 2, y + 48 + 13 * i, words.sentence(r, p.language, int(r.integers(5, 8))), 10, w - 64,
-               align="centre", bold=False)
+               align="center", bold=False)
     seal_x, date_x, signature_x = np.array(pick(r, ((.5, .2, .8), (.22, .5, .8), (.78, .2, .5)))) * w
     low = h - 62
     if r.uniform() < .5:
-        art.seal(r, p.canvas, seal_x, low + 18, 27, pick(r, (p.dark, p.other)), organisation)
+        art.seal(r, p.canvas, seal_x, low + 18, 27, pick(r, (p.dark, p.other)), organization)
     else:
         p.emblem(seal_x, low + 18, 24)
     p.entry("date", date_x - 38, low, 76, 12)

@@ -1,7 +1,7 @@
-"""The fields of a document: what changes from copy to copy, each inside its own box.
+"""The fields of a document, whose content differs from copy to copy. Each has a box of its own.
 
-A Field is fixed by the type (where, which kind, which font); `draw_field` fills it for one copy. A field is drawn
-into a view of its box, so nothing of it can reach outside.
+The type fixes the box, kind and font of a Field; `draw_field` fills it for one copy. It draws into a view of the box, so it
+cannot draw outside.
 """
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,9 @@ INKS = ((140, 40, 20), (60, 30, 30), (150, 60, 60), (40, 40, 40))  # ballpoint, 
 
 @dataclass(frozen=True)
 class Field:
-    """kind: a key of TEXT or of DRAWINGS. pattern: for numbers, `9` any digit, `A` any letter, the rest as it is;
-    for dates, an order of `d`, `m`, `y`; for amounts, the currency; for handwriting, the kind of text. person: fields
-    of one copy with the same `person` are drawn from the same random numbers (the holder, twice on one card)."""
+    """kind: a key of TEXT or of DRAWINGS. pattern: for numbers, `9` is any digit, `A` any letter, other characters stay;
+    for dates, `d`, `m` and `y` in some order; for amounts, the currency; for handwriting, the kind of text. person: fields
+    of one copy with the same `person` use the same random numbers (such as two portraits of the holder on a card)."""
     kind: str
     x: int
     y: int
@@ -26,7 +26,7 @@ class Field:
     h: int
     size: int = 12
     face: str = SANS[1]
-    colour: tuple = (30, 30, 30)
+    color: tuple = (30, 30, 30)
     align: str = "left"
     pattern: str = ""
     language: int = 0
@@ -68,12 +68,12 @@ TEXT = {
 
 
 def _portrait(view, f, r):
-    """A head and shoulders: skin, hair, clothes and light differ; the backdrop is the type's."""
+    """Head and shoulders. Skin, hair, clothes and light vary; the background color belongs to the type."""
     h, w = view.shape[:2]
     skin = hsv(r.uniform(.03, .09), r.uniform(.25, .6), r.uniform(.4, .95))
     hair = hsv(r.uniform(.02, .12), r.uniform(.1, .6), r.uniform(.08, .6))
     cloth = hsv(r.uniform(), r.uniform(.1, .7), r.uniform(.15, .8))
-    view[:] = mix(f.colour, (255, 255, 255), r.uniform(0, .3))
+    view[:] = mix(f.color, (255, 255, 255), r.uniform(0, .3))
     x, y, a, b = w * r.uniform(.46, .54), h * r.uniform(.4, .46), w * r.uniform(.19, .24), h * r.uniform(.2, .25)
     long_hair = r.uniform() < .45
     if long_hair:
@@ -93,15 +93,15 @@ def _portrait(view, f, r):
     ellipse(view, x, y + b * .55, a * .32, b * .07, mix(skin, (60, 40, 160), .5))
     light = np.linspace(1 - r.uniform(0, .3), 1, w, dtype=np.float32)[::pick(r, (-1, 1))]
     view[:] = view * light[None, :, None]
-    if f.pattern == "grey":
+    if f.pattern == "gray":
         view[:] = cv2.cvtColor(view, cv2.COLOR_BGR2GRAY)[..., None]
 
 
 def _ghost(view, f, r):
-    """The portrait again, small, faint and in one colour."""
+    """The portrait once more, small, faint and in one color."""
     face = np.empty_like(view)
     _portrait(face, f, r)
-    ink(view, 255 - cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), mix(f.colour, (60, 60, 60), .5), alpha=.5)
+    ink(view, 255 - cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), mix(f.color, (60, 60, 60), .5), alpha=.5)
 
 
 def _signature(view, f, r):
@@ -119,7 +119,7 @@ def _signature(view, f, r):
 
 
 def _handwriting(view, f, r):
-    """An italic line on a wavering baseline, leaning by the hand that wrote it."""
+    """A line of italic text, slanted, on a wavy baseline."""
     string = TEXT[f.pattern](r, replace(f, pattern=""))
     size = fit(string, f.face, f.size, view.shape[1] * .85)
     mask = text_mask(string, f.face, size)
@@ -142,7 +142,7 @@ def _barcode(view, f, r):
         if end < w - 4:
             view[2:h - 2 if h < 28 else h - 11, start:end] = 20
     if h >= 28:
-        text(view, w / 2, h - 12, filled(r, "9 999999 999999"), SANS[0], 9, (20, 20, 20), "centre", w - 8)
+        text(view, w / 2, h - 12, filled(r, "9 999999 999999"), SANS[0], 9, (20, 20, 20), "center", w - 8)
 
 
 def _matrix(view, f, r):
@@ -160,17 +160,17 @@ def _matrix(view, f, r):
 
 
 def _items(view, f, r):
-    """The rows of a receipt or an invoice: what was bought and for how much; as many as it happens."""
+    """The rows of a receipt or an invoice, each with an item and a price; a random number of rows."""
     h, w = view.shape[:2]
     step = f.size + 4
     rows = max(1, int(h / step * r.uniform(.45, 1)))
     for i in range(rows):
-        text(view, 0, i * step, f"{r.integers(1, 9)} {words.name(r, f.language)}", f.face, f.size, f.colour)
-        text(view, w - 1, i * step, f"{r.integers(1, 300)}.{r.integers(100):02}", f.face, f.size, f.colour, "right")
+        text(view, 0, i * step, f"{r.integers(1, 9)} {words.name(r, f.language)}", f.face, f.size, f.color)
+        text(view, w - 1, i * step, f"{r.integers(1, 300)}.{r.integers(100):02}", f.face, f.size, f.color, "right")
 
 
 def _check(view, f, r):
-    """A tick box somebody may have crossed."""
+    """A check box, crossed or not."""
     if r.uniform() < .5:
         h, w = view.shape[:2]
         cross = np.array([[(.1, .2), (.9, .85)], [(.85, .1), (.15, .9)]])
@@ -178,15 +178,15 @@ def _check(view, f, r):
 
 
 def _postmark(view, f, r):
-    """A dated hand stamp, put somewhere in the box at some angle."""
+    """A round stamp with a date, at a random place in the box and a random angle."""
     h, w = view.shape[:2]
     mask, c = np.zeros((h, w), np.uint8), (w * r.uniform(.42, .58), h * r.uniform(.42, .58))
     radius = min(h, w) * .38
     for scale in (1, .72):
         ellipse(mask, *c, radius * scale, radius * scale, 255, 1)
-    text(mask[..., None], c[0], c[1] - 6, _date(r, f), SANS[1], 10, (255,), "centre", radius * 1.4)
+    text(mask[..., None], c[0], c[1] - 6, _date(r, f), SANS[1], 10, (255,), "center", radius * 1.4)
     mask = cv2.warpAffine(mask, cv2.getRotationMatrix2D(c, r.uniform(-40, 40), 1), (w, h))
-    ink(view, mask, f.colour, alpha=r.uniform(.5, .85))
+    ink(view, mask, f.color, alpha=r.uniform(.5, .85))
 
 
 DRAWINGS = {"portrait": _portrait, "ghost": _ghost, "signature": _signature, "handwriting": _handwriting,
@@ -194,10 +194,10 @@ DRAWINGS = {"portrait": _portrait, "ghost": _ghost, "signature": _signature, "ha
 
 
 def draw_field(canvas, field, r):
-    """Fills one field on the canvas, uint8 BGR [H,W,3], in place, from the Generator `r`."""
+    """Fills one field of the canvas, uint8 BGR [H,W,3], in place, with random numbers from the Generator `r`."""
     view = canvas[field.y:field.y + field.h, field.x:field.x + field.w]
     if field.kind in DRAWINGS:
         DRAWINGS[field.kind](view, field, r)
     else:
-        at = {"left": 0, "centre": field.w / 2, "right": field.w}[field.align]
-        text(view, at, 0, TEXT[field.kind](r, field), field.face, field.size, field.colour, field.align, field.w)
+        at = {"left": 0, "center": field.w / 2, "right": field.w}[field.align]
+        text(view, at, 0, TEXT[field.kind](r, field), field.face, field.size, field.color, field.align, field.w)

@@ -1,7 +1,7 @@
-"""Folders of made documents, one per type, and a contact sheet to look at.
+"""Write folders of synthetic documents, with one folder per type, and an overview image.
 
-A folder appears complete or not at all: it is written beside its place and renamed. Its `synth.json` says what it was
-made from; asked for the same again, it is left as it is.
+A folder is complete or absent: it is written under another name and then renamed. Its `synth.json` records the arguments;
+when they are requested again, the folder is reused.
 """
 import contextlib
 import hashlib
@@ -19,23 +19,24 @@ import numpy as np
 from tqdm import tqdm
 
 from inference.errors import UserError
+from inference.files import replacing
 from inference.image import ImageError, list_images, load_image
 from synth.capture import capture
 from synth.draw import text
 from synth.templates import FAMILIES, render, type_name
 
 MANIFEST = "synth.json"
-SMALLEST = 32  # pixels of a side; what a finger or a lens does is nothing on less
-SIDE = 400  # pixels of the longest side at which photos are made of pictures that are there already, as of made documents
-NEVER_TRAINED = 1_000_000  # evaluation sets begin at this type, training sets at 0: the same type is never in both
+SMALLEST = 32  # least side in pixels of the user's own images; smaller ones are skipped, their captures would show nothing
+SIDE = 400  # longest side in pixels to which the user's own images are reduced, about that of synthetic documents
+NEVER_TRAINED = 1_000_000  # the first type of evaluation sets; training sets begin at 0, so they have no type in common
 
 
 def write_train(folder, types, copies, seed, captures=0, workers=None):
-    """Writes the types 0..types-1 as `folder/<type>/copy_N.jpg` (clean) and `capture_N.jpg` (made photos).
+    """Writes the types 0..types-1 as `folder/<type>/copy_N.jpg` (clean) and `capture_N.jpg` (synthetic captures).
 
-    N is the copy id: 0..copies-1 for the clean ones, then `captures` more, so no two pictures show the same fields.
-    Returns the number of images in the folder. `workers`: processes, by default one per core; the bytes do not depend
-    on it. Raises UserError for numbers out of range or a folder that holds something else."""
+    N is the copy id: 0..copies-1 for the clean copies, then `captures` more, so all images of a type have different fields.
+    Returns the number of images in the folder. `workers`: number of processes, by default one per core; the written bytes do
+    not depend on it. Raises UserError for numbers out of range, or for a folder with other content."""
     _require(1, types=types, copies=copies)
     _require(0, captures=captures)
     files = [(f"copy_{n}.jpg", n, False) for n in range(copies)]
@@ -46,27 +47,29 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
 def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=None):
     """Writes the types first_type..first_type+types-1 as `folder/<type>/reference.jpg` (clean) and `capture_N.jpg`.
 
-    The reference is copy 0 and capture N is a made photo of copy N = 1..captures, so every one has its own content.
-    Otherwise as `write_train`."""
+    The reference is copy 0, and capture N is a synthetic capture of copy N = 1..captures, so all have different fields.
+    Otherwise like `write_train`."""
     _require(1, types=types, captures=captures)
     _require(0, first_type=first_type)
     files = [("reference.jpg", 0, False)] + [(f"capture_{n}.jpg", n, True) for n in range(1, captures + 1)]
     return _write_types(folder, range(first_type, first_type + types), files, seed, workers)
 
 
-def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
-    """Writes `folder/<name>/reference.jpg` and made photos of it, `capture_N.jpg`, for every picture below `source`.
+def write_captures(source, folder, captures, seed, severity=1.0, workers=None):
+    """Writes `folder/<name>/reference.jpg` and synthetic captures of it, `capture_N.jpg`, for every image below `source`.
 
-    The name is the picture's path without its ending (with it, where two would be the same); the reference its pixels, at
-    most SIDE on a side. `severity`, 0 to 4, is capture's. What cannot be used, or has fewer than SMALLEST on a side, is left
-    out. To train on (a labelled root), with harder views than augmentation alone makes, or to evaluate with on one's
-    own kinds of pictures. Returns the number of images in the folder."""
+    The name is the path of the image without its extension (with it, where two names would be equal). The reference is the
+    image, reduced to at most SIDE pixels on a side. `severity`, 0 to 4, is that of `capture`. Images that cannot be used,
+    or have fewer than SMALLEST pixels on a side, are skipped.
+
+    The folder can be trained on, as a labeled root, with stronger changes than augmentation makes; or the model can be
+    evaluated on the user's own kinds of images. Returns the number of images in the folder."""
     _require(1, captures=captures)
     if not 0 <= severity <= 4:
         raise UserError(f"severity must be from 0 to 4, not {severity}")
     here, there = os.path.realpath(source), os.path.realpath(folder)
     if os.path.commonpath([here, there]) in (here, there):
-        raise UserError(f"{folder}: the photos need a folder that is neither in {source} nor around it")
+        raise UserError(f"{folder}: give a folder that is neither inside {source} nor contains it")
     paths = {name: os.path.join(source, name) for name in list_images(source)}
     paths = {name: path for name, path in paths.items() if os.path.isfile(path)}
     if not paths:
@@ -77,7 +80,7 @@ def write_photos(source, folder, captures, seed, severity=1.0, workers=None):
     seen = [(name, status.st_size, status.st_mtime_ns) for name, status in zip(paths, map(os.stat, paths.values()))]
     manifest = {"seed": seed, "photos_of": hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest(),
                 "captures": captures, "severity": severity}
-    return _write(folder, _write_photos, jobs, len(jobs) * (captures + 1), manifest, workers)
+    return _write(folder, _write_image, jobs, len(jobs) * (captures + 1), manifest, workers)
 
 
 def _write_types(folder, type_ids, files, seed, workers):
@@ -87,7 +90,7 @@ def _write_types(folder, type_ids, files, seed, workers):
 
 
 def contact_sheet(file, seed, types=2 * len(FAMILIES), cell=300):
-    """Writes a picture with one type per row: two clean copies, then three made photos of other copies."""
+    """Writes an overview image with one type per row: two clean copies, then three captures of other copies."""
     rows = []
     for type_id in range(types):
         row = [_fitted(_image(seed, type_id, n, n > 1), cell - 12) for n in range(5)]
@@ -97,7 +100,9 @@ def contact_sheet(file, seed, types=2 * len(FAMILIES), cell=300):
             sheet[22:22 + len(image), 6 + i * cell:6 + i * cell + image.shape[1]] = image
         rows.append(sheet)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    _save(file, np.vstack(rows))
+    data = _encode(file, np.vstack(rows))
+    with replacing(file) as partial:
+        partial.write_bytes(data)
 
 
 def _fitted(image, side):
@@ -110,17 +115,20 @@ def _image(seed, type_id, copy_id, captured):
     return capture(image, seed, type_id, copy_id) if captured else image
 
 
-def _save(file, image):
-    """cv2.imwrite that fails loudly and takes any path."""
+def _encode(file, image):
+    """The bytes of an image file whose format is that of the name `file`."""
     extension = os.path.splitext(file)[1].lower()
     if extension not in (".jpg", ".jpeg", ".png"):
-        raise UserError(f"{file}: cannot write this kind of picture; name it .jpg or .png")
-    data = cv2.imencode(extension, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-    Path(file).write_bytes(data.tobytes())
+        raise UserError(f"{file}: this image format cannot be written; use a name that ends with .jpg or .png")
+    return cv2.imencode(extension, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def _save(file, image):  # unlike cv2.imwrite, it raises on failure and takes any path
+    file.write_bytes(_encode(file, image))
 
 
 def _write_type(job):
-    """One type's folder, in whatever process: its art is made once for all its files. Returns how many were written."""
+    """Writes the folder of a type and returns the number of images. A job is a whole type, so that its art is drawn once."""
     folder, seed, type_id, files = job
     folder.mkdir()
     for file, copy_id, captured in files:
@@ -128,8 +136,8 @@ def _write_type(job):
     return len(files)
 
 
-def _write_photos(job):
-    """The folder of one picture that is there already. Returns how many were written: none of one that cannot be used."""
+def _write_image(job):
+    """Writes the folder of one of the user's images. Returns the number of images, 0 for one that cannot be used."""
     folder, seed, source, name, captures, severity = job
     try:
         image = load_image(source)
@@ -139,7 +147,7 @@ def _write_photos(job):
         return 0
     if max(image.shape[:2]) > SIDE:
         image = _fitted(image, SIDE)
-    folder.mkdir(parents=True, exist_ok=True)  # there may be pictures below a folder of the name of another
+    folder.mkdir(parents=True, exist_ok=True)  # a/b.jpg and a.jpg: the folder of the second contains that of the first
     _save(folder / "reference.jpg", image)
     for n in range(1, captures + 1):
         _save(folder / f"capture_{n}.jpg", capture(image, seed, os.fsencode(name).hex(), n, severity=severity))
@@ -147,13 +155,13 @@ def _write_photos(job):
 
 
 def _write(folder, write, jobs, total, manifest, workers):
-    """Runs `write(job)` for all jobs, each of which begins with the name of a folder below `folder`, unless that has been
-    done before. Returns how many images there are; `total` is how many there should be."""
+    """Runs `write(job)` for all jobs, unless `folder` is the result of the same jobs already. The first element of a job is
+    the name of a folder below `folder`. Returns the number of images; `total` is the number if none is skipped."""
     folder, manifest = Path(os.path.abspath(folder)), {**manifest, "code": _code_version()}
     if folder.exists():
         old = _manifest_of(folder)
         if old is None and any(folder.iterdir()):
-            raise UserError(f"{folder}: holds files that synth did not make; name another folder or empty this one")
+            raise UserError(f"{folder}: has files that synth did not write; give another folder or empty this one")
         written = (old or {}).pop("images", 0)
         if old == manifest:
             return written
@@ -164,9 +172,9 @@ def _write(folder, write, jobs, total, manifest, workers):
     workers = min(workers or os.cpu_count() or 1, total // 200 + 1)  # a process takes a second to start
     began, written = time.perf_counter(), 0
     with contextlib.ExitStack() as until_done:
-        bar = until_done.enter_context(tqdm(total=total, desc=f"synth {folder.name}", unit="img", mininterval=.5))
+        bar = until_done.enter_context(tqdm(total=total, desc=f"synth {folder.name}", unit="img", disable=None))
         results = map(write, jobs)
-        if workers > 1:  # spawn, since OpenCV and torch may have threads by now, and a fork would inherit their locks
+        if workers > 1:  # spawn, since OpenCV and torch may have threads, and a fork would inherit their locks
             pool = multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,))
             results = until_done.enter_context(pool).imap_unordered(write, jobs)
         for count in results:
@@ -174,14 +182,14 @@ def _write(folder, write, jobs, total, manifest, workers):
             bar.update(count)
     if not written:
         shutil.rmtree(part)
-        raise UserError(f"{folder}: not made, none of the {len(jobs)} pictures can be used")
+        raise UserError(f"{folder}: not written, since none of the {len(jobs)} images can be used")
     (part / MANIFEST).write_text(json.dumps({**manifest, "images": written}, indent=1))
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
     seconds = time.perf_counter() - began
     print(f"{folder}: {written:,} images in {seconds:.1f} s, {written / seconds / workers:.0f} images/s per core "
-          f"({workers} at work)", file=sys.stderr)
+          f"({workers} {'process' if workers == 1 else 'processes'})", file=sys.stderr)
     return written
 
 
@@ -200,6 +208,6 @@ def _manifest_of(folder):
 
 
 def _code_version():
-    """A digest of this package's sources: pictures made by other code are not the same pictures."""
+    """A digest of this package's source files, since other code may draw other images."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.blake2b(b"".join(s.read_bytes() for s in sources), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""From numbers to documents: which type is what, and one copy of it with its fields filled in."""
+"""From numbers to documents: the template of a type, and a copy of it with its fields filled in."""
 import functools
 
 from synth.draw import rng
@@ -8,19 +8,19 @@ from synth.fields import draw_field
 
 @functools.lru_cache(maxsize=32)
 def template(seed, type_id):
-    """The type's Template. Families take turns, so that any nine types in a row have one of each."""
+    """The Template of a type. The families alternate, so any nine consecutive types have one of each."""
     return FAMILIES[type_id % len(FAMILIES)](rng("type", seed, type_id))
 
 
 def type_name(type_id):
-    """A readable folder name: `id_card_00012` comes from the id alone, whatever the seed."""
+    """A readable folder name such as `id_card_00012`. It depends on the id alone, not on the seed."""
     return f"{FAMILIES[type_id % len(FAMILIES)].__name__}_{type_id:05d}"
 
 
 def render(seed, type_id, copy_id):
     """One clean copy of a document: uint8 BGR [H,W,3], a pure function of the three integers, longest side 356 to 392.
 
-    All copies of a type share its art; the fields hold another person, number and so on in each."""
+    All copies of a type have the same art. Their fields have different content, such as the person and the numbers."""
     kind = template(seed, type_id)
     canvas = kind.art.copy()
     for i, field in enumerate(kind.fields):

@@ -1,6 +1,6 @@
-"""The vocabulary: labels, headings, organisations and people, in six languages and three scripts.
+"""The vocabulary of the documents: labels, titles, organizations and people, in six languages and three scripts.
 
-A language is an index into LANGUAGES; every tuple below has one entry for each.
+A language is an index into LANGUAGES. Every tuple below has one entry per language.
 """
 from synth.draw import pick
 
@@ -71,7 +71,7 @@ TITLES = {
                     ("Πιστοποιητικό", "Δίπλωμα", "Βραβείο", "Πτυχίο")),
 }
 
-ORGANISATIONS = {
+ORGANIZATIONS = {
     "state": (("Republic of {}", "Kingdom of {}", "{} Federation", "State of {}", "City of {}"),
               ("République de {}", "Royaume de {}", "Canton de {}"), ("Republik {}", "Freistaat {}", "Land {}"),
               ("República de {}", "Reino de {}", "Provincia de {}"), ("Республика {}", "Область {}", "Город {}"),
@@ -109,13 +109,13 @@ _GREEK = "βα λο μαρ τι σα ρεν δαλ κο βρι αν ελ τορ 
 
 
 def name(r, language):
-    """A made name of two or three syllables in the script of the language."""
+    """A random name of two or three syllables in the script of the language."""
     syllables = {"ru": _CYRILLIC, "el": _GREEK}.get(LANGUAGES[language], _LATIN)
     return "".join(pick(r, syllables) for _ in range(int(r.integers(2, 4)))).capitalize()
 
 
-def organisation(r, kind, language):
-    return pick(r, ORGANISATIONS[kind][language]).format(name(r, language))
+def organization(r, kind, language):
+    return pick(r, ORGANIZATIONS[kind][language]).format(name(r, language))
 
 
 def title(r, family, language):
@@ -123,5 +123,5 @@ def title(r, family, language):
 
 
 def sentence(r, language, words=9):
-    """Words that mean nothing, for the running text of a document."""
+    """Words without a meaning, for the running text of a document."""
     return " ".join([name(r, language)] + [name(r, language).lower() for _ in range(words - 1)]) + "."

@@ -152,7 +152,7 @@ def test_a_finished_folder_is_reused_an_other_one_replaced_a_foreign_one_refused
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.jpg").write_bytes(b"precious")
-    with pytest.raises(UserError, match="did not make"):
+    with pytest.raises(UserError, match="did not write"):
         synth.write_train(tmp_path / "mine", 2, 1, seed=0)
     assert (tmp_path / "mine" / "holiday.jpg").read_bytes() == b"precious"
 
@@ -262,7 +262,7 @@ def test_photos_of_pictures_that_are_there(tmp_path):
     assert files["a.png/capture_1.jpg"] != files["a.png/capture_2.jpg"]
 
     def again():
-        synth.write_photos(source, tmp_path / "made", 2, 0, workers=2)
+        synth.write_captures(source, tmp_path / "made", 2, 0, workers=2)
         return _files(tmp_path / "made")
     (tmp_path / "made" / "mark").touch()
     assert again() == files and (tmp_path / "made" / "mark").exists()  # as it was
@@ -270,7 +270,7 @@ def test_photos_of_pictures_that_are_there(tmp_path):
     assert set(again()) > set(files) and not (tmp_path / "made" / "mark").exists()
 
     def changed(severity):  # by the photo, with the first file's JPEG alone
-        synth.write_photos(source, tmp_path / f"{severity}", 4, 0, severity)
+        synth.write_captures(source, tmp_path / f"{severity}", 4, 0, severity)
         pictures = [cv2.imread(str(tmp_path / f"{severity}" / "a.jpg" / f"{file}.jpg")).astype(int)
                     for file in ("reference", *(f"capture_{n}" for n in range(1, 5)))]
         return np.mean([np.abs(picture - pictures[0]).mean() for picture in pictures[1:]])
