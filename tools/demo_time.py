@@ -81,7 +81,7 @@ def seconds_per_document() -> float:
 
 def duration(seconds: float) -> str:
     """"40 seconds", "4 minutes"."""
-    return f"{10 * max(1, round(seconds / 10))} seconds" if seconds < 75 else f"{round(seconds / 60)} minutes"
+    return f"{10 * max(1, round(seconds / 10))} seconds" if seconds < 90 else f"{round(seconds / 60)} minutes"
 
 
 if __name__ == "__main__":
