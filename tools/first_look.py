@@ -3,7 +3,7 @@
     python -m tools.first_look                                       # the shipped model, registry and captures
     python -m tools.first_look --model M.onnx --register types photos --out look.png
 
-Prints one line for each capture and writes one picture: capture left, best matching reference right, framed green where
+Prints one line for each capture and writes one contact sheet: capture left, best matching reference right, framed green where
 the type is recognized and red where the capture is refused. Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
 import os
@@ -20,7 +20,7 @@ from inference.image import ImageError, list_images, load_image, type_label
 
 SIDE, GAP, TEXT = 168, 8, 20  # pixels: the field of an image, the space around it, the height of a line of text
 GREEN, RED, BLACK, WHITE = (70, 150, 30), (50, 50, 210), (20, 20, 20), 255  # BGR
-MOST = 100  # captures in one picture
+MOST = 100  # captures on one sheet
 
 
 def main(arguments=None) -> None:
@@ -30,7 +30,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="what onnx_export.py wrote (default: the shipped one)")
     parser.add_argument("--register", metavar="DIR", default=DEFAULT_REGISTRY,
                         help="folder of reference images (default: the shipped one)")
-    parser.add_argument("--out", metavar="FILE", default="first_look.png", help="picture to write (default first_look.png)")
+    parser.add_argument("--out", metavar="FILE", default="first_look.png", help="image to write (default first_look.png)")
     parser.add_argument("--columns", type=int, default=3, metavar="N", help="captures side by side (default 3)")
     args = parser.parse_args(arguments)
     if args.columns < 1:
@@ -47,8 +47,8 @@ def main(arguments=None) -> None:
     width = max(len(os.path.basename(path)) for path in captures)
     for result in results:
         print(printable(f"{os.path.basename(result['image']):{width}}  {answer(result)}"))
-    write_picture(args.out, draw(results, references, args.columns))
-    print(printable(f"picture: {args.out}"))
+    write_image(args.out, draw(results, references, args.columns))
+    print(printable(f"contact sheet: {args.out}"))
 
 
 def answer(result: dict) -> str:
@@ -98,7 +98,7 @@ def place(cell: np.ndarray, path: str, left: int, top: int) -> None:
     cell[y:y + height, x:x + width] = small
 
 
-def write_picture(path, image: np.ndarray) -> None:
+def write_image(path, image: np.ndarray) -> None:
     """Write a PNG or JPEG file, with the folders above it. Raises UserError."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
