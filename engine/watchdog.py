@@ -1,8 +1,8 @@
-"""No run hangs, and none ends without a word on every rank.
+"""No run hangs, and none ends without a line on every rank that says why.
 
-Each rank tells the group's store every few seconds where it is. (The store, not a collective: that may be what hangs.)
-Rank 0 looks for a rank that no longer tells or that stands still, the others look at rank 0. The first rank that ends with
-an error leaves its reason in the store, and all end with that reason.
+Each rank writes every few seconds into the group's store where it is. (The store, not a collective: that may be what hangs.)
+Rank 0 looks for a rank that no longer writes or that makes no progress, the others look at rank 0. The first rank that ends
+with an error leaves its reason in the store, and all end with that reason.
 """
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ from inference.errors import UserError, first_line, printable
 
 PERIOD = 2.0        # seconds between two looks
 LAST_WORDS = 2.0    # seconds that a rank which lost contact waits for the reason
-# What a rank can be at, in the order of a step. An evaluation may take any time, and so may reading the images at the start.
+# What a rank can do, in the order of a step. An evaluation may take any time, and so may reading the images at the start.
 PHASES = "starting", "loading images", "computing", "saving", "evaluating"
 LIMITED = PHASES[1:4]
 GOES_ON = "resume=auto goes on from the newest checkpoint"
@@ -32,35 +32,32 @@ class Watchdog:
     """Around a run: `with Watchdog(ranks, minutes) as watchdog:`, and in it `watchdog.at(step, phase)`.
 
     When some rank has been in one of the `LIMITED` phases of one step, or silent, for longer than `minutes` (0: no limit),
-    every rank that still can prints one line that names it and the step, and ends with status 2: by `os._exit`, since what
-    stands still is the main thread. An error inside becomes a UserError where a user can do something about it: lost contact
-    (with the reason of the rank that went), no memory left.
+    every rank that still can prints one line that names it and the step, and ends with status 2: by `os._exit`, since the
+    main thread is the one that hangs. An error inside becomes a UserError where a user can do something about it: lost
+    contact (with the reason of the rank that ended), no memory left. Without `ranks.store` a rank watches itself alone.
     """
 
     _runs = itertools.count()
 
     def __init__(self, ranks: Ranks, minutes: float, period: float = PERIOD):
         self.ranks, self.limit, self.period = ranks, 60 * minutes or float("inf"), period
-        self._where = 0, PHASES[0]
-        self._told = [0, *self._where]  # how often it told, and what it told last
-        self._seen = {}                 # rank: (what it told last, when that was, since when it is in that place)
-        self._store = None
-        if dist.is_initialized():
-            # A copy has a connection of its own: a collective that waits for the store does not keep this one waiting. And
-            # names of its own: a reason that ended an earlier run of this process is not this one's.
-            store = dist.distributed_c10d._get_default_store().clone()
-            self._store = dist.PrefixStore(f"watchdog-{next(self._runs)}", store)
-        self._watched = range(ranks.world) if self._store and ranks.rank == 0 else [0]
+        self._where, self._written = (0, PHASES[0]), itertools.count()
+        self._seen = {}  # rank: (what it wrote last, when that was, since when it is in that place)
+        # A copy of the store has a connection of its own: a collective that waits for the store does not block this one. And
+        # the keys are this run's: a reason that ended an earlier run of this process is not this one's.
+        store = ranks.store.clone() if ranks.store else dist.HashStore()
+        self._store = dist.PrefixStore(f"watchdog-{next(self._runs)}", store)
+        self._watched = [ranks.rank] if not ranks.store else range(ranks.world) if ranks.rank == 0 else [0]
         self._looked = time.monotonic()
         self._ending, self._left = threading.Lock(), threading.Event()
 
     def at(self, step: int, phase: str) -> None:
-        """The run is at optimiser step `step`, counted from 1, doing one of `PHASES`."""
+        """The run is at optimizer step `step`, counted from 1, doing one of `PHASES`."""
         self._where = step, phase
 
     def __enter__(self):
-        self._tell()
-        all_reduce_max(0)  # from here on every rank has told something
+        self._write()
+        all_reduce_max(0)  # from here on every rank has written something
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -81,11 +78,11 @@ class Watchdog:
         if kind is None:
             raise error
 
-    # ---------------------------------------------------------------- an error
     def _explained(self, error: BaseException) -> str | None:
         """One line for what a user can do something about; leaves the reason for the others, if it is this rank's own."""
         where = self._place(*self._where)
-        if self._store and (isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error)):
+        if self.ranks.world > 1 and (isinstance(error, dist.DistError)
+                                     or isinstance(error, RuntimeError) and "gloo" in str(error)):
             reason = self._last_words()
             if reason is None:
                 reason = (f"contact with the other ranks was lost {where} ({_transport(error)}): one was killed, or its "
@@ -97,8 +94,8 @@ class Watchdog:
             said = str(error)
         elif (isinstance(error, (MemoryError, torch.OutOfMemoryError))
               or isinstance(error, RuntimeError) and "allocate memory" in str(error)):  # the CPU's
-            said = (f"out of memory {where}: raise accumulate or lower batch_size, or, for the centres, use more processes, "
-                    f"a smaller expansion or embedding_size ({first_line(error)})")
+            said = (f"out of memory {where}: raise accumulate or lower batch_size, or, for the class centers, use more "
+                    f"processes, a smaller expansion or embedding_size ({first_line(error)})")
         self._leave_reason(f"rank {self.ranks.rank} ended {where}: "
                            + (said or f"{type(error).__name__}: {first_line(error)}"))
         return said
@@ -112,7 +109,6 @@ class Watchdog:
                 time.sleep(0.05)
         return None
 
-    # ---------------------------------------------------------------- the thread
     def _watch(self) -> None:
         while not self._left.wait(self.period):
             try:
@@ -129,39 +125,32 @@ class Watchdog:
                     os._exit(2)
 
     def _look(self) -> str | None:
-        """Tell where this rank is; the reason why the run must end, if there is one."""
-        self._tell()
-        if self._store and self._store.check(["end"]):
+        """Write where this rank is; the reason why the run must end, if there is one."""
+        self._write()
+        if self._store.check(["end"]):
             return self._store.get("end").decode()
         now, last_look = time.monotonic(), self._looked
         self._looked = now
         if now - last_look > 10 * self.period:  # this process itself was stopped: Ctrl-Z, a machine asleep
             self._seen.clear()
         for rank in self._watched:
-            told = json.loads(self._store.get(f"at/{rank}")) if self._store else self._told
-            before, heard, since = self._seen.get(rank, (None, now, now))
-            if before is None or told[0] != before[0]:
-                heard = now
-            if before is None or told[1:] != before[1:]:
-                since = now
-            self._seen[rank] = told, heard, since
+            wrote = json.loads(self._store.get(f"at/{rank}"))
+            before, heard, since = self._seen.get(rank, ([None], now, now))
+            self._seen[rank] = (wrote, heard if wrote[0] == before[0] else now, since if wrote[1:] == before[1:] else now)
         reason = self._overdue(now)
         if reason:
             self._leave_reason(reason)
         return reason
 
-    def _tell(self) -> None:
-        self._told = [self._told[0] + 1, *self._where]
-        if self._store:
-            self._store.set(f"at/{self.ranks.rank}", json.dumps(self._told))
+    def _write(self) -> None:
+        self._store.set(f"at/{self.ranks.rank}", json.dumps([next(self._written), *self._where]))
 
     def _leave_reason(self, reason: str) -> None:
-        if self._store:
-            with contextlib.suppress(RuntimeError):  # the store is gone, and with it all who could read this
-                self._store.compare_set("end", "", printable(reason))  # the first reason stays
+        with contextlib.suppress(RuntimeError):  # the store is gone, and with it all who could read this
+            self._store.compare_set("end", "", printable(reason))  # the first reason stays
 
     def _overdue(self, now: float) -> str | None:
-        """Who has been silent, or in one place, for too long. Whoever is silent stands still as well, and that is why."""
+        """Who has been silent, or in one place, for too long. A silent rank is in one place as well: it is the one named."""
         silence, mute = max((now - heard, rank) for rank, (_, heard, _) in self._seen.items())
         stands = max([now - since for (_, _, phase), _, since in self._seen.values()
                       if phase in LIMITED and self.ranks.rank == 0], default=0.0)  # which sees them all
@@ -179,7 +168,6 @@ class Watchdog:
                 f"{self._place(step, PHASES[phase])}. Does its disk and network answer? stall_minutes sets how long a step "
                 f"may take; {GOES_ON}")
 
-    # ---------------------------------------------------------------- words
     def _mine(self, reason: str) -> str:
         return f"rank {self.ranks.rank} stops: {reason}" if self.ranks.world > 1 else reason
 

@@ -16,12 +16,10 @@ from inference.errors import UserError
 from losses import get_margin
 from partial_fc import PartialFC, memory_needed
 from tasks import registration as tasks
-from tests import test_train
-from tests.helpers.ranks import FRESH, run_ranks
-from tests.test_train import CPU, rows, settings, stop_at
+from tests.helpers.ranks import FRESH, join, run_ranks
+from tests.helpers.runs import CPU, rows, settings, stop_at
 from train_v2 import run_cli, train
 
-folder = test_train.folder
 AT = 3  # the step in which it happens, counted from 1
 
 
@@ -65,10 +63,8 @@ def rank_of_a_run(rank, world, folder, output, who, does):
     tasks.RegistrationTask.batches = spoiled
 
     def main():
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{output}/rendezvous", rank=rank, world_size=world)
         limit = 0.05 if does in (stands_still, is_stopped) else 10
-        train(settings(folder, output, f"stall_minutes={limit}"), Ranks(rank, world, CPU))
+        train(settings(folder, output, f"stall_minutes={limit}"), join(rank, world, f"{output}/rendezvous"))
     run_cli(main)
 
 
@@ -150,7 +146,7 @@ def test_no_finite_loss_for_many_steps_ends_the_run(folder, tmp_path, monkeypatc
     for step in range(2, 8):
         stop_at(monkeypatch, step, lambda value: never)
     more = "log_every=2", "max_skipped=3", "save_every=1"
-    with pytest.raises(UserError, match="not finite 4 times in a row, up to step 6: lower lr"):
+    with pytest.raises(UserError, match="not finite 4 times in a row, up to step 6: lower the learning rates"):
         train(settings(folder, tmp_path / "run", *more), Ranks(0, 1, CPU))
     assert rows(tmp_path / "run", "skipped") == [0, 2, 4]
     assert "error: the loss" in (tmp_path / "run/training.log").read_text()
@@ -193,10 +189,11 @@ def two_runs(rank, world, folder, output):
         time.sleep(0.05)
         return begin_step(self, step, factor)
     begin_step, tasks.RegistrationTask.begin_step = tasks.RegistrationTask.begin_step, slow_or_failing
+    ranks = Ranks(rank, world, CPU, dist.FileStore(f"{output}/words", world))
     with pytest.raises(UserError, match="gone"):
-        train(settings(folder, f"{output}/first"), Ranks(rank, world, CPU))
+        train(settings(folder, f"{output}/first"), ranks)
     watchdog.Watchdog.__init__.__defaults__ = (0.05,)
-    train(settings(folder, f"{output}/second"), Ranks(rank, world, CPU))
+    train(settings(folder, f"{output}/second"), ranks)
 
 
 def test_the_reason_of_one_run_does_not_end_the_next(folder, tmp_path):

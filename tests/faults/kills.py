@@ -21,17 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.checkpoint import checkpoint_steps, damage
-from engine.distributed import Ranks
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from tasks import registration as tasks
-from tests.helpers.ranks import FRESH
-from tests.helpers.runs import CPU, losses_of, make_images, rows, settings
+from tests.helpers.ranks import FRESH, join
+from tests.helpers.runs import losses_of, make_images, rows, settings
 from train_v2 import train
 
 STEPS, BATCH = 48, 13  # of settings()
@@ -53,10 +51,9 @@ def rank_of_a_run(rank, world, folder, output, attempt, double, more):
     tasks.RegistrationTask.losses = noted
 
     def main():
-        if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{output}/rendezvous-{attempt}", rank=rank, world_size=world)
+        ranks = join(rank, world, f"{output}/rendezvous-{attempt}")
         train(settings(folder, f"{output}/run", f"max_steps={STEPS}", "save_every=3", "keep_checkpoints=3", "log_every=2",
-                       "resume=auto", *more), Ranks(rank, world, CPU))
+                       "resume=auto", *more), ranks)
     run_cli(main)
 
 

@@ -6,15 +6,24 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from engine.distributed import Ranks
+
 # Where no GPU can be open, processes are forked from one that has only imported what takes them all seconds to import.
 FRESH = "spawn" if torch.cuda.is_available() else "forkserver"
 mp.get_context("forkserver").set_forkserver_preload(["train_v2"])
 
 
+def join(rank: int, world: int, file: str | Path) -> Ranks:
+    """Make this process one of `world` on a CPU, which meet at `file`; of one alone no group is made."""
+    store = dist.FileStore(str(file), world) if world > 1 else None
+    if store:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    return Ranks(rank, world, torch.device("cpu"), store)
+
+
 def _entry(rank, world, folder, fn, args):
     torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    join(rank, world, f"{folder}/rendezvous")
     torch.save(fn(rank, world, *args), f"{folder}/{rank}.pt")
     if world > 1:
         dist.destroy_process_group()
