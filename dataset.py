@@ -338,7 +338,7 @@ class Batches(Dataset):
     Positions count the samples of the whole run; `sampler` says which stands where (None: all of them, a permutation an
     epoch). Step t takes positions [t * batch_size, (t + 1) * batch_size), split into `accumulate` micro-batches and each
     of those over the ranks, unevenly where it does not go into equal parts. Raises UserError where a micro-batch would
-    tear one of the sampler's blocks.
+    tear one of the sampler's blocks. seed: of the permutation.
     """
 
     def __init__(self, images: ImageFolders, batch_size: int, accumulate: int, seed: int, rank: int, world: int,

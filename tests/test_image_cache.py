@@ -2,9 +2,8 @@
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,9 +22,8 @@ from dataset import Batches, ImageFolders, list_roots
 from inference.errors import UserError
 from inference.image import ImageError
 from tests.helpers.folders import folders, same, write
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import FRESH, run_ranks
 
-ROOT = Path(__file__).resolve().parent.parent
 SIDE = 8
 
 
@@ -129,31 +127,23 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, paths, monkeypat
     check(tmp_path / "cache", paths, 20)
 
 
-BUILD = """
-import sys; sys.path[:0] = [{root!r}]
-from tests.test_image_cache import Counting
-from pathlib import Path
-paths = sorted(map(str, Path({data!r}).iterdir()), reverse={reverse})
-cache = Counting({cache!r}, wait=0.002)
-print("ready", flush=True)
-sys.stdin.readline()
-cache.open(paths, progress=False)
-print(len(cache.decoded))
-"""
+def build(go, result, folder, reverse):
+    paths = sorted(map(str, (folder / "data").iterdir()), reverse=reverse)
+    cache = Counting(folder / "cache", wait=0.002)
+    result.put("ready")
+    go.wait()
+    cache.open(paths, progress=False)
+    result.put(len(cache.decoded))
 
 
 def ready_build(tmp_path, reverse=False):
-    """A process that builds once `release` lets it."""
-    code = BUILD.format(root=str(ROOT), data=str(tmp_path / "data"), cache=str(tmp_path / "cache"), reverse=reverse)
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def release(process):
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return process
+    """(a process that builds once `go` is set, go, a queue with the number of files that it decoded)"""
+    context = multiprocessing.get_context(FRESH)
+    go, result = context.Event(), context.SimpleQueue()
+    process = context.Process(target=build, args=(go, result, tmp_path, reverse))
+    process.start()
+    assert result.get() == "ready"
+    return process, go, result
 
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path, index):
@@ -164,12 +154,13 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, index):
     def lines():
         return index.read_bytes().count(b"\n") - 1 if index.exists() else 0
     for delay in np.random.default_rng().uniform(0.1, 0.6, 3):
-        process = release(ready_build(tmp_path))
+        process, go, _ = ready_build(tmp_path)
+        go.set()
         time.sleep(delay)
         while not lines():  # the first time some must have been written
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     before = lines()
     found = check(tmp_path / "cache", sorted(map(str, (tmp_path / "data").iterdir())), 2000 - before)
     assert before % image_cache.AT_ONCE == 0 and sorted(found.values()) == list(range(2000))
@@ -181,10 +172,11 @@ def test_two_builders_at_once(tmp_path):
     for i in range(600):
         (tmp_path / "data" / f"{i:04}.bin").write_bytes(b"%04d" % i)
     builders = [ready_build(tmp_path, reverse) for reverse in (False, True)]
-    for process in builders:
-        release(process)
-    decoded = [int(process.communicate()[0]) for process in builders]
-    assert sorted(decoded) == [0, 600]
+    for _, go, _ in builders:
+        go.set()
+    assert sorted(result.get() for *_, result in builders) == [0, 600]
+    for process, *_ in builders:
+        process.join()
     found = check(tmp_path / "cache", sorted(map(str, (tmp_path / "data").iterdir())), 0)
     assert sorted(found.values()) == list(range(600))
 

@@ -149,7 +149,7 @@ def _count(results, report: Report) -> None:
 # ---------------------------------------------------------------- in the process that reads
 def work(folder: str, seed: int, start: int, stop: int) -> None:
     """Writes where it is to `at`, and to `results` a line for each image."""
-    from dataset import ImageFolders, list_roots, load_square  # needs torch, which takes seconds
+    from dataset import ImageFolders, list_roots, load_resized  # needs torch, which takes seconds
     folder, parent = Path(folder), os.getppid()
     at, results = (os.open(folder / name, os.O_WRONLY) for name in ("at", "results"))
     sys.stderr = os.fdopen(os.dup(2), "w")
@@ -185,7 +185,7 @@ def work(folder: str, seed: int, start: int, stop: int) -> None:
             file.write_bytes(image)
             began, reason, wrong = time.perf_counter(), None, None
             try:
-                reason = reasons[str(file)] = _refused(lambda: load_square(file, 64))
+                reason = reasons[str(file)] = _refused(lambda: load_resized(file, 64))
                 result, = classifier.classify([file])
                 wrong = _check(image, name, reason, result)
                 reason = reason or result["error"]
@@ -194,9 +194,9 @@ def work(folder: str, seed: int, start: int, stop: int) -> None:
             seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             say(number, reason, seconds, peak, wrong)
         note(f"in the cache of {first} to {number}")
-        images = ImageFolders(list_roots([str(data)], 1), 51, str(cache), progress=False)  # squares of 64
-        if images.left_out != {path: reason for path, reason in sorted(reasons.items()) if reason}:
-            say(first, None, 0, 0, "cache: leaves out others than the decoder alone")
+        images = ImageFolders(list_roots([str(data)], 1), 51, str(cache), progress=False)  # resized to 64
+        if images.skipped != {path: reason for path, reason in sorted(reasons.items()) if reason}:
+            say(first, None, 0, 0, "cache: skips others than the decoder alone")
         del images
         trim(0)
         say(number, "memory", 0, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20, None)
