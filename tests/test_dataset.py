@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 from augment import Augment
 from dataset import Batches, HardNegatives, PerClass, Permutation, load_batches, load_resized, parse_root, view_of
 from inference.errors import UserError
@@ -263,8 +264,9 @@ def test_look_alikes_that_do_not_fit_are_refused(tmp_path, content, labels, k, s
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_batches_of_a_sampler(tmp_path, accumulate):
+def test_batches_of_a_sampler(tmp_path, monkeypatch, accumulate):
     """The global batch is the same on any number of ranks, and holds whole blocks."""
+    monkeypatch.setattr(dataset, "TOGETHER", 64)  # worked out at once; more would take the time of a run's
     images = folders([f"{labelled(tmp_path / 'data', dict(zip('abcde', (1, 2, 3, 5, 8))))}:labelled"], 1)
     (tmp_path / "alike.txt").write_text("c\td\te\n")
     classes = images.sample_classes()
