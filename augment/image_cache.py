@@ -171,7 +171,7 @@ class ImageCache:
         row = 1 + max((row for *_, row in self.known.values() if isinstance(row, int)), default=-1)
         with open(self.pixels, "r+b") as pixels, open(self.index, "r+b") as index:
             pixels.seek(HEADER + row * self.row_bytes)
-            index.seek(self.end)  # part of a line that a killed build left there is overwritten; what remains of it has no end
+            index.seek(self.end)  # over the part of a line that a killed build left there
             for number, (path, (stamp, image, for_now)) in enumerate(zip(paths, looked), 1):
                 if for_now or isinstance(stamp, str):
                     unread[path] = image if for_now else stamp
