@@ -145,12 +145,14 @@ def describe(item: Export, cfg: dict, precision: str = "fp32") -> dict:
 
 
 def without_places(cfg: dict) -> dict:
-    """`cfg` with the last part alone of every path: where folders lie is no business of those who get the model."""
+    """`cfg` with the last part alone of every path, whatever key holds it: where folders lie is no business of those who
+    get the model."""
     def last(value):
+        if isinstance(value, list):
+            return [last(item) for item in value]
         return re.sub(r".*[/\\](?=.)", "", value, flags=re.S) if isinstance(value, str) else value
 
-    places = {key: last(cfg[key]) for key in ("output", "pretrained", "cache", "eval_data", "resume") if key in cfg}
-    return {**cfg, **places, "data": [last(root) for root in cfg.get("data", [])]}
+    return {key: last(value) for key, value in cfg.items()}
 
 
 def _to_onnx(network, size, outputs):
