@@ -116,12 +116,16 @@ class ImageTask(Task):
         return bool(self.cfg.eval_data)
 
     @torch.no_grad()
-    def outputs(self, images: np.ndarray) -> np.ndarray:
-        """What `published` says of uint8 RGB `[N,S,S,3]`, in eval mode: float32 `[N,...]`."""
+    def outputs(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        """What `published` says of uint8 RGB `[N,S,S,3]`, in eval mode: float32 `[N,...]`, or a tuple of them."""
         was_training = self.published.training
         self.published.eval()
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.ranks.device).permute(0, 3, 1, 2)
         dtype = next(parameter.dtype for parameter in self.published.parameters())
-        out = self.published(x.to(dtype) / 255).float().cpu().numpy()
+        out = self.published(x.to(dtype) / 255)
         self.published.train(was_training)
-        return out
+        return tuple(map(_to_numpy, out)) if isinstance(out, tuple) else _to_numpy(out)
+
+
+def _to_numpy(out: torch.Tensor) -> np.ndarray:
+    return out.float().cpu().numpy()
