@@ -35,11 +35,7 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
     """
     pretrained = cfg.pretrained if pretrained is None else pretrained
-    state = read_weights(Path(pretrained)) if isinstance(pretrained, str) else None
-    ours = state is not None and any(key.startswith("head.embed.") for key in state)
-    if state is not None and not ours:
-        _check_theirs(state, cfg.network, pretrained)
-    features = _features(cfg.network, False if ours else state or pretrained)
+    features, ours = timm_features(cfg.network, pretrained, "head.embed.", out_indices=(-1,))
     try:
         with torch.no_grad():
             shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
@@ -47,13 +43,28 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     except Exception as error:  # each family has its own words for a size it cannot take
         raise UserError(f"network={cfg.network}, image_size={cfg.image_size}: do not fit together ({first_line(error)}); "
                         "choose another size, or a network with feature maps [B,C,h,w]") from None
-    defaults = timm.get_pretrained_cfg(cfg.network)
-    mean, std = (defaults.mean, defaults.std) if defaults else (timm.data.IMAGENET_DEFAULT_MEAN,
-                                                                timm.data.IMAGENET_DEFAULT_STD)
-    model = EmbeddingNetwork(features, head, mean, std).train()
+    model = EmbeddingNetwork(features, head, *mean_and_std(cfg.network)).train()
     if ours:
-        load_weights(model, state, pretrained)
+        load_weights(model, ours, pretrained)
     return model
+
+
+def timm_features(network: str, pretrained: bool | str, own: str, **options) -> tuple[nn.Module, dict | None]:
+    """(timm's `network` with features_only and further `options`, None), its weights as the key `pretrained` says; or
+    (one of random weights, a state dict to load when the whole is built), where the file `pretrained` is one that this
+    project wrote: it has a key that begins with `own`."""
+    state = read_weights(Path(pretrained)) if isinstance(pretrained, str) else None
+    if state is not None and any(key.startswith(own) for key in state):
+        return _features(network, False, options), state
+    if state is not None:
+        _check_theirs(state, network, pretrained)
+    return _features(network, state or pretrained, options), None
+
+
+def mean_and_std(network: str) -> tuple[tuple, tuple]:
+    """Of RGB in [0,1], as timm's weights of `network` expect it."""
+    defaults = timm.get_pretrained_cfg(network)
+    return (defaults.mean, defaults.std) if defaults else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
 
 
 def load_weights(model: nn.Module, state: dict, source) -> None:
@@ -109,8 +120,8 @@ def _create(network: str, **options) -> nn.Module:
                         "timm.list_models() names what it has") from None
 
 
-def _features(network: str, pretrained) -> nn.Module:
-    options = dict(features_only=True, out_indices=(-1,))
+def _features(network: str, pretrained, options: dict) -> nn.Module:
+    options = dict(features_only=True, **options)
     if isinstance(pretrained, dict):
         options.update(pretrained=True, pretrained_cfg_overlay=dict(state_dict=pretrained))
     elif pretrained:
