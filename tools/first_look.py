@@ -3,8 +3,8 @@
     python -m tools.first_look                                       # the shipped model, registry and captures
     python -m tools.first_look --model M.onnx --register types photos --out look.png
 
-Prints one line for each capture and writes one contact sheet: capture left, best matching reference right, framed green where
-the type is recognized and red where the capture is refused. Needs numpy, OpenCV and ONNX Runtime; no torch.
+Prints one line for each capture and writes one contact sheet: capture left, best matching reference right, framed green
+where the type is recognized and red where the capture is refused. Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
 import os
 from pathlib import Path
