@@ -99,7 +99,7 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
         try:
             if not evaluated_on:
                 raise UserError("the run was not evaluated")
-            report = evaluate_folder(small.embed, evaluated_on, small.image_size, baseline=False).as_dict()
+            report = evaluate_folder(small.embed, evaluated_on, small.image_size, baseline=False, fit=small.fit).as_dict()
             _save(proto, {**metadata, "thresholds": threshold_table(report)}, unchecked)
         except UserError as error:
             print(printable(f"warning: {path}: has no thresholds, since int8 moves them and they cannot be measured anew "

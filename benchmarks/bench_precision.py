@@ -88,7 +88,7 @@ def loaded(made, folder):
 def accuracy(report, models, data, images):
     exact, found = models["fp32"].embed(images), {}
     for name, model in models.items():
-        evaluation = evaluate_folder(model.embed, data, model.image_size, progress=False, baseline=False)
+        evaluation = evaluate_folder(model.embed, data, model.image_size, progress=False, baseline=False, fit=model.fit)
         verification = evaluation.verification
         cosines = (model.embed(images) * exact).sum(axis=1)
         found[name] = {"AUROC": verification.auroc, "TPR at FPR 1e-4": verification.tpr_at_fpr["1e-4"],

@@ -3,7 +3,7 @@
     python -m eval --model model.onnx --calibrate DIR
 
     model = load_model("model.onnx")
-    calibrate("model.onnx", evaluate_folder(model.embed, "DIR", model.image_size))
+    calibrate("model.onnx", evaluate_folder(model.embed, "DIR", model.image_size, fit=model.fit))
 
 The runner-up gap is the least difference between the scores of the best and the second best type at which a label is given.
 The model's metadata call it `margin`.

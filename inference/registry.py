@@ -1,6 +1,7 @@
 """The registered types: the features of a folder of reference images, and the search among them."""
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -9,7 +10,7 @@ from .cli import counted
 from .errors import UserError
 from .image import list_images, type_label
 from .model import Model
-from .search import searcher
+from .search import top_k
 
 COMPARED = 20_000  # most references that are compared with each other: seconds on 2 cores; 1 M would take an hour
 
@@ -92,3 +93,18 @@ def _same_images(groups):
         elif len(files) > 1:
             warnings.append(f"{', '.join(files)}: the same image, registered more than once")
     return warnings
+
+
+def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: str = "cpu") -> Callable:
+    """A function (queries, k) -> `top_k` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
+    holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is missing.
+    """
+    if gallery == "cpu":
+        return lambda queries, k: top_k(queries, references, k, starts)
+    if gallery != "cuda":
+        raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")
+    try:
+        from .search_cuda import CudaGallery
+    except ImportError as error:
+        raise UserError(f"gallery cuda: needs torch ({error}); install it, or use gallery cpu") from None
+    return CudaGallery(references, starts).top_k

@@ -4,11 +4,7 @@ One matmul per block of references; the `[N, M]` scores never exist whole. Sorti
 many times the matmul, so of each block only the maximum of every group of references is taken (one pass over scores
 that lie in the cache), and only the few groups whose maximum reaches what a query's k-th best has so far are looked into.
 """
-from collections.abc import Callable
-
 import numpy as np
-
-from .errors import UserError
 
 GROUP = 64  # references that share a maximum
 BLOCK_BYTES = 8 << 20  # scores held at once: small enough for the cache, large enough for few and long matmuls
@@ -40,21 +36,6 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarra
         scores[part], indices[part] = _search(np.ascontiguousarray(queries[part], np.float32), references, k, starts,
                                               block_bytes)
     return scores, indices
-
-
-def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: str = "cpu") -> Callable:
-    """A function (queries, k) -> `top_k` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
-    holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is missing.
-    """
-    if gallery == "cpu":
-        return lambda queries, k: top_k(queries, references, k, starts)
-    if gallery != "cuda":
-        raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")
-    try:
-        from .search_cuda import CudaGallery
-    except ImportError as error:
-        raise UserError(f"gallery cuda: needs torch ({error}); install it, or use gallery cpu") from None
-    return CudaGallery(references, starts).top_k
 
 
 def _search(queries, references, k, starts, block_bytes):

@@ -7,7 +7,8 @@ import torch
 
 from inference import search_cuda
 from inference.errors import UserError
-from inference.search import searcher, top_k
+from inference.registry import searcher
+from inference.search import top_k
 from inference.search_cuda import CudaGallery
 
 
