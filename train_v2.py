@@ -48,7 +48,7 @@ def main():
         print(usage(arguments))
         return
     if not arguments or arguments[0].startswith("-"):
-        raise UserError("usage: train_v2.py CONFIG [key=value ...]; configs/ holds the configs, --help says more")
+        raise UserError("usage: train_v2.py CONFIG [key=value ...] (see --help); configs/ holds the configs")
     cfg = load_config(arguments[0], arguments[1:])
     with process_group(cfg.device) as ranks:
         train(cfg, ranks)
@@ -230,7 +230,7 @@ def begin_output(output: Path, cfg, info: dict, start: int) -> Results:
 def usage(arguments: list[str]) -> str:
     """The launch lines, and the keys with what they hold: of a config's task, or of registration."""
     cfg = load_config(arguments[0], arguments[1:]) if arguments else None
-    lines = [__doc__, f"keys{' of ' + arguments[0] if arguments else ' of the task registration'}, with their values:"]
+    lines = ["usage: train_v2.py CONFIG [key=value ...]\n", __doc__, f"keys{' of ' + arguments[0] if arguments else ' of the task registration'}, with their values:"]
     for name, key in keys_of(cfg.task if cfg else "registration").items():
         limits = ", ".join(map(str, key.choices)) or key.limits
         lines.append(f"  {name}={cfg[name] if cfg else key.default}\n      {key.help}" + (f" ({limits})" if limits else ""))
