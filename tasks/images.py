@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from augment import Augment
-from dataset import Batches, ImageFolders, Permutation, list_roots, load_batches
+from dataset import Batches, HardNegatives, ImageFolders, PerClass, Permutation, list_roots, load_batches
 from engine.distributed import Ranks
 from engine.keys import Key
 from eval.folder import find_images
@@ -28,6 +28,13 @@ KEYS = {
                choices=("squash", "pad")),
     "identity": Key("path", "what the id of an image is, by which other data are joined: its path below its root, or the "
                             "digest of its content", choices=("path", "content")),
+    "sampler": Key("permutation", "order of the samples: each once in an epoch; or m of a class side by side; or blocks of "
+                                  "k classes that look alike, m of each",
+                   choices=("permutation", "per_class", "hard_negatives")),
+    "samples_per_class": Key(4, "m of the last two samplers", least=1),
+    "look_alikes": Key("", "for sampler=hard_negatives: a file with a line for each class, its label and then those of its "
+                           "look-alikes, the nearest first, with tabs between"),
+    "look_alike_classes": Key(8, "k of sampler=hard_negatives", least=2),
     "augment": Key("reference", "preset of augmentation", choices=("none", "reference", "strong")),
     "cache": Key(True, "decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or false: each time. A new "
                        "cache takes at most half of what is free on the disk", also=(str,)),
@@ -36,6 +43,18 @@ KEYS = {
     "pretrained": Key(True, "true: timm's weights from the hub; a file; or false", also=(str,)),
     "eval_data": Key("", "folder of types to evaluate on: TYPE/*.jpg (reference* is the gallery image)"),
 }
+
+
+def make_sampler(cfg, images: ImageFolders):
+    """The sampler that the config names."""
+    if cfg.sampler == "per_class":
+        return PerClass(images.sample_classes(), cfg.samples_per_class, cfg.seed)
+    if cfg.sampler == "hard_negatives":
+        if not cfg.look_alikes:
+            raise UserError("sampler=hard_negatives: needs the classes that look alike; give look_alikes=FILE")
+        return HardNegatives(cfg.look_alikes, images.labels, images.sample_classes(), cfg.look_alike_classes,
+                             cfg.samples_per_class, cfg.seed)
+    return Permutation(len(images), cfg.seed)
 
 
 class ImageTask(Task):
@@ -73,7 +92,7 @@ class ImageTask(Task):
         """Read the images, or find them in the cache: sets `images`, `sampler`, `augment` and `total_steps`."""
         cfg = self.cfg
         self.images = ImageFolders(self.roots, cfg.image_size, cfg.cache, fit=cfg.fit, identity=cfg.identity)
-        self.sampler = Permutation(len(self.images), cfg.seed)
+        self.sampler = make_sampler(cfg, self.images)
         self.augment = Augment(cfg.augment, cfg.seed).to(self.ranks.device)
         self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.sampler) // cfg.batch_size)
         self.notes += [f"skipped: {path}: {why}" for path, why in self.images.skipped.items()]
@@ -89,7 +108,9 @@ class ImageTask(Task):
                 "left_out": len(self.images.skipped), "steps": self.total_steps}
 
     def compatibility_keys(self) -> dict:
-        keys = ("network", "image_size", "batch_size", "seed")
+        keys = ["network", "image_size", "batch_size", "seed"]
+        if self.cfg.sampler != "permutation":  # which is all that earlier versions had
+            keys += ["sampler", "samples_per_class", "look_alikes", "look_alike_classes"]
         return {**{key: self.cfg[key] for key in keys}, "num_classes": self.images.num_classes, "samples": len(self.images)}
 
     def example(self) -> tuple[torch.Tensor, ...]:

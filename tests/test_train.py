@@ -59,6 +59,26 @@ def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
     assert torch.equal(centers(tmp_path / "whole"), centers(tmp_path / "halves"))
 
 
+def test_the_config_chooses_the_sampler(folder, tmp_path, monkeypatch):
+    """With seven images and eight views each, a class has one sample: m = 2 shows it twice side by side."""
+    seen = []
+    monkeypatch.setattr(RegistrationTask, "losses", lambda self, batch, losses=RegistrationTask.losses: (
+        seen.append(batch["label"].tolist()), losses(self, batch))[1])
+    (tmp_path / "alike.tsv").write_text("".join(f"{i}.png\t{(i + 1) % 7}.png\n" for i in range(7)))
+    for name, more in (("per_class", ["batch_size=12"]), ("hard_negatives", ["batch_size=12", "expansion=1",
+                       f"look_alikes={tmp_path / 'alike.tsv'}", "look_alike_classes=2"])):
+        seen.clear()
+        train(settings(folder, tmp_path / name, f"sampler={name}", "samples_per_class=2", "max_steps=3", *more),
+              Ranks(0, 1, CPU))
+        assert all(batch[i] == batch[i + 1] for batch in seen for i in range(0, 12, 2)), name
+        blocks = [batch[i:i + 4:2] for batch in seen for i in range(0, 12, 4)]
+        assert name == "per_class" or all(second == (first + 1) % 7 for first, second in blocks)
+    with pytest.raises(UserError, match="look_alikes=FILE"):
+        train(settings(folder, tmp_path / "none", "sampler=hard_negatives"), Ranks(0, 1, CPU))
+    with pytest.raises(UserError, match="batch_size=13"):
+        train(settings(folder, tmp_path / "none", "sampler=per_class"), Ranks(0, 1, CPU))
+
+
 def test_compile(folder, tmp_path, monkeypatch):
     """The eager backend stands in for the C++ compiler, which takes a minute; then no compiler at all."""
     compiled, real = [], torch.compile
