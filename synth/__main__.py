@@ -21,7 +21,7 @@ def _arguments(argv):
     parser.add_argument("both", nargs="?", metavar="OUT", help="folder for OUT/train and OUT/eval")
     parser.add_argument("--out", metavar="DIR", help="folder for one evaluation set")
     parser.add_argument("--types", type=int, default=100, metavar="N", help="document types in DIR")
-    parser.add_argument("--captures-of", "--photos-of", metavar="DIR2", help="take the images below DIR2 as references in DIR "
+    parser.add_argument("--captures-of", "--photos-of", metavar="DIR2", help="the images below DIR2 are the references "
                                                                              "(default: synthetic documents)")
     parser.add_argument("--severity", type=float, default=1.0, metavar="S", help="for --captures-of: from 0, nearly perfect "
                                                                                  "captures, to 4; 2 is poor")

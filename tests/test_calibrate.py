@@ -1,4 +1,4 @@
-"""Calibration and the open set: derived again from the scores of all pairs, and what may go wrong around a model file."""
+"""Calibration and open-set evaluation: recomputed from the scores of all pairs; and errors around the model file."""
 import itertools
 import json
 import os
@@ -18,23 +18,24 @@ from inference.classify import DocClassifier
 from inference.cli import exit_status
 from inference.errors import UserError
 from inference.model import load_model
-from tests.test_eval_folder import picture, run_cli, save, tiny_model
+from tests.helpers.models import SIZE, save, view_of, write_model
+from tests.helpers.programs import run_without
 
-KINDS, PHOTOS = 12, 4   # 48 images: 1,056 pairs of different types, enough for a rate of 1e-3
+KINDS, VIEWS = 12, 4   # 48 images: 1,056 pairs of different types, enough for a rate of 1e-3
 
 
 @pytest.fixture
 def model(tmp_path):
-    return tiny_model(tmp_path / "tiny.onnx")
+    return write_model(tmp_path / "tiny.onnx", mean=0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Types of a reference and photos; the last has photos alone."""
+    """Each type has a reference and other images; the last one has no reference."""
     root = tmp_path_factory.mktemp("data") / "mine"
-    for kind, photo in itertools.product(range(KINDS), range(PHOTOS)):
-        name = "reference" if photo == 0 and kind < KINDS - 1 else f"photo{photo}"
-        save(root / f"kind{kind:02}" / f"{name}.png", picture(kind, photo))
+    for kind, view in itertools.product(range(KINDS), range(VIEWS)):
+        name = "reference" if view == 0 and kind < KINDS - 1 else f"photo{view}"
+        save(root / f"kind{kind:02}" / f"{name}.png", view_of(kind, view))
     return root
 
 
@@ -47,8 +48,8 @@ def metadata_of(path):
     return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["docmetric"])
 
 
-# ---------------------------------------------------------------- the table and the margin
-def test_rates_with_too_few_pairs_are_left_out():
+# ---------------------------------------------------------------- thresholds and runner-up gap
+def test_rates_with_too_few_pairs_are_skipped():
     report = {"thresholds": {"1e-1": .6, "1e-2": .7, "1e-3": .8}, "tpr_at_fpr": {"1e-1": 1.0, "1e-2": .9, "1e-3": .5}}
     assert threshold_table(report | {"too_few_negatives": ["1e-3"]}) == {
         "1e-1": {"threshold": .6, "tpr": 1.0}, "1e-2": {"threshold": .7, "tpr": .9}}
@@ -85,8 +86,8 @@ def test_runner_up_gaps_equal_a_plain_loop(seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_margin_is_the_smallest_that_pays(seed):
-    """Every multiple of 1e-4 in turn, until one refuses half of the wrong names."""
+def test_the_gap_is_the_smallest_that_pays(seed):
+    """Tries every multiple of 1e-4 until one rejects half of the wrong labels."""
     rng = np.random.default_rng(seed)
     wrong = rng.exponential(.01, rng.integers(1, 30))
     right = rng.exponential(.01 * 10 ** rng.uniform(0, 2), rng.integers(0, 3000))
@@ -96,20 +97,20 @@ def test_the_margin_is_the_smallest_that_pays(seed):
     assert choose_gap(right, wrong) == (smallest if pays else 0)
 
 
-def test_the_margin_by_hand():
+def test_the_gap_by_hand():
     wrong, right = np.array([.001, .002, .0125, .3, .4]), np.full(1000, .1)
     assert choose_gap(right, wrong) == .0126
-    assert choose_gap(right, wrong[:4]) == 0                                         # too few to know
+    assert choose_gap(right, wrong[:4]) == 0                                         # too few wrong labels
     assert choose_gap(np.append(right, [.01] * 6), wrong) == .0126                  # six lost for three
-    assert choose_gap(np.append(right, [.01] * 7), wrong) == 0                      # more than two for one
+    assert choose_gap(np.append(right, [.01] * 7), wrong) == 0                      # more than two for each wrong one
     assert choose_gap(np.append(right[:200], [.01] * 3), wrong) == 0                 # more than 1 %
     assert choose_gap(right, np.empty(0)) == choose_gap(np.empty(0), np.empty(0)) == 0
 
 
 # ---------------------------------------------------------------- into the file
-def test_the_file_says_what_the_folder_says(model, folder, tmp_path):
+def test_the_file_has_the_figures_of_the_folder(model, folder, tmp_path):
     before, result = onnx.load(model), evaluated(model, folder)
-    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
     features = load_model(model).embed(images)
     os.chmod(model, 0o640)
     written = calibrate(model, result)
@@ -119,8 +120,8 @@ def test_the_file_says_what_the_folder_says(model, folder, tmp_path):
     assert written["thresholds"] == expected
     assert written["margin"] == choose_gap(*gaps(result, expected["1e-3"]["threshold"]))
     origin = written["thresholds_from"]
-    assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (PHOTOS - 1)
-    assert origin == {"data": "mine", "types": KINDS, "images": KINDS * PHOTOS, "pairs": {"positive": 72, "negative": 1056},
+    assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (VIEWS - 1)
+    assert origin == {"data": "mine", "types": KINDS, "images": KINDS * VIEWS, "pairs": {"positive": 72, "negative": 1056},
                       "too_few_negatives": ["1e-4", "1e-5"]}
     after = onnx.load(model)
     assert after.graph == before.graph and np.array_equal(load_model(model).embed(images), features)
@@ -135,13 +136,13 @@ def test_a_link_stays_a_link(model, folder, tmp_path):
     assert (tmp_path / "link.onnx").is_symlink() and "1e-3" in metadata_of(model)["thresholds"]
 
 
-def test_the_margin_goes_into_the_file(model, folder, monkeypatch):
+def test_the_gap_goes_into_the_file(model, folder, monkeypatch):
     monkeypatch.setattr("eval.calibrate.choose_gap", lambda right, wrong: .0123)
     calibrate(model, evaluated(model, folder))
     assert DocClassifier(model=model, register_root=folder).margin == load_model(model).margin == .0123
 
 
-def test_a_file_that_cannot_be_written_stays(model, folder, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_does_not_change(model, folder, tmp_path, monkeypatch):
     before, result = model.read_bytes(), evaluated(model, folder)
 
     def full(*_):
@@ -168,10 +169,10 @@ def test_a_file_that_cannot_be_written_stays(model, folder, tmp_path, monkeypatc
 def test_too_few_pairs_for_any_threshold(model, tmp_path):
     before = model.read_bytes()
     for name in ("a/1", "a/2", "b/1", "b/2", "b/3"):
-        save(tmp_path / "few" / f"{name}.png", picture(ord(name[0]), int(name[2])))
+        save(tmp_path / "few" / f"{name}.png", view_of(ord(name[0]), int(name[2])))
     with pytest.raises(UserError, match="its 6 pairs of different types are too few"):
         calibrate(model, evaluated(model, tmp_path / "few"))
-    save(tmp_path / "few" / "c" / "1.png", picture(0, 0))     # 11 pairs; no score at 1e-3, so no margin either
+    save(tmp_path / "few" / "c" / "1.png", view_of(0, 0))     # 11 pairs: no threshold for 1e-3, so no gap either
     written = calibrate(model, evaluated(model, tmp_path / "few"))
     assert list(written["thresholds"]) == ["1e-1"] and written["margin"] == 0
     assert model.read_bytes() != before
@@ -187,16 +188,16 @@ def table_of(model, **entries):
 
 
 @pytest.mark.parametrize("threshold, margin", [(.8, 0), (.85, .03), (.9, .01), (0, 0), (1.001, 0), (0, 1)])
-def test_the_open_set_is_that_of_a_loop(model, folder, threshold, margin):
+def test_the_open_set_equals_a_plain_loop(model, folder, threshold, margin):
     table_of(model, thresholds={"1e-2": {"threshold": .99}, "1e-4": {"threshold": threshold}}, margin=margin)
     result = evaluated(model, folder)
     rows, labels = result.embeddings, result.labels
     references = {kind: np.flatnonzero(labels == kind)[-1 if kind < KINDS - 1 else 0] for kind in range(KINDS)}
     assert all(result.items[row].is_reference for row in list(references.values())[:-1])    # "photo" < "reference"
-    accepted, right, refused = [], [], []
+    identified, correct, rejected = [], [], []
     for half in (0, 1):
         inside = [kind for kind in range(KINDS) if kind % 2 == half]
-        own = {}  # types whose references look alike have a threshold of their own
+        own = {}  # types whose references look alike have a higher threshold
         for kind in inside:
             others = [(float(rows[references[kind]] @ rows[references[other]]) + 1) / 2 for other in inside if other != kind]
             own[kind] = threshold + max(0, max(others) - threshold) / 4
@@ -205,29 +206,29 @@ def test_the_open_set_is_that_of_a_loop(model, folder, threshold, margin):
                 continue
             scores = {kind: (float(rows[row] @ rows[references[kind]]) + 1) / 2 for kind in inside}
             first, second = sorted(scores, key=scores.get)[:-3:-1]
-            named = scores[first] >= own[first] and scores[first] - scores[second] >= margin
+            labeled = scores[first] >= own[first] and scores[first] - scores[second] >= margin
             if labels[row] in inside:
-                accepted.append(named)
-                right.append(named and first == labels[row])
+                identified.append(labeled)
+                correct.append(labeled and first == labels[row])
             else:
-                refused.append(not named)
+                rejected.append(not labeled)
     found = open_set(model, result)
-    assert (found.known, found.unknown) == (len(accepted), len(refused)) == (KINDS * (PHOTOS - 1), KINDS * PHOTOS)
+    assert (found.known, found.unknown) == (len(identified), len(rejected)) == (KINDS * (VIEWS - 1), KINDS * VIEWS)
     assert (found.threshold, found.gap) == (threshold, margin)
     assert (found.identified, found.correctly_identified, found.unknown_rejected) == pytest.approx(
-        (np.mean(accepted), np.mean(right), np.mean(refused)), abs=1e-12)
+        (np.mean(identified), np.mean(correct), np.mean(rejected)), abs=1e-12)
     assert open_set(model, result, fpr=1e-2).threshold == .99
 
 
 def test_an_open_set_of_references_alone(model, tmp_path):
     for name in ("a/reference1", "a/reference2", "b/reference"):
-        save(tmp_path / "data" / f"{name}.png", picture(ord(name[0]), 0))
+        save(tmp_path / "data" / f"{name}.png", view_of(ord(name[0]), 0))
     with pytest.raises(UserError, match="all images are references"):
         open_set(model, evaluated(model, tmp_path / "data"))
 
 
 # ---------------------------------------------------------------- the command
-def test_the_document_is_that_of_the_evaluation(model, folder, tmp_path, capsys):
+def test_the_json_document_is_that_of_the_evaluation(model, folder, tmp_path, capsys):
     main(["--model", str(model), "--data", str(folder), "--json"])
     plain = json.loads(capsys.readouterr().out)
     main(["--model", str(model), "--calibrate", str(folder), "--json", "--report", str(tmp_path / "report")])
@@ -244,7 +245,8 @@ def test_the_document_is_that_of_the_evaluation(model, folder, tmp_path, capsys)
 
 
 def test_calibrating_needs_no_torch(model, folder):
-    done = run_cli("--model", model, "--calibrate", folder, "--open-set")
+    done = run_without(["torch", "sklearn", "matplotlib"], "-m", "eval", "--model", model, "--calibrate", folder,
+                       "--open-set")
     assert done.returncode == 0, done.stderr
     threshold = metadata_of(model)["thresholds"]["1e-3"]["threshold"]
     assert "Open set, half of the types registered, then the other half" in done.stdout
@@ -253,7 +255,7 @@ def test_calibrating_needs_no_torch(model, folder):
 
 def test_mistakes_are_one_line(model, folder, tmp_path, capsys):
     before = model.read_bytes()
-    save(tmp_path / "run" / "x.png", picture(0, 0))
+    save(tmp_path / "run" / "x.png", view_of(0, 0))
     (tmp_path / "text.onnx").write_text("not a model")
     for said, arguments in {
         "export the run first": ["--model", tmp_path / "run", "--calibrate", folder],

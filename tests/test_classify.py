@@ -1,4 +1,4 @@
-"""Registering and recognising, in Python and on the command line, and everything a user can get wrong there."""
+"""Registering and classifying, in Python and on the command line, and all mistakes that a user can make there."""
 import itertools
 import json
 import os
@@ -18,12 +18,11 @@ from inference.classify import DocClassifier, main
 from inference.cli import counted, exit_status
 from inference.errors import UserError
 from inference.image import ImageError, fit_square
-from inference.model import METADATA_KEY, PART, Part, _Bound, load_model
+from inference.model import PART, Part, _Bound, load_model
 from inference.registry import Registry
+from tests.helpers.models import METADATA, SIZE, WIDTH, blocks, save, write_model
 
-SIZE, WIDTH = 16, 48
 ROOT = Path(__file__).parent.parent
-METADATA = {"format": 1, "image_size": SIZE, "embedding_size": WIDTH, "channel_order": "RGB", "thresholds": None}
 THRESHOLDS = {"1e-1": {"threshold": 0.6, "tpr": 0.99}, "1e-2": {"threshold": 0.7, "tpr": 0.9},
               "1e-3": {"threshold": 0.8, "tpr": 0.8}}
 
@@ -32,48 +31,14 @@ def status_of(arguments):
     return exit_status(lambda: main(arguments))
 
 
-def write_model(path, metadata=METADATA, input_name="img", domain="", batch="batch", last="LpNormalization", side=SIZE,
-                more_inputs=(), mean=numpy_helper.from_array(np.float32(0.4), "mean"), behind=()):
-    """A model without weights: a 4x4 thumbnail in colour ("flat"), minus 0.4, L2-normalised. `behind`: nodes that make
-    "feats" of "unit" and "flat".
-    """
-    cell = [side // 4] * 2
-    nodes = [helper.make_node("AveragePool", [input_name], ["pooled"], kernel_shape=cell, strides=cell),
-             helper.make_node("Flatten", ["pooled"], ["flat"]),
-             helper.make_node("Sub", ["flat", "mean"], ["centred"]),
-             helper.make_node(last, ["centred"], ["unit" if behind else "feats"], domain=domain,
-                              **({"axis": 1, "p": 2} if last == "LpNormalization" else {})), *behind]
-    graph = helper.make_graph(
-        nodes, "thumbnail", [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, side, side])
-                             for name in (input_name, *more_inputs)],
-        [helper.make_tensor_value_info("feats", TensorProto.FLOAT, [batch, WIDTH])], [mean])
-    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(domain, 1)] if domain else [])
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    if metadata is not None:
-        model.metadata_props.add(key=METADATA_KEY, value=metadata if isinstance(metadata, str) else json.dumps(metadata))
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
 def elsewhere(location):
-    """A number that another file holds."""
+    """A tensor whose value is in another file."""
     tensor = numpy_helper.from_array(np.float32(0.4), "mean")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", "0"), ("length", "4")):
         tensor.external_data.add(key=key, value=value)
     return tensor
-
-
-def noise(seed, size=64):
-    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_NEAREST)
-
-
-def write(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), image)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +50,10 @@ def model(tmp_path_factory):
 def register(tmp_path):
     """Three types: two folders, one of them with two references, and a file in the root."""
     root = tmp_path / "register"
-    write(root / "passport" / "a.png", noise(1))
-    write(root / "passport" / "b.png", noise(2))
-    write(root / "cards" / "bank" / "x.jpg", noise(3))
-    write(root / "licence.png", noise(4))
+    save(root / "passport" / "a.png", blocks(1))
+    save(root / "passport" / "b.png", blocks(2))
+    save(root / "cards" / "bank" / "x.jpg", blocks(3))
+    save(root / "licence.png", blocks(4))
     return root
 
 
@@ -98,64 +63,64 @@ def classifier(model, register):
 
 
 def features(image):
-    """The tiny model's formula, in numpy on the BGR picture of 64 x 64."""
+    """The formula of the model of `write_model`, in numpy; image: uint8 BGR [64, 64, 3]."""
     flat = (image[:, :, ::-1].reshape(4, 16, 4, 16, 3).mean(axis=(1, 3)) / 255).transpose(2, 0, 1).ravel() - 0.4
     return flat / np.linalg.norm(flat)
 
 
 # ---------------------------------------------------------------- in Python
-def test_recognises_each_reference(classifier):
+def test_recognizes_each_reference(classifier):
     assert classifier.warnings == []
     for seed, label in [(1, "passport"), (2, "passport"), (3, "cards/bank"), (4, "licence")]:
-        found, score = classifier(noise(seed))
+        found, score = classifier(blocks(seed))
         assert found == label and score > 0.999
     assert {label: bank.shape for label, bank in classifier.bank.items()} == {
         "cards/bank": (1, WIDTH), "licence": (1, WIDTH), "passport": (2, WIDTH)}
 
 
 def test_get_register_reads_another_folder(classifier, tmp_path):
-    write(tmp_path / "other" / "visa.png", noise(7))
+    save(tmp_path / "other" / "visa.png", blocks(7))
     assert list(classifier.get_register(tmp_path / "other")) == ["visa"]
     assert len(classifier.bank) == 3
 
 
-def test_the_true_score_is_returned_on_refusal(classifier):
-    stranger = noise(9)
-    cosines = [features(noise(seed)) @ features(stranger) for seed in (1, 2, 3, 4)]
-    label, score = classifier(stranger)
+def test_a_rejected_image_has_its_true_score(classifier):
+    unknown = blocks(9)
+    cosines = [features(blocks(seed)) @ features(unknown) for seed in (1, 2, 3, 4)]
+    label, score = classifier(unknown)
     assert label is None
     assert score == pytest.approx((max(cosines) + 1) / 2, abs=2e-3)  # one reference is a JPEG
 
 
 def test_top_k_has_distinct_labels_by_their_best_reference(classifier):
-    stranger = noise(9)
-    scores = {"passport": max(features(noise(1)) @ features(stranger), features(noise(2)) @ features(stranger)),
-              "cards/bank": features(noise(3)) @ features(stranger), "licence": features(noise(4)) @ features(stranger)}
+    unknown = blocks(9)
+    scores = {"passport": max(features(blocks(1)) @ features(unknown), features(blocks(2)) @ features(unknown)),
+              "cards/bank": features(blocks(3)) @ features(unknown), "licence": features(blocks(4)) @ features(unknown)}
     expected = sorted(scores, key=scores.get, reverse=True)
     for k in (1, 2, 3, 10):
-        result, = classifier.classify([stranger], top_k=k)
+        result, = classifier.classify([unknown], top_k=k)
         assert [entry["label"] for entry in result["top_k"]] == expected[:k]
         for entry in result["top_k"]:
             assert entry["score"] == pytest.approx((scores[entry["label"]] + 1) / 2, abs=2e-3)
 
 
 def test_channels_and_range_are_those_of_the_model(classifier):
-    """A picture's own feature, and not that of its blue and red exchanged."""
-    image = noise(5)
+    """An image gives its own feature, which is not the feature with blue and red exchanged."""
+    image = blocks(5)
     assert np.abs(classifier.extract_feature(image) - features(image)).max() < 1e-5
     assert np.abs(classifier.extract_feature(image[:, :, ::-1]) - features(image)).max() > 0.01
 
 
 def test_takes_paths_and_whatever_imread_returns(classifier, tmp_path):
-    grey = cv2.cvtColor(noise(6), cv2.COLOR_BGR2GRAY)
-    path = write(tmp_path / "grey.png", grey)
+    gray = cv2.cvtColor(blocks(6), cv2.COLOR_BGR2GRAY)
+    path = save(tmp_path / "gray.png", gray)
     expected = classifier(path)
-    assert classifier(str(path)) == classifier(grey) == classifier(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA)) == expected
-    assert classifier(grey.astype(np.uint16) * 257) == expected
+    assert classifier(str(path)) == classifier(gray) == classifier(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA)) == expected
+    assert classifier(gray.astype(np.uint16) * 257) == expected
 
 
 def test_a_batch_is_its_images_one_by_one(classifier):
-    images = [noise(seed) for seed in range(150)]  # more than two chunks
+    images = [blocks(seed) for seed in range(150)]  # more than two chunks
     images[70] = np.zeros((2, 2, 3), np.uint8)
     results = classifier.classify(images)
     assert len(results) == 150 and results[70]["error"] == "2x2 pixels: smaller than 8"
@@ -167,8 +132,8 @@ def test_a_batch_is_its_images_one_by_one(classifier):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_files_in_order_with_bad_ones_between(model, register, tmp_path, threads):
-    """More than one part for each thread; a result for each file, where it belongs, that of the file alone."""
-    paths = [write(tmp_path / f"{seed}.png", noise(seed)) for seed in range(200)]
+    """More than one part per thread. The results are in the order of the files, and equal those of single files."""
+    paths = [save(tmp_path / f"{seed}.png", blocks(seed)) for seed in range(200)]
     bad = [0, 15, 16, 17, 77, 199] + list(range(96, 112))  # a whole part among them
     for index in bad:
         paths[index].write_bytes(b"")
@@ -183,11 +148,11 @@ def test_many_files_in_order_with_bad_ones_between(model, register, tmp_path, th
         assert results[index]["top_k"][0]["score"] == results[index]["score"]
 
 
-def test_results_come_before_all_is_done(classifier, monkeypatch):
+def test_the_first_result_comes_before_all_images_are_read(classifier, monkeypatch):
     prepared = []
     prepare = classifier.model.prepare
     monkeypatch.setattr(classifier.model, "prepare", lambda image: prepared.append(0) or prepare(image))
-    images = [noise(1)] * 2000
+    images = [blocks(1)] * 2000
     results = classifier.stream(images)
     assert next(results)["label"] == "passport"
     assert len(prepared) <= (2 * classifier.model.threads + 1) * PART["cpu"]
@@ -201,7 +166,7 @@ def test_one_bad_image_raises_with_its_name(classifier, tmp_path):
         classifier(cv2.imread(str(tmp_path / "nowhere.jpg")))
 
 
-def test_embed_is_normalised_for_any_number_of_images(model):
+def test_embed_is_normalized_for_any_number_of_images(model):
     loaded = load_model(model, threads=1)
     assert loaded.image_size == SIZE and loaded.embedding_size == WIDTH and loaded.metadata == METADATA
     for count in (0, 1, 65):
@@ -215,7 +180,7 @@ def test_embed_is_normalised_for_any_number_of_images(model):
 # ---------------------------------------------------------------- the registry
 def test_colliding_labels_are_reported(model, tmp_path):
     for seed, name in enumerate(["A/B.jpg", "A_B.jpg", "A_B.png", "C.png", "C/x.png", "D/E.png"]):
-        write(tmp_path / name, noise(seed))
+        save(tmp_path / name, blocks(seed))
     registry = Registry(tmp_path, load_model(model))
     assert registry.labels == ["A", "A_B", "C", "D"]
     assert len(registry.bank["A_B"]) == 2 and len(registry.bank["C"]) == 2
@@ -224,17 +189,17 @@ def test_colliding_labels_are_reported(model, tmp_path):
     assert registry.warnings[1].startswith("C.png, C/: share the label")
 
 
-def test_the_same_picture_twice_is_reported(model, tmp_path):
+def test_the_same_image_twice_is_reported(model, tmp_path):
     for name in ("A/1.png", "A/2.png", "B/1.bmp", "C/1.png"):
-        write(tmp_path / name, noise(1 if name[0] in "AB" else 3))
-    write(tmp_path / "C" / "2.png", noise(3))
+        save(tmp_path / name, blocks(1 if name[0] in "AB" else 3))
+    save(tmp_path / "C" / "2.png", blocks(3))
     first, second = Registry(tmp_path, load_model(model)).warnings
     assert first == "A/1.png, A/2.png, B/1.bmp: the same image, registered as different types; keep one of them"
     assert second == "C/1.png, C/2.png: the same image, registered more than once"
 
 
-def test_unreadable_references_are_reported_and_left_out(model, register):
-    (register / "passport" / "text.jpg").write_text("not a picture")
+def test_unreadable_references_are_reported_and_skipped(model, register):
+    (register / "passport" / "text.jpg").write_text("not an image")
     (register / "empty").mkdir()
     (register / "empty" / "zero.png").touch()
     registry = Registry(register, load_model(model))
@@ -263,7 +228,7 @@ def test_the_best_types_are_those_of_the_plain_maximum(tmp_path):
 
 
 def registry_of(bank, folder):
-    """A registry of these features: one picture a reference, whose feature the model is made to give."""
+    """A registry of these features: one empty image file per reference, for which a fake model gives the feature."""
     class Given:
         def stream(self, sources):
             names = [Path(source).relative_to(folder / "bank").parts for source in sources]
@@ -280,7 +245,7 @@ def registry_of(bank, folder):
 
 
 def test_look_alikes_are_those_of_all_pairs(tmp_path, monkeypatch):
-    """Random registries against a loop over all references; each type's best other one, whichever reference it is."""
+    """Random registries against a loop over all references: the best match of each reference among the other types."""
     rng = np.random.default_rng(1)
     for threshold in (0.0, 0.5, 0.62, 1.01):
         bank = {f"type {index}": rng.standard_normal((rng.integers(1, 4), WIDTH), np.float32) for index in range(12)}
@@ -303,9 +268,9 @@ def test_look_alikes_are_those_of_all_pairs(tmp_path, monkeypatch):
     assert registry_of(bank, tmp_path).look_alikes(0) is None
 
 
-def test_look_alikes_are_said_in_few_lines(model, tmp_path, monkeypatch):
+def test_look_alikes_take_few_lines(model, tmp_path, monkeypatch):
     for number in range(6):
-        write(tmp_path / f"edition {number}.png", np.clip(noise(1).astype(int) + number, 0, 255))
+        save(tmp_path / f"edition {number}.png", np.clip(blocks(1).astype(int) + number, 0, 255))
     warnings = DocClassifier(model=model, register_root=tmp_path, threshold=0.9).warnings
     assert len(warnings) == 4 and all("look alike: their references score" in line for line in warnings[:3])
     assert re.fullmatch(r"\d+ more pairs of types look alike", warnings[3])
@@ -316,18 +281,18 @@ def test_look_alikes_are_said_in_few_lines(model, tmp_path, monkeypatch):
 
 
 def test_types_that_look_alike_have_higher_thresholds_unless_one_was_given(tmp_path):
-    """By the formula, from the model's own table: a quarter of the way to what their references score."""
+    """By the formula: from the threshold of the table, a quarter of the way up to the score of the two references."""
     table = {"1e-4": {"threshold": 0.8, "tpr": 0.9}}
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
-    for name, image in (("first", noise(1)), ("second", blend(0.1)), ("other", noise(5))):
-        write(tmp_path / "types" / f"{name}.png", image)
+    for name, image in (("first", blocks(1)), ("second", blend(0.1)), ("other", blocks(5))):
+        save(tmp_path / "types" / f"{name}.png", image)
     classifier = DocClassifier(model=path, register_root=tmp_path / "types")
-    score = (features(noise(1)) @ features(blend(0.1)) + 1) / 2
+    score = (features(blocks(1)) @ features(blend(0.1)) + 1) / 2
     raised = 0.8 + (score - 0.8) / 4
     expected = {"first": raised, "other": 0.8, "second": raised}
     assert 0.8 < score and classifier.thresholds == pytest.approx(expected, abs=2e-3)
     between = 0
-    for share in np.linspace(0, 1, 60):  # through the thresholds, down to a picture of no type
+    for share in np.linspace(0, 1, 60):  # from one type, through the thresholds, to an image of no type
         (result,), own = classifier.classify([blend(share)]), classifier.thresholds
         best = result["top_k"][0]["label"]
         assert result["label"] == (best if result["score"] >= own[best] else None)
@@ -337,15 +302,15 @@ def test_types_that_look_alike_have_higher_thresholds_unless_one_was_given(tmp_p
     assert set(given.thresholds.values()) == {0.8}
 
 
-# ---------------------------------------------------------------- the margin
+# ---------------------------------------------------------------- the runner-up gap
 def blend(share):
-    """A picture whose feature is about `share` of the way from noise(1) to noise(3)."""
-    return cv2.addWeighted(noise(1), 1 - share, noise(3), share, 0)
+    """An image whose feature is about `share` of the way from blocks(1) to blocks(3)."""
+    return cv2.addWeighted(blocks(1), 1 - share, blocks(3), share, 0)
 
 
 @pytest.mark.parametrize("own", [None, 0.05])
-def test_a_margin_refuses_what_two_types_are_close_to(tmp_path, register, own):
-    """By the formula: the lead of the best type over the second decides, the score is the true one all the same."""
+def test_the_runner_up_gap_rejects_images_close_to_two_types(tmp_path, register, own):
+    """By the formula: the gap between the best and the second type decides; the score stays the true one."""
     path = write_model(tmp_path / "model.onnx", METADATA | {"margin": own})
     for margin in (None, 0, 0.02, 0.2, 1):
         classifier = DocClassifier(model=path, register_root=register, threshold=0.6, margin=margin)
@@ -356,31 +321,31 @@ def test_a_margin_refuses_what_two_types_are_close_to(tmp_path, register, own):
             first, second = (entry["score"] for entry in result["top_k"][:2])
             refused = first < 0.6 or first - second < classifier.margin
             assert result["label"] == (None if refused else result["top_k"][0]["label"])
-            cosines = [features(noise(seed)) @ features(image) for seed in (1, 2, 3, 4)]
+            cosines = [features(blocks(seed)) @ features(image) for seed in (1, 2, 3, 4)]
             truth = sorted((max(cosines[:2]), *cosines[2:]))  # seeds 1 and 2 are both passports
             assert (first, second) == pytest.approx(((truth[2] + 1) / 2, (truth[1] + 1) / 2), abs=2e-3)
             assert classifier(image) == (result["label"], result["score"]) == (result["label"], first)
             single, = classifier.classify([image])
             assert single == result | {"top_k": result["top_k"][:1]}
-    labels = [result["label"] for result in classifier.classify(images)]  # margin 1: none leads by so much
+    labels = [result["label"] for result in classifier.classify(images)]  # margin 1: no gap is that large
     assert set(labels) == {None}
 
 
 def test_a_single_type_has_no_second(model, tmp_path):
-    write(tmp_path / "passport.png", noise(1))
+    save(tmp_path / "passport.png", blocks(1))
     classifier = DocClassifier(model=model, register_root=tmp_path, threshold=0.6, margin=1)
-    assert classifier(noise(1))[0] == "passport" and len(classifier.classify([noise(1)], top_k=3)[0]["top_k"]) == 1
+    assert classifier(blocks(1))[0] == "passport" and len(classifier.classify([blocks(1)], top_k=3)[0]["top_k"]) == 1
 
 
-def test_the_margin_is_said(model, register, tmp_path, capsys):
-    between, stranger = write(tmp_path / "between.png", blend(0.5)), write(tmp_path / "stranger.png", noise(9))
+def test_the_runner_up_gap_is_reported(model, register, tmp_path, capsys):
+    between, unknown = save(tmp_path / "between.png", blend(0.5)), save(tmp_path / "unknown.png", blocks(9))
     limits = "--threshold", 0.7, "--margin", 0.2
     for top_k in (1, 3):
-        assert status_of(arguments(model, register, between, stranger, *limits, "--top-k", top_k)) == 0
+        assert status_of(arguments(model, register, between, unknown, *limits, "--top-k", top_k)) == 0
         line, other = capsys.readouterr().out.splitlines()
         ways = [f"(too close to {names})" for names in ("passport and cards/bank", "cards/bank and passport")]
         assert line.startswith(f"{between}: not registered 0.") and any(way in line for way in ways)
-        assert other.startswith(f"{stranger}: not registered 0.") and "too close" not in other
+        assert other.startswith(f"{unknown}: not registered 0.") and "too close" not in other
         assert line.endswith(")") and line.count(" (") == (1 if top_k == 1 else 2)
     assert status_of(arguments(model, register, between, "--threshold", 0.7, "--margin", 0)) == 0
     assert "not registered" not in capsys.readouterr().out
@@ -388,16 +353,16 @@ def test_the_margin_is_said(model, register, tmp_path, capsys):
 
 # ---------------------------------------------------------------- what is shipped
 def test_without_model_and_registry_the_shipped_ones(model, register, tmp_path, capsys, monkeypatch):
-    picture = str(write(tmp_path / "picture.png", noise(4)))
+    image = str(save(tmp_path / "image.png", blocks(4)))
     monkeypatch.setattr("inference.classify.DEFAULT_MODEL", model)
     monkeypatch.setattr("inference.classify.DEFAULT_REGISTRY", register)
     for given, said in (([], [model, register]), (["--model", str(model)], [register]),
                         (["--register", str(register)], [model])):
-        assert status_of([*given, picture, "--json", "--threshold", "0.9"]) == 0
+        assert status_of([*given, image, "--json", "--threshold", "0.9"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out)[0]["label"] == "licence"
         assert err == f"using the shipped files: {' and '.join(map(str, said))}\n"
-    assert DocClassifier(threshold=0.9)(noise(4))[0] == "licence"
+    assert DocClassifier(threshold=0.9)(blocks(4))[0] == "licence"
 
 
 def test_nothing_shipped(model, register, tmp_path, capsys, monkeypatch):
@@ -418,10 +383,10 @@ def test_fpr_picks_the_nearest_rate_not_above(tmp_path, register, fpr, expected)
 
 
 def test_a_threshold_that_nothing_passes(tmp_path, register):
-    """A hair above 1: what `eval` finds where different types have the same picture."""
+    """Just above 1: the result of `eval` where different types have the same image."""
     table = {"1e-3": {"threshold": 1 + 2 ** -24}}
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
-    assert DocClassifier(model=path, register_root=register)(noise(1))[0] is None
+    assert DocClassifier(model=path, register_root=register)(blocks(1))[0] is None
 
 
 def test_a_table_that_ends_before_the_default(tmp_path, register):
@@ -431,7 +396,7 @@ def test_a_table_that_ends_before_the_default(tmp_path, register):
     assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; using 0.8000, since "
                                    "the lowest rate of its table is 0.001"]
     few = write_model(tmp_path / "few.onnx", METADATA | {"thresholds": {"1e-1": {"threshold": 0.56, "tpr": 1.0}}})
-    classifier = DocClassifier(model=few, register_root=register)  # a rate that would name nearly everything
+    classifier = DocClassifier(model=few, register_root=register)  # its own threshold would accept nearly everything
     assert classifier.threshold == 0.75 and "using 0.7500" in classifier.warnings[0]
     assert DocClassifier(model=few, register_root=register, fpr=1e-1).threshold == 0.56
 
@@ -452,7 +417,7 @@ def arguments(model, register, *others):
 
 
 def refused(capsys, command):
-    """Runs a command that must fail: exit status 2 and one line, which is returned."""
+    """Runs a command that must fail with exit status 2 and one line; returns the line."""
     assert status_of(command) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
@@ -460,13 +425,13 @@ def refused(capsys, command):
 
 
 def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
-    good = write(tmp_path / "good.png", noise(1))
-    whole = cv2.imencode(".jpg", noise(2))[1].tobytes()
+    good = save(tmp_path / "good.png", blocks(1))
+    whole = cv2.imencode(".jpg", blocks(2))[1].tobytes()
     (tmp_path / "cut.jpg").write_bytes(whole[:len(whole) // 2])
     (tmp_path / "text.jpg").write_text("Dear Sir or Madam")
     (tmp_path / "zero.jpg").touch()
-    write(tmp_path / "dot.png", noise(1)[:1, :1])
-    write(tmp_path / "long.png", cv2.resize(noise(1), (20_000, 20)))
+    save(tmp_path / "dot.png", blocks(1)[:1, :1])
+    save(tmp_path / "long.png", cv2.resize(blocks(1), (20_000, 20)))
     names = ["missing.jpg", "good.png", "cut.jpg", "text.jpg", "zero.jpg", "dot.png", "long.png"]
     status = status_of(arguments(model, register, *(tmp_path / name for name in names), "--json", "--top-k", 2,
                                  "--threshold", 0.9))
@@ -487,19 +452,19 @@ def test_json_and_bad_images_among_good_ones(model, register, tmp_path, capfd):
 
 
 def test_plain_output_and_status(model, register, tmp_path, capsys):
-    known, stranger = write(tmp_path / "known.png", noise(3)), write(tmp_path / "stranger.png", noise(9))
-    assert status_of(arguments(model, register, known, stranger, tmp_path / "missing.png", "--threshold", 0.9)) == 0
+    known, unknown = save(tmp_path / "known.png", blocks(3)), save(tmp_path / "unknown.png", blocks(9))
+    assert status_of(arguments(model, register, known, unknown, tmp_path / "missing.png", "--threshold", 0.9)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{known}: cards/bank 0.9") or lines[0].startswith(f"{known}: cards/bank 1.0")
-    assert lines[1].startswith(f"{stranger}: not registered 0.")
+    assert lines[1].startswith(f"{unknown}: not registered 0.")
     assert lines[2] == f"{tmp_path / 'missing.png'}: cannot be used: file not found"
     assert status_of(arguments(model, register, tmp_path / "missing.png")) == 2
 
 
 def test_folders_stand_for_the_images_below_them(model, register, tmp_path, capsys):
-    write(tmp_path / "in" / "deep" / "b.png", noise(3))
-    write(tmp_path / "in" / "a.png", noise(4))
-    (tmp_path / "in" / "c.jpg").write_text("not a picture")
+    save(tmp_path / "in" / "deep" / "b.png", blocks(3))
+    save(tmp_path / "in" / "a.png", blocks(4))
+    (tmp_path / "in" / "c.jpg").write_text("not an image")
     (tmp_path / "in" / "notes.txt").touch()
     (tmp_path / "none").mkdir()
     command = arguments(model, register, tmp_path / "in", tmp_path / "none", register / "passport" / "a.png", "--json",
@@ -512,7 +477,7 @@ def test_folders_stand_for_the_images_below_them(model, register, tmp_path, caps
     assert status_of(arguments(model, register, tmp_path / "none")) == 2
 
 
-def test_progress_is_said_on_a_terminal_alone(monkeypatch, capsys):
+def test_progress_is_shown_only_on_a_terminal(monkeypatch, capsys):
     parts = [Part([0, 1], None, None, {2: "bad"}), Part([3], None, None, {})]
     now = itertools.count(step=3)
     monkeypatch.setattr("time.monotonic", lambda: next(now))
@@ -524,7 +489,7 @@ def test_progress_is_said_on_a_terminal_alone(monkeypatch, capsys):
     assert out == "" and err.startswith("\rclassifying 3/4, ") and "\rclassifying 4/4, " in err and err.endswith("\n")
 
 
-def test_a_reader_that_has_had_enough_is_no_error(model, register):
+def test_a_closed_pipe_is_no_error(model, register):
     script = [sys.executable, str(ROOT / "inference" / "classify.py")]
     process = subprocess.Popen(script + arguments(model, register, register, "--threshold", 0.9), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
@@ -601,11 +566,11 @@ def test_wrong_registry(model, tmp_path, capsys):
     ({"mean": elsewhere("../../../../etc/passwd")}, "cannot load"),
     ({"mean": elsewhere("/etc/passwd")}, "cannot load"),
     ({"mean": elsewhere("beside.bin")}, "cannot load"),
-    ({"last": "Relu"}, "not L2-normalised"),
-    ({"behind": [helper.make_node("Sub", ["unit", "unit"], ["feats"])]}, "not L2-normalised"),
-    ({"behind": [helper.make_node("Sub", ["unit", "unit"], ["zero"]), helper.make_node("Log", ["zero"], ["feats"])]},
+    ({"last": "Relu"}, "not L2-normal"),
+    ({"then": [helper.make_node("Sub", ["unit", "unit"], ["feats"])]}, "not L2-normal"),
+    ({"then": [helper.make_node("Sub", ["unit", "unit"], ["zero"]), helper.make_node("Log", ["zero"], ["feats"])]},
      "not 48 finite numbers"),
-    ({"behind": [helper.make_node("Flatten", ["unit"], ["feats"], axis=0)]}, "not 48 finite numbers"),  # [1, 96] of two
+    ({"then": [helper.make_node("Flatten", ["unit"], ["feats"], axis=0)]}, "not 48 finite numbers"),  # [1, 96] of two
     ({"batch": 1}, "does not run"),
 ])
 def test_a_model_that_is_not_ours(tmp_path, register, capfd, monkeypatch, options, reason):
@@ -617,17 +582,17 @@ def test_a_model_that_is_not_ours(tmp_path, register, capfd, monkeypatch, option
 
 
 @pytest.mark.parametrize("said", [{}, {"fit": "squash"}, {"fit": "pad"}])
-def test_a_model_says_how_an_image_becomes_a_square(tmp_path, said):
-    fit, image = said.get("fit", "squash"), noise(1, 60)[:20]
+def test_a_model_says_how_an_image_is_resized(tmp_path, said):
+    fit, image = said.get("fit", "squash"), blocks(1, 60)[:20]
     loaded = load_model(write_model(tmp_path / "fit.onnx", METADATA | said))
     assert loaded.fit == fit and np.array_equal(loaded.prepare(image), fit_square(image, SIZE, fit)[:, :, ::-1])
 
 
 def test_a_model_that_breaks_at_some_images(tmp_path, register, capfd):
-    """Where an image is black it gives no numbers; it is the model that is to blame, and the command ends."""
-    path = write_model(tmp_path / "other.onnx", behind=[helper.make_node("Mul", ["unit", "flat"], ["more"]),
+    """For a black image its features are not finite. That is an error of the model, so the command ends."""
+    path = write_model(tmp_path / "other.onnx", then=[helper.make_node("Mul", ["unit", "flat"], ["more"]),
                                                         helper.make_node("Div", ["more", "flat"], ["feats"])])
-    black = write(tmp_path / "black.png", np.zeros((64, 64, 3), np.uint8))
+    black = save(tmp_path / "black.png", np.zeros((64, 64, 3), np.uint8))
     message = refused(capfd, arguments(path, register, register / "licence.png", black, "--json", "--threshold", 0.9))
     assert f"{path}: its features are not 48 finite numbers" in message
 
@@ -639,7 +604,7 @@ def test_an_unreadable_model(tmp_path, register, model, capfd):
     (tmp_path / "endless.onnx").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.onnx")
     with open(tmp_path / "large.onnx", "wb") as file:
-        file.truncate(3 << 30)  # a hole: it takes no room on the disk
+        file.truncate(3 << 30)  # a sparse file: it takes no space on the disk
     for name, reason in [("text.onnx", ""), ("empty.onnx", ""), ("cut.onnx", ""), ("missing.onnx", "no such model"),
                          (".", "no such model"), ("endless.onnx", "no such model"), ("pipe.onnx", "no such model"),
                          ("large.onnx", "larger than the 2 GiB")]:
@@ -657,7 +622,7 @@ def test_backends(model, monkeypatch):
 
 def test_cuda_works_or_is_refused_in_one_line(model, register, capfd):
     try:
-        label, _ = DocClassifier(model=model, register_root=register, backend="cuda")(noise(1))
+        label, _ = DocClassifier(model=model, register_root=register, backend="cuda")(blocks(1))
     except UserError as error:
         assert str(error).startswith("backend cuda: ") and "\n" not in str(error)
         assert capfd.readouterr() == ("", "")
@@ -677,7 +642,7 @@ def test_cuda_gives_the_cpus_features(model):
 
 
 def test_padded_runs_as_cuda_takes_them(model):
-    """A run of 5 in the memory of 8, and again with other images: what else lies there does not matter."""
+    """A run of 5 images in a buffer for 8, and again with others: the rest of the buffer does not matter."""
     loaded = load_model(model)
     images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
     bound = _Bound(loaded.session, 8, SIZE, "cpu")
@@ -686,7 +651,7 @@ def test_padded_runs_as_cuda_takes_them(model):
 
 
 def test_standalone_without_torch_from_any_folder(model, register, tmp_path):
-    """In a process where nothing but numpy, cv2, onnxruntime and the standard library can be imported."""
+    """In a process that can import only numpy, cv2, onnxruntime, `inference` and the standard library."""
     guard = (
         "import sys, runpy\n"
         "class Guard:\n"

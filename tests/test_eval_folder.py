@@ -1,18 +1,12 @@
-"""`evaluate_folder` and `python -m eval` on folders of made pictures; torch is not needed for an ONNX file."""
+"""`evaluate_folder` and `python -m eval` on folders of synthetic images. An ONNX file needs no torch."""
 import json
-import os
 import re
-import subprocess
-import sys
 from html import unescape
-from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 from easydict import EasyDict
-from onnx import TensorProto, helper
 
 from eval import evaluate_folder
 from eval.__main__ import main
@@ -22,76 +16,33 @@ from eval.report import write_report
 from eval.thumbnail import thumbnail
 from inference.errors import UserError
 from inference.image import load_image, resize
+from tests.helpers.models import SIZE, save, view_of, write_model
+from tests.helpers.programs import ROOT, run_without
 
-ROOT = Path(__file__).resolve().parents[1]
 COVERS = ROOT.parent / "shared" / "data" / "covers"
-SIZE = 32
-
-
-def picture(kind, photo, side=48):
-    """uint8 BGR [side, side, 3]: blocks of colour that belong to `kind`, changed strongly for each `photo`."""
-    blocks = np.random.default_rng(kind).integers(0, 256, (4, 4, 3))
-    changed = np.clip(blocks + np.random.default_rng([kind, photo]).normal(0, 110, blocks.shape), 0, 255)
-    return changed.astype(np.uint8).repeat(side // 4, 0).repeat(side // 4, 1)
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
+NOT_NEEDED = ["torch", "sklearn", "matplotlib"]     # by an evaluation of an ONNX file without a report
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """4 types of a reference and 3 photos."""
+    """4 types, each with a reference and 3 other images."""
     for kind, name in enumerate(["card/front", "card/back", "letter", "bill"]):
-        save(tmp_path / "data" / name / "reference.png", picture(kind, 0))
+        save(tmp_path / "data" / name / "reference.png", view_of(kind, 0))
         for photo in range(1, 4):
-            save(tmp_path / "data" / name / f"photo{photo}.png", picture(kind, photo))
+            save(tmp_path / "data" / name / f"photo{photo}.png", view_of(kind, photo))
     return tmp_path / "data"
 
 
 def embed(images):
-    """Means of 8x8 pixels, brightness removed."""
-    cells = images.reshape(len(images), SIZE // 8, 8, SIZE // 8, 8, 3).mean(axis=(2, 4)).reshape(len(images), -1)
+    """The 4x4 thumbnail minus its mean."""
+    cells = images.reshape(len(images), 4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(2, 4)).reshape(len(images), -1)
     return cells - cells.mean(axis=1, keepdims=True)
-
-
-def tiny_model(path):
-    """An ONNX file of the project's form: 8x8 average pooling, L2-normalised."""
-    width = 3 * (SIZE // 8) ** 2
-    graph = helper.make_graph(
-        [helper.make_node("AveragePool", ["img"], ["cells"], kernel_shape=[8, 8], strides=[8, 8]),
-         helper.make_node("Flatten", ["cells"], ["flat"]),
-         helper.make_node("LpNormalization", ["flat"], ["feats"], axis=1, p=2)], "tiny",
-        [helper.make_tensor_value_info("img", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("feats", TensorProto.FLOAT, ["batch", width])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {"docmetric": json.dumps(
-        {"format": 1, "image_size": SIZE, "embedding_size": width})})
-    onnx.save(model, path)
-    return path
-
-
-def run_cli(*arguments, without=("torch", "sklearn", "matplotlib")):
-    """`python -m eval` in a process where the modules in `without` cannot be imported."""
-    code = f"""
-import runpy, sys
-class Missing:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in {list(without)!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-sys.argv[1:] = {[str(a) for a in arguments]!r}
-runpy.run_module("eval", run_name="__main__")
-"""
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "MPLBACKEND": "tkagg"})      # there is no display: it must not matter
 
 
 # ---------------------------------------------------------------- folders
 
 def test_types_references_and_order(tmp_path):
-    image = picture(0, 0)
+    image = view_of(0, 0)
     for name in ["b/c/1.jpg", "b/2.PNG", "b/Reference-2.jpeg", "a.jpg", "reference.tif"]:
         save(tmp_path / name, image)
     (tmp_path / "b" / "notes.txt").write_text("not an image")
@@ -109,9 +60,9 @@ def test_reading_ahead_is_bounded(folder):
 
 
 def test_embed_gets_uint8_rgb_of_the_asked_size_in_order(tmp_path):
-    colours = {"a/1": (0, 0, 255), "a/2": (0, 255, 0), "b/1": (255, 0, 0)}        # BGR: red, green, blue
-    for name, colour in colours.items():
-        save(tmp_path / f"{name}.png", np.full((20, 50, 3), colour, np.uint8))
+    colors = {"a/1": (0, 0, 255), "a/2": (0, 255, 0), "b/1": (255, 0, 0)}        # BGR: red, green, blue
+    for name, color in colors.items():
+        save(tmp_path / f"{name}.png", np.full((20, 50, 3), color, np.uint8))
     seen = []
 
     def watch(images):
@@ -124,8 +75,8 @@ def test_embed_gets_uint8_rgb_of_the_asked_size_in_order(tmp_path):
     assert result.embeddings.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
 
-def test_the_pixels_are_those_that_classify_embeds(tmp_path):
-    """Also of a large JPEG, which is decoded small."""
+def test_the_pixels_are_the_same_as_in_classify(tmp_path):
+    """Also for a large JPEG, which is decoded at a reduced size."""
     large = np.random.default_rng(0).integers(0, 256, (32 * SIZE, 40 * SIZE, 3), np.uint8)
     for name in ("a/1", "a/2", "b/1"):
         save(tmp_path / f"{name}.jpg", large)
@@ -154,7 +105,7 @@ def test_baseline_is_the_thumbnail(folder):
     result = evaluate_folder(embed, folder, SIZE, progress=False)
     vectors = np.stack([thumbnail(cv2.imread(str(item.path))) for item in result.items])
     assert vectors.shape == (16, 768) and np.abs(vectors.mean(axis=1)).max() < 1e-3
-    scores = (np.corrcoef(vectors) + 1) / 2             # cosine without the mean is the correlation
+    scores = (np.corrcoef(vectors) + 1) / 2             # the cosine of vectors minus their means is the correlation
     i, j = np.triu_indices(16, 1)
     same = result.labels[i] == result.labels[j]
     positive, negative = scores[i, j][same], scores[i, j][~same]
@@ -162,11 +113,11 @@ def test_baseline_is_the_thumbnail(folder):
     assert evaluate_folder(embed, folder, SIZE, progress=False, baseline=False).as_dict()["baseline"] is None
 
 
-def test_unreadable_files_are_listed_and_left_out(folder):
+def test_unreadable_files_are_skipped_and_listed(folder):
     clean = evaluate_folder(embed, folder, SIZE, progress=False).as_dict()
     (folder / "bill" / "empty.jpg").write_bytes(b"")
-    (folder / "letter" / "text.jpg").write_text("not a picture at all")
-    save(folder / "bill" / "half.jpg", picture(1, 1))
+    (folder / "letter" / "text.jpg").write_text("not an image")
+    save(folder / "bill" / "half.jpg", view_of(1, 1))
     half = folder / "bill" / "half.jpg"
     half.write_bytes(half.read_bytes()[:300])
     dirty = evaluate_folder(embed, folder, SIZE, progress=False)
@@ -184,13 +135,13 @@ def test_unreadable_files_are_listed_and_left_out(folder):
 ])
 def test_nothing_to_compare(tmp_path, files, message):
     for file in files:
-        save(tmp_path / file, picture(0, 0)) if file.endswith("png") else (tmp_path / "a").mkdir()
+        save(tmp_path / file, view_of(0, 0)) if file.endswith("png") else (tmp_path / "a").mkdir()
     with pytest.raises(UserError, match=message) as error:
         evaluate_folder(embed, tmp_path, SIZE, progress=False)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_only_unreadable_files_are_said(tmp_path):
+def test_a_folder_with_unreadable_files_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"0 readable images \(1 unreadable, e.g. a/1.jpg: "):
@@ -204,7 +155,7 @@ def test_embeddings_that_are_not_numbers_name_the_image(folder):
 
 @pytest.mark.skipif(not COVERS.is_dir(), reason="needs the covers data")
 def test_baseline_on_covers():
-    """The published anchors, of images decoded for 128 pixels: AUROC .861, TPR at FPR 1e-4 .152, top-1 .525."""
+    """The published figures, of images decoded for 128 pixels: AUROC .861, TPR at FPR 1e-4 .152, top-1 .525."""
     baseline = evaluate_folder(lambda x: x[:, ::16, ::16].reshape(len(x), -1), COVERS, 128, progress=False).as_dict()[
         "baseline"]
     assert baseline["auroc"] == pytest.approx(.861, abs=.001)
@@ -218,7 +169,7 @@ def test_report_is_one_file_and_escapes_names(tmp_path):
     bad = "<b>&\"'$x_{$"      # HTML, and broken TeX for the legend
     for kind, name in enumerate([bad, "b"]):
         for photo in range(2):
-            save(tmp_path / "data" / name / f"<img src=q{photo}>.png", picture(kind, photo))
+            save(tmp_path / "data" / name / f"<img src=q{photo}>.png", view_of(kind, photo))
     result = evaluate_folder(embed, tmp_path / "data", SIZE, progress=False)
     page = write_report(result, tmp_path / "report", "<model>").read_text(encoding="utf-8")
     assert "<b>&" not in page and "<img src=q" not in page and "<model>" not in page
@@ -226,7 +177,7 @@ def test_report_is_one_file_and_escapes_names(tmp_path):
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 4 + 2 * (2 + 4) and all(source.startswith("data:image/") for source in sources)
     for name in ["roc.png", "scores.png", "pca.png", "tsne.png"]:
-        assert cv2.imread(str(tmp_path / "report" / name)).std() > 5      # something is drawn
+        assert cv2.imread(str(tmp_path / "report" / name)).std() > 5      # not a blank image
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == result.as_dict()
 
 
@@ -234,7 +185,7 @@ def test_report_is_one_file_and_escapes_names(tmp_path):
                          ids=["all equal", "one dimension", "three images"])
 def test_report_of_very_little(tmp_path, vectors):
     for name in ["a/1.png", "a/2.png", "b/1.png"]:
-        save(tmp_path / "data" / name, picture(0, 0))
+        save(tmp_path / "data" / name, view_of(0, 0))
     result = evaluate_folder(lambda images: vectors, tmp_path / "data", SIZE, progress=False, baseline=False)
     assert "score" in write_report(result, tmp_path / "report", "m").read_text(encoding="utf-8")
 
@@ -242,8 +193,8 @@ def test_report_of_very_little(tmp_path, vectors):
 # ---------------------------------------------------------------- the command
 
 def test_json_is_the_only_thing_on_stdout_and_needs_no_torch(folder, tmp_path):
-    model = tiny_model(tmp_path / "tiny.onnx")
-    done = run_cli("--model", model, "--data", folder, "--json")
+    model = write_model(tmp_path / "tiny.onnx", mean=0)
+    done = run_without(NOT_NEEDED, "-m", "eval", "--model", model, "--data", folder, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for metrics in (found, found["baseline"]):
@@ -255,14 +206,14 @@ def test_json_is_the_only_thing_on_stdout_and_needs_no_torch(folder, tmp_path):
     assert found["unreadable"] == []
 
     def same_model(images):
-        cells = images.reshape(len(images), SIZE // 8, 8, SIZE // 8, 8, 3).mean(axis=(2, 4))
+        cells = images.reshape(len(images), 4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(2, 4))
         return cells.transpose(0, 3, 1, 2).reshape(len(images), -1)
     assert found["auroc"] == evaluate_folder(same_model, folder, SIZE, progress=False).verification.auroc
 
 
 def test_table_and_report(folder, tmp_path):
-    model = tiny_model(tmp_path / "tiny.onnx")
-    done = run_cli("--model", model, "--data", folder, "--report", tmp_path / "out" / "report", without=["torch"])
+    model = write_model(tmp_path / "tiny.onnx", mean=0)
+    done = run_without(["torch"], "-m", "eval", "--model", model, "--data", folder, "--report", tmp_path / "out" / "report")
     assert done.returncode == 0, done.stderr
     for text in ["AUROC", "TPR at FPR 1e-4", "top-1", "thumbnail", "Too few negative pairs for FPR 1e-2, 1e-3"]:
         assert text in done.stdout
@@ -276,18 +227,18 @@ def test_a_run_is_evaluated_as_its_network(folder, tmp_path, monkeypatch, capsys
     class Network(torch.nn.Module):
         def forward(self, images):      # float [B, 3, S, S] in [0, 1]
             assert images.dtype == torch.float32 and 0 <= images.min() and .5 < images.max() <= 1
-            return torch.nn.functional.avg_pool2d(images, 8).flatten(1)
+            return torch.nn.functional.avg_pool2d(images, SIZE // 4).flatten(1)
 
     monkeypatch.setattr(configs, "load_run", lambda output: (Network().eval(), EasyDict(image_size=SIZE)))
     main(["--model", str(tmp_path), "--data", str(folder), "--json"])
     run = json.loads(capsys.readouterr().out)
-    main(["--model", str(tiny_model(tmp_path / "tiny.onnx")), "--data", str(folder), "--json"])
+    main(["--model", str(write_model(tmp_path / "tiny.onnx", mean=0)), "--data", str(folder), "--json"])
     exported = json.loads(capsys.readouterr().out)
     assert run["auroc"] == pytest.approx(exported["auroc"], abs=1e-6) and run["top1"] == exported["top1"]
 
 
 def test_bad_input_is_one_line_and_status_2(folder, tmp_path):
-    model = tiny_model(tmp_path / "tiny.onnx")
+    model = write_model(tmp_path / "tiny.onnx", mean=0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("a file")
     for named, arguments in {
@@ -300,7 +251,7 @@ def test_bad_input_is_one_line_and_status_2(folder, tmp_path):
         "--report": ["--model", model, "--data", folder, "--report", tmp_path / "file"],
         "--batch-size": ["--model", model, "--data", folder, "--batch-size", "0"],
     }.items():
-        done = run_cli(*arguments, "--json", without=["torch"])
+        done = run_without(["torch"], "-m", "eval", *arguments, "--json")
         lines = done.stderr.strip().split("\n")
         assert done.returncode == 2 and done.stdout == "" and len(lines) == 1, (named, done)
         assert lines[0].startswith("error: ") and (named in lines[0] or named == "not a model"), (named, lines)

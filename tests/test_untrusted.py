@@ -1,11 +1,11 @@
-"""What others made is read as data: nothing of it is executed, nor written to a terminal as it is. (Images: test_image.py
-and faults/; models: test_classify.py.) No spreadsheet is given a name: results.csv has numbers alone.
+"""Untrusted input is data: nothing of it is executed, and names are escaped before they are printed. (For images see
+test_image.py and faults/, for models test_classify.py.) No name is written to results.csv, so no spreadsheet runs one.
 """
 import ast
 import io
 import json
 import os
-import pickle  # to make what must not be read
+import pickle  # to write files that must not be read
 import subprocess
 import sys
 from pathlib import Path
@@ -25,17 +25,20 @@ from inference.classify import main as classify
 from inference.cli import exit_status
 from inference.errors import UserError, printable
 from inference.image import list_images
-from tests.test_classify import SIZE, noise, write_model
+from tests.helpers.models import SIZE, blocks, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(file for depth in ("*.py", "*/*.py", "*/*/*.py") for file in ROOT.glob(depth))
 EXECUTES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
-ALLOWED = {("configs/__init__.py", "runpy"),    # a config is the user's own Python
+ALLOWED = {("configs/__init__.py", "runpy"),            # a config is the user's own Python
+           ("inference/classify.py", "__import__"),     # its own package, when it runs as a script
+           ("tests/helpers/programs.py", "runpy"), ("tests/test_augment.py", "runpy"),  # the project's own commands
+           ("tests/test_readme.py", "exec"),            # the code of the docs
            ("tests/test_untrusted.py", "pickle")}
 
 
 def executed(tree):
-    """What of a source file could run what it is given, or could be made to, by name."""
+    """The names in a source file that could execute their input, or be made to."""
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -115,7 +118,7 @@ def test_weights_that_are_no_state_dict_are_refused(tmp_path, cfg, state):
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-def test_weights_that_cannot_be_taken_are_refused(tmp_path, cfg):
+def test_weights_of_another_kind_are_refused(tmp_path, cfg):
     state = get_model(cfg, pretrained=False).state_dict()
     state["head.embed.0.weight"] = state["head.embed.0.weight"].to_sparse()
     torch.save(state, tmp_path / "w.pt")
@@ -124,7 +127,7 @@ def test_weights_that_cannot_be_taken_are_refused(tmp_path, cfg):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_in_a_pipe_are_not_waited_for(tmp_path, cfg):
+def test_weights_in_a_pipe_do_not_block(tmp_path, cfg):
     os.mkfifo(tmp_path / "w.pt")
     with pytest.raises(UserError, match="w.pt: no such file"):
         get_model(cfg, pretrained=str(tmp_path / "w.pt"))
@@ -136,14 +139,14 @@ def test_weights_in_a_pipe_are_not_waited_for(tmp_path, cfg):
     '{"network": "lcnet_050", "m": ' + "[" * 500 + "]" * 500 + "}", '{"network": "lcnet_050", "s": ' + "9" * 5000 + "}",
     '{"network": "lcnet_050", "data": [{}]}', '{"network": "lcnet_050", "norm": ["ln"]}',
     '{"network": "lcnet_050", "head": "../x"}'])
-def test_a_strangers_config_is_checked(tmp_path, content):
+def test_an_untrusted_config_is_checked(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="config.json: cannot be read") as caught:
         read_config(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_keys_that_no_config_has_are_left_out(tmp_path, cfg):
+def test_unknown_keys_of_a_config_are_skipped(tmp_path, cfg):
     save_config(cfg, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "__class__": "x", "update": "y", "later": {"a": [{}]}}))
@@ -157,14 +160,14 @@ NAMES = [b"\xff\xfe", b"new\nline", b"\x1b[31mred\x1b]0;title\x07", b"a\rb", b"\
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    """A folder of types whose names and files' names are as bad as a file system lets them be."""
+    """Types and files with the worst names that a file system allows."""
     folder = tmp_path_factory.mktemp("named")
     for seed, name in enumerate(NAMES):
         here = os.path.join(os.fsencode(folder), name)
         os.mkdir(here)
-        for file, content in ((b"reference", noise(seed)), (b"photo", noise(seed) // 2), (b"bad", None)):
+        for file, content in ((b"reference", blocks(seed)), (b"photo", blocks(seed) // 2), (b"bad", None)):
             with open(os.path.join(here, file + name + b".png"), "wb") as out:
-                out.write(b"no picture" if content is None else cv2.imencode(".png", content)[1].tobytes())
+                out.write(b"no image" if content is None else cv2.imencode(".png", content)[1].tobytes())
     return folder
 
 
@@ -178,22 +181,22 @@ def test_printable():
     assert printable("straße 書類 שלום \\n 'x'") == "straße 書類 שלום \\n 'x'"
 
 
-def test_a_log_has_a_line_for_each_message(tmp_path, capfd):
+def test_a_log_has_one_line_per_message(tmp_path, capfd):
     log = get_logger(0, tmp_path)
-    log.info("left out: a\nb\x1b[31m\udcff.png: empty file")
-    get_logger()  # lets go of the file
+    log.info("skipped: a\nb\x1b[31m\udcff.png: empty file")
+    get_logger()  # closes the file
     lines = capfd.readouterr().err, (tmp_path / "training.log").read_text()
-    assert all(text.endswith(r"left out: a\nb\x1b[31m\udcff.png: empty file" + "\n") for text in lines)
+    assert all(text.endswith(r"skipped: a\nb\x1b[31m\udcff.png: empty file" + "\n") for text in lines)
     assert [text.count("\n") for text in lines] == [1, 1]
 
 
-def test_every_name_has_its_type_and_stays_below_its_root(named):
+def test_every_name_is_listed_and_stays_below_the_root(named):
     names = list_images(named)
     assert len(names) == 3 * len(NAMES) and {os.fsencode(name).split(b"/")[0] for name in names} == set(NAMES)
     assert all(Path(named, name).resolve().is_relative_to(named) for name in names)
 
 
-def test_a_result_is_a_line_whatever_the_names(model, named, capsys):
+def test_a_result_is_one_line_for_any_names(model, named, capsys):
     arguments = ["--model", str(model), "--register", str(named), str(named)]
     assert exit_status(lambda: classify([*arguments, "--top-k", "2"])) == 0
     out, err = capsys.readouterr()
@@ -209,7 +212,7 @@ def test_a_result_is_a_line_whatever_the_names(model, named, capsys):
     assert {os.fsencode(result["label"]) for result in results if result["label"]} == set(NAMES)
 
 
-def test_an_error_is_a_line_whatever_the_names(model, named, capsys):
+def test_an_error_is_one_line_for_any_names(model, named, capsys):
     bad = os.fsdecode(b"\xff\n\x1b[2J")
     for arguments in (["--model", bad, "--register", str(named), "x"], ["--model", str(model), "--register", bad, "x"],
                       ["--model", str(model), "--register", str(named), "x", "--" + bad]):
@@ -218,7 +221,7 @@ def test_an_error_is_a_line_whatever_the_names(model, named, capsys):
         assert err.startswith("error: ") and err.count("\n") == 1 and r"\udcff\n\x1b[2J" in err
 
 
-def test_an_evaluation_whatever_the_names(model, named, tmp_path, capsys):
+def test_an_evaluation_with_any_names(model, named, tmp_path, capsys):
     assert exit_status(lambda: evaluate(["--model", str(model), "--data", str(named)])) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\u2028" not in out and r"\x1b[31mred" in out
@@ -236,8 +239,8 @@ def test_an_evaluation_whatever_the_names(model, named, tmp_path, capsys):
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == result.as_dict()
 
 
-def test_names_in_another_encoding_than_the_terminals(model, named):
-    """A terminal of ASCII; and a process without any terminal or language."""
+def test_names_that_the_terminal_cannot_encode(model, named):
+    """An ASCII terminal, in a process without locale settings."""
     done = subprocess.run([sys.executable, ROOT / "inference" / "classify.py", "--model", model, "--register", named, named],
                           capture_output=True, env={"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]})
     assert done.returncode == 0 and done.stdout.isascii() and done.stdout.count(b"\n") == 3 * len(NAMES)
