@@ -28,7 +28,7 @@ from inference.classify import DocClassifier
 from inference.header import read_header
 from inference.image import ImageError, decode
 from tests.faults.damage import mutated, originals
-from tests.test_classify import write_model
+from tests.helpers.models import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10      # seconds that an image may take
