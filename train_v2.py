@@ -83,7 +83,7 @@ class Run:
         info = {**self.task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
         self.results = begin_output(self.output, cfg, info, self.start) if ranks.rank == 0 else None
         self.log.info("run: " + ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
-                                          for key, value in info.items()))
+                                          for key, value in info.items() if not isinstance(value, (list, dict))))
         compiled = [f"compile=true: not possible here ({cannot}); continuing without"] if cannot else []
         for line in compiled + self.task.notes:
             self.log.info(line)
