@@ -3,9 +3,9 @@
     python benchmarks/bench_precision.py [--model M.onnx] [--data DIR] [--calibration DIR ...] [--quick] [--json]
 
 M.onnx is what `onnx_export.py` wrote, in fp32; without it the network has random weights (speed and size alone mean
-something). DIR is evaluated on (DIR/<type>/*.jpg); without it made documents are. Calibration takes 400 pictures, by default
-made ones of other types; as at export every fourth of them is kept to compare features on. Times: so many runs at once
-as threads, each on one thread, as inference does it.
+something). DIR is evaluated on (DIR/<type>/*.jpg; default: synthetic documents). Calibration takes 400 images, by default
+synthetic ones of other types; as at export every fourth of them is kept to compare features on. Times: so many runs at
+once as threads, each on one thread, as inference does it.
 """
 import collections
 import json
@@ -156,7 +156,7 @@ def operators(path, folder, runs):
 def main():
     report = Report(__doc__, ("--model", {"metavar": "M.onnx", "help": "an fp32 file of onnx_export.py"}),
                     ("--data", {"metavar": "DIR", "help": "folder of types to evaluate on"}),
-                    ("--calibration", {"metavar": "DIR", "nargs": "+", "help": "folders of pictures to calibrate on"}))
+                    ("--calibration", {"metavar": "DIR", "nargs": "+", "help": "folders of images to calibrate on"}))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         types, captures = (6, 2) if report.quick else (120, 4)
@@ -174,7 +174,7 @@ def main():
         files = [Path(root, name) for root in roots for name in list_images(root)]
         images, _, kept = sample(exact, files, count)
         models = {"fp32": exact, **loaded(forms(proto, images[~kept]).items(), folder)}
-        # A random network's ranges are too small for histograms, which keep every number of every third picture here.
+        # A random network's ranges are too small for histograms, which keep every number of every third image here.
         more = loaded(calibrated(proto, images[~kept][::3]), folder) if report.args.model else {}
         accuracy(report, models | more, report.args.data or folder / "eval", images[kept])
         size(report, models)

@@ -2,14 +2,14 @@
 
     python benchmarks/bench_train_step.py [--quick] [--json] [--data DIR...]
 
-Network alone: forward, backward, clipping and AdamW of lcnet_050. Ours is channels_last with the fused optimiser, as it
+Network alone: forward, backward, clipping and AdamW of lcnet_050. Ours is channels_last with the fused optimizer, as it
 is and compiled; the peer NCHW, eager, with torch's default AdamW.
 Whole run: from image files to updated weights, every image 24 classes. Ours is train_v2.py with the same network and
-kinds of augmentation (configs/lcnet_cos), its centres on SGD, all of them or a sample of 0.3. The peer is the reference's
-recipe: a DataLoader whose workers decode, turn, crop and augment one image at a time with PIL and torchvision, NCHW, AdamW
-on everything, 0.3 of the centres sampled. The limit is the network's step alone. On a CPU everything runs under glibc's
-default allocator, as the reference does, and under the one that run.sh sets, as ours does. DIR: folders of images
-(default: made ones).
+kinds of augmentation (configs/lcnet_cos), its class centers on SGD, all of them or a sample of 0.3. The peer is the
+reference's recipe: a DataLoader whose workers decode, turn, crop and augment one image at a time with PIL and torchvision,
+NCHW, AdamW on everything, 0.3 of the class centers sampled. The limit is the network's step alone. On a CPU everything runs
+under glibc's default allocator, as the reference does, and under the one that run.sh sets, as ours does. DIR: folders of
+images (default: synthetic ones).
 """
 import contextlib
 import csv
@@ -31,9 +31,10 @@ from torch.utils.data import DataLoader, Dataset
 from backbones import get_model
 from configs import load_config
 from engine.distributed import Ranks
+from engine.optimizer import decay_groups, make_optimizer
 from inference.image import list_images
 from synth import write_train
-from train_v2 import make_optimizer, train
+from train_v2 import train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -49,7 +50,7 @@ class NetworkStep:
         self.network = get_model(cfg, False).to(DEVICE, memory_format=layout)
         if compiled:
             self.network.compile()
-        self.optimizer = (make_optimizer(self.network, 1e-3) if ours
+        self.optimizer = (make_optimizer(decay_groups(self.network.named_parameters(), 1e-3, "fixed", 1e-3), batch) if ours
                           else torch.optim.AdamW(self.network.parameters(), weight_decay=1e-3))
         self.image = torch.rand(batch, 3, cfg.image_size, cfg.image_size, device=DEVICE)
         self.gradient = torch.randn(batch, cfg.embedding_size, device=DEVICE)
@@ -142,11 +143,11 @@ def whole_run(report, alone, batch, steps, rounds):
     with tempfile.TemporaryDirectory() as folder:
         data = report.args.data
         if not data:
-            data = [f"{folder}/made"]
+            data = [f"{folder}/synthetic"]
             write_train(data[0], 30 if report.quick else 2000, 3, seed=0)
         paths = [Path(root, name) for root in data for name in list_images(root)]
         workers = 16 if CUDA else 2
-        variants = {", all centres": ("sample_rate=1.0",), ", sample_rate=0.3": ("sample_rate=0.3",)}
+        variants = {", all class centers": ("sample_rate=1.0",), ", sample_rate=0.3": ("sample_rate=0.3",)}
         for more in variants.values():  # builds the cache and whatever is compiled
             our_run(data, folder, batch, 1, workers, *more)
         speeds = {name: [] for name in [*variants, "peer"]}

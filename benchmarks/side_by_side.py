@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, and rows of ours, the peer's and the limit.
+"""What the benchmarks share: timing in turns, peak memory, and rows of ours, the peer's and the limit.
 
     python benchmarks/bench_NAME.py [--quick] [--json]
 
@@ -6,7 +6,6 @@ A row is {name, ours, peer, limit, ratio, unit}. `ratio` says how many times bet
 the machine itself allows (measured in the same run), null where none applies. `--quick` takes smaller sizes, to see that
 everything runs; its figures are not to be quoted. `--json` prints one document: {machine, rows}.
 """
-import argparse
 import ctypes
 import gc
 import json
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from inference.cli import run_cli  # noqa: E402
+from inference.cli import Parser, run_cli  # noqa: E402
 from inference.errors import UserError  # noqa: E402
 from inference.image import available_cores  # noqa: E402
 
@@ -32,10 +31,12 @@ __all__ = ["ONE_ALLOCATOR", "Report", "UserError", "medians", "peak_memory", "ru
 
 
 class Report:
-    """Parses `--quick` and `--json`, collects rows, prints each as it comes, and the JSON document at the end."""
+    """Parses `--quick` and `--json`, collects rows, prints each as it comes, and the JSON document at the end.
+
+    description: the benchmark's docstring, with its command lines, which is what --help shows."""
 
     def __init__(self, description: str, *options: tuple[str, dict]):
-        parser = argparse.ArgumentParser(description=description.strip().split("\n")[0])
+        parser = Parser(description=description)
         parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
         parser.add_argument("--json", action="store_true", help="one JSON document on stdout, and nothing else there")
         for flag, settings in options:
@@ -67,17 +68,17 @@ ONE_ALLOCATOR = ("--one-allocator", {"action": "store_true", "help": "on a CPU: 
 
 
 def under_each_allocator(report: Report, run: Callable[[], None]) -> None:
-    """`run()`, which adds rows; on a CPU once for each of ALLOCATORS, in processes of their own."""
+    """`run()`, which adds rows; on a CPU once for each of ALLOCATORS, in processes of their own (quick: for the last)."""
     if torch.cuda.is_available() or report.args.one_allocator:
         run()
         return
-    for name, settings in ALLOCATORS.items():
+    for name, settings in list(ALLOCATORS.items())[-1 if report.quick else 0:]:
         report.say(f"-- {name}")
         environment = {key: value for key, value in os.environ.items() if key not in KEPT} | settings
         command = [sys.executable, *sys.argv, "--one-allocator", *(["--json"] if not report.args.json else [])]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError(f"{sys.argv[0]} --one-allocator ended with {done.returncode}; what it said is above")
+            raise UserError(f"{sys.argv[0]} --one-allocator ended with {done.returncode}; its error is above")
         report.rows += [{**row, "name": f"{name}, {row['name']}"} for row in json.loads(done.stdout)["rows"]]
 
 

@@ -1,6 +1,6 @@
 """The benchmarks run, and say what they found in the common form; their figures are not looked at.
 
-Left out: bench_train_step.py compiles the network for each of two allocators, a minute even with --quick, and
+Excluded: bench_train_step.py compiles the network for an allocator, a minute even with --quick, and
 bench_precision.py makes seven models, half a minute.
 """
 import json

@@ -54,7 +54,7 @@ def test_classify_without_a_model_or_a_registry(tmp_path):
 
 
 def test_the_shipped_types_are_as_the_code_makes_them():
-    """What is in the repository is what benchmarks/ship.sh registry would make of it again, by its pixels."""
+    """What is in the repository is what tools/release.sh registry would make of it again, by its pixels."""
     import cv2
     import numpy as np
     for name in list_images(DEFAULT_REGISTRY):
