@@ -1,4 +1,4 @@
-"""`python -m backbones`: parameters, MB and GFLOPs of every config, or of those named.
+"""`python -m backbones`: parameters, MB and GFLOPs of every config with an embedding network, or of those named.
 
 MB is parameters x 4 / 1e6. GFLOPs count a multiplication and an addition as two, for one image.
 """
@@ -27,6 +27,8 @@ def main():
           f"{'parameters':>11} {'MB':>6} {'GFLOPs':>7}")
     for name in sys.argv[1:] or names():
         cfg = load_config(name)
+        if "embedding_size" not in cfg:  # of a task with another kind of network
+            continue
         parameters, gflops = measure(cfg)
         print(f"{name:28} {cfg.network:16} {cfg.head:8} {cfg.norm:4} {cfg.embedding_size:4} {cfg.image_size:4} "
               f"{parameters:11,} {parameters * 4 / 1e6:6.2f} {gflops:7.3f}", flush=True)
