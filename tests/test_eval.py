@@ -1,4 +1,4 @@
-"""All-pairs metrics against scikit-learn and brute force; they depend on nothing but the set of images."""
+"""All-pairs metrics against scikit-learn and brute force. They depend on the set of images alone."""
 import itertools
 import tracemalloc
 from fractions import Fraction
@@ -12,7 +12,7 @@ from eval.pairs import BINS, FPRS, GRID, Pair, PairCounts, count_pairs, fixed_po
 
 
 def clusters(n, types, dim=16, noise=1.5, seed=0):
-    """Embeddings float32 [n, dim] of any length around `types` centres, and their labels."""
+    """Embeddings float32 [n, dim] of any length around `types` centers, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, types, n)
     points = rng.standard_normal((types, dim))[labels] + noise * rng.standard_normal((n, dim))
@@ -20,7 +20,7 @@ def clusters(n, types, dim=16, noise=1.5, seed=0):
 
 
 def brute_force(embeddings, labels):
-    """Every pair i < j: score in float64, and whether it is of one type."""
+    """Every pair i < j: score in float64, and whether both images are of one type."""
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     i, j = np.triu_indices(len(unit), 1)
@@ -57,7 +57,7 @@ def test_auroc_and_tpr_are_those_of_scikit_learn():
     for name, one_in in FPRS.items():
         allowed = fpr <= 1 / one_in
         assert found.tpr_at_fpr[name] == pytest.approx(tpr[allowed].max(), abs=1e-12)
-        # ours lies between the last threshold that scikit-learn may use and the first that accepts one too many
+        # ours is between the last threshold that scikit-learn may use and the first one that accepts too many
         assert thresholds[~allowed].max() - 2 / GRID <= found.thresholds[name] <= thresholds[allowed].min() + 2 / GRID
 
 
@@ -86,7 +86,7 @@ def test_order_and_block_size_change_no_count(data):
 
 @pytest.mark.parametrize("data", [clusters(200, 4, noise=.5), clusters(200, 40, noise=3), tied(), tied(seed=3)],
                          ids=["easy", "hard", "tied", "tied-2"])
-def test_thresholds_never_exceed_the_asked_fpr_and_are_the_smallest(data):
+def test_thresholds_never_exceed_the_requested_fpr_and_are_the_smallest(data):
     embeddings, labels = data
     counts = count_pairs(fixed_point(embeddings), labels)
     found = measure(counts)
@@ -106,17 +106,17 @@ def test_float32_scores_respect_the_thresholds():
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     i, j = np.triu_indices(len(unit), 1)
     scores = ((unit @ unit.T + 1) / 2)[i, j][labels[i] != labels[j]]
-    for name, one_in in FPRS.items():       # float32 sums err by some 2^-24: one step beside the threshold is enough
+    for name, one_in in FPRS.items():       # float32 sums have errors of some 2^-24, so a few grid steps are enough
         assert (scores >= found.thresholds[name] + 4 / GRID).sum() * one_in <= found.negative
 
 
-def test_a_picture_in_two_types_leaves_nothing_to_accept():
+def test_an_image_in_two_types_leaves_nothing_to_accept():
     found = measure(count_pairs(fixed_point(np.ones((4, 3))), np.array([0, 0, 1, 1])))
     assert found.auroc == .5
     assert set(found.thresholds.values()) == {1 + 1 / GRID} and set(found.tpr_at_fpr.values()) == {0}
 
 
-def test_too_few_negatives_are_named():
+def test_too_few_negatives_are_reported():
     embeddings, labels = np.eye(50, dtype=np.float32) + 1, np.arange(50) // 2
     found = measure(count_pairs(fixed_point(embeddings), labels))       # 25 * 24 / 2 * 4 = 1,200 negative pairs
     assert found.negative == 1200 and found.too_few_negatives == ["1e-4", "1e-5"]

@@ -23,7 +23,7 @@ def model():
     return load_model(DEFAULT_MODEL)
 
 
-def test_the_file_is_small_and_says_nothing_of_where_it_was_made(model):
+def test_the_file_is_small_and_has_no_paths_of_the_machine_that_made_it(model):
     data = DEFAULT_MODEL.read_bytes()
     assert len(data) <= 3e6
     assert b".py\"" not in data and b"File \"" not in data          # the exporter's stack traces
@@ -40,7 +40,7 @@ def test_its_thresholds_come_from_enough_pairs(model):
 
 
 def test_classify_without_a_model_or_a_registry(tmp_path):
-    """As the README says it, from another folder: photos of registered types get their names, the others none."""
+    """As in the README, from another folder: captures of registered types get their label, the others none."""
     done = subprocess.run([sys.executable, ROOT / "inference" / "classify.py", PHOTOS, "--json"], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0 and "using the shipped files" in done.stderr
@@ -53,20 +53,20 @@ def test_classify_without_a_model_or_a_registry(tmp_path):
     assert not any(found[name] not in (name, None) for name in known)
 
 
-def test_the_shipped_types_are_as_the_code_makes_them():
-    """What is in the repository is what tools/release.sh registry would make of it again, by its pixels."""
+def test_the_shipped_types_are_those_that_the_code_draws():
+    """`tools/release.sh registry` would write the same pixels as those in the repository."""
     import cv2
     import numpy as np
     for name in list_images(DEFAULT_REGISTRY):
         shipped = cv2.imread(os.path.join(DEFAULT_REGISTRY, name))
-        made = synth.render(0, int(name.split("_")[-1].split(".")[0]), 0)
-        assert shipped.shape == made.shape and np.abs(shipped.astype(int) - made).mean() < 8
+        drawn = synth.render(0, int(name.split("_")[-1].split(".")[0]), 0)
+        assert shipped.shape == drawn.shape and np.abs(shipped.astype(int) - drawn).mean() < 8
 
 
-def test_types_that_it_never_saw(model, tmp_path):
-    """Well below what the model card says of more types: this is to notice a network, a decoder or a resizing that broke."""
-    synth.write_eval(tmp_path / "made", 40, 3, seed=0, first_type=3_000_000)
-    result = evaluate_folder(model.embed, tmp_path / "made", model.image_size)
+def test_types_that_it_was_not_trained_on(model, tmp_path):
+    """The limits are well below the figures of the model card: they detect a broken network, decoder or resizing."""
+    synth.write_eval(tmp_path / "eval", 40, 3, seed=0, first_type=3_000_000)
+    result = evaluate_folder(model.embed, tmp_path / "eval", model.image_size)
     report = result.as_dict()
     assert report["auroc"] > .995 and report["top1"] > .93 and report["tpr_at_fpr"]["1e-2"] > .93
     assert report["baseline"]["top1"] < report["top1"] - .2

@@ -1,4 +1,4 @@
-"""synth/: documents and captures are pure functions of their numbers, and types are told apart by fixed art."""
+"""Synthetic documents and captures are pure functions of their numbers, and types differ in their fixed art."""
 import hashlib
 import os
 import subprocess
@@ -123,7 +123,7 @@ def _files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.jpg") if p.is_file()}
 
 
-def test_folders_hold_what_was_asked_for_whatever_the_number_of_processes(tmp_path):
+def test_folders_are_complete_for_any_number_of_processes(tmp_path):
     assert synth.write_train(tmp_path / "a", 67, 2, seed=0, captures=1, workers=1) == 201
     assert synth.write_train(tmp_path / "b", 67, 2, seed=0, captures=1, workers=2) == 201
     one, two = _files(tmp_path / "a"), _files(tmp_path / "b")
@@ -141,7 +141,7 @@ def test_eval_types_follow_the_training_types(tmp_path):
     assert {name.split("/")[1] for name in files} == {"reference.jpg", "capture_1.jpg", "capture_2.jpg"}
 
 
-def test_a_finished_folder_is_reused_an_other_one_replaced_a_foreign_one_refused(tmp_path):
+def test_a_complete_folder_is_reused_another_one_replaced_a_foreign_one_refused(tmp_path):
     folder = tmp_path / "train"
     synth.write_train(folder, 2, 1, seed=0)
     (folder / "mark").touch()
@@ -211,12 +211,12 @@ def test_command_writes_an_evaluation_set_of_types_that_no_training_set_has(tmp_
     main(["--out", str(tmp_path / "set"), "--types", "3", "--copies", "4"])
     assert {name.split("/")[1] for name in _files(tmp_path / "set")} == {
         "reference.jpg", "capture_1.jpg", "capture_2.jpg", "capture_3.jpg"}
-    made = {p.name for p in (tmp_path / "set").iterdir() if p.is_dir()}
-    assert made == {synth.type_name(synth.NEVER_TRAINED + n) for n in range(3)}
+    names = {p.name for p in (tmp_path / "set").iterdir() if p.is_dir()}
+    assert names == {synth.type_name(synth.NEVER_TRAINED + n) for n in range(3)}
     said = capsys.readouterr()
     assert "12 images of 3 types" in said.out and "images/s per core" in said.err
     main(["--out", str(tmp_path / "set"), "--types", "3", "--copies", "4"])
-    assert "images/s" not in capsys.readouterr().err  # it was there
+    assert "images/s" not in capsys.readouterr().err  # it was reused
     for refused in (["--out", "x", "--copies", "1"], ["x", "--train-types", "9", "--first-type", "5"]):
         with pytest.raises(UserError):
             main(refused)
@@ -228,7 +228,7 @@ def test_training_sets_may_have_captures_too(tmp_path):
 
 
 def test_a_fold_is_a_change_of_light_from_one_edge_to_another():
-    """On a grey sheet: along some line of pixels, across the whole sheet, all of it changes; far from there little does."""
+    """On a gray sheet: all pixels of some line across the sheet change, and pixels far from it change little."""
     sheet = np.full((240, 320, 3), 128, np.uint8)
     for n in range(20):
         change = np.abs(CAPTURE._fold(rng(n), sheet, 1.0)[..., 1] - 128.)
@@ -237,23 +237,23 @@ def test_a_fold_is_a_change_of_light_from_one_edge_to_another():
         assert np.median(change) < 40
 
 
-def test_moire_repeats_itself_and_leaves_the_mean():
+def test_moire_is_periodic_and_keeps_the_mean():
     for n in range(20):
         light = np.full((240, 320, 3), 128, np.float32)
         CAPTURE._moire(rng(n), light, 1.0)
         change = light - 128
         assert abs(change.mean()) < 1 < np.abs(change).max() < 12
         spectrum = np.sort((np.abs(np.fft.rfft2(change[..., 0])) ** 2).ravel())[::-1]
-        assert spectrum[:400].sum() > .8 * spectrum.sum()  # of 38,640 frequencies: waves that are bent a little
+        assert spectrum[:400].sum() > .8 * spectrum.sum()  # of 38,640 frequencies: waves that are slightly bent
 
 
-def test_photos_of_pictures_that_are_there(tmp_path):
+def test_captures_of_own_images(tmp_path):
     source = tmp_path / "mine"
     (source / "deep").mkdir(parents=True)
     for name, side in (("a.png", 90), ("a.jpg", 80), ("deep/large.jpg", 900)):
         cv2.imwrite(str(source / name), np.full((side, side // 2, 3), (30, 120, 200), np.uint8))
-    (source / "broken.jpg").write_bytes(b"no picture")
-    main(["--photos-of", str(source), "--out", str(tmp_path / "made"), "--copies", "3"])
+    (source / "broken.jpg").write_bytes(b"no image")
+    main(["--captures-of", str(source), "--out", str(tmp_path / "made"), "--copies", "3"])
     files = _files(tmp_path / "made")
     assert set(files) == {f"{folder}/{file}.jpg" for folder in ("a.png", "a.jpg", "deep/large")
                           for file in ("reference", "capture_1", "capture_2")}
@@ -269,23 +269,23 @@ def test_photos_of_pictures_that_are_there(tmp_path):
     cv2.imwrite(str(source / "b.png"), np.zeros((50, 50, 3), np.uint8))
     assert set(again()) > set(files) and not (tmp_path / "made" / "mark").exists()
 
-    def changed(severity):  # by the photo, with the first file's JPEG alone
+    def changed(severity):  # mean change of the captures of the first image
         synth.write_captures(source, tmp_path / f"{severity}", 4, 0, severity)
-        pictures = [cv2.imread(str(tmp_path / f"{severity}" / "a.jpg" / f"{file}.jpg")).astype(int)
+        images = [cv2.imread(str(tmp_path / f"{severity}" / "a.jpg" / f"{file}.jpg")).astype(int)
                     for file in ("reference", *(f"capture_{n}" for n in range(1, 5)))]
-        return np.mean([np.abs(picture - pictures[0]).mean() for picture in pictures[1:]])
+        return np.mean([np.abs(image - images[0]).mean() for image in images[1:]])
     assert changed(0.) < changed(1.) / 5
 
     (source / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     cv2.imwrite(str(source / "tiny.png"), np.zeros((20, 20, 3), np.uint8))
-    for name in ("a.jpg.png", "c.png", "c.jpg", "c.jpg.png"):  # a.jpg and c.jpg could be folders of two pictures
+    for name in ("a.jpg.png", "c.png", "c.jpg", "c.jpg.png"):  # a.jpg and c.jpg could be the folders of two images each
         cv2.imwrite(str(source / name), np.full((60, 60, 3), 99, np.uint8))
     folders = "b", "a.jpg.png", "c.png", "c.jpg", "c.jpg.png"
     assert again().keys() - files.keys() == {f"{folder}/{file}.jpg" for folder in folders
                                              for file in ("reference", "capture_1", "capture_2")}
     kept = again()
     (tmp_path / "useless").mkdir()
-    (tmp_path / "useless" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "useless" / "broken.jpg").write_bytes(b"no image")
     photos = ["--photos-of", str(source)]
     for refused in (["--photos-of", str(tmp_path / "useless"), "--out", str(tmp_path / "made")],
                     [*photos, "--out", str(source)], [*photos, "--out", str(source / "in")],

@@ -1,4 +1,4 @@
-"""The long form of the fault suite, ten minutes on 2 cores:
+"""The long form of the fault tests, ten minutes on 2 cores:
 
     python -m tests.faults
 """

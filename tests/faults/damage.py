@@ -1,4 +1,4 @@
-"""Images of every kind, and what can happen to them: image N of a seed is always the same."""
+"""Images of every kind, and ways to damage them. Image N of a seed is always the same."""
 import functools
 import io
 import random
@@ -14,10 +14,10 @@ NUMBERS = (0, 1, 2, 3, 4, 7, 8, 16, 127, 128, 255, 256, 1000, 13_000, 32_767, 32
            1 << 31, (1 << 32) - 1)
 
 
-# ---------------------------------------------------------------- images that are as they should be
+# ---------------------------------------------------------------- intact images
 @functools.cache
 def originals() -> dict[str, bytes]:
-    """Of all formats and kinds that are read."""
+    """{name: file}, one image of every format and kind that can be read."""
     made = {}
 
     def save(name, image, kind, **options):
@@ -28,27 +28,27 @@ def originals() -> dict[str, bytes]:
     y, x = np.mgrid[0:1:67j, 0:1:101j]
     noise = np.random.default_rng(0).integers(-20, 20, (67, 101, 3))
     rgb = Image.fromarray((np.stack([255 * x, 255 * y, 200 * x * y], 2) + noise).clip(0, 255).astype(np.uint8))
-    grey, palette, bits = rgb.convert("L"), rgb.quantize(200), rgb.convert("1")
+    gray, palette, bits = rgb.convert("L"), rgb.quantize(200), rgb.convert("1")
     alpha = rgb.copy()
-    alpha.putalpha(grey)
+    alpha.putalpha(gray)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
 
     for name, image, options in (
             ("444", rgb, dict(subsampling=0)), ("420", rgb.resize((320, 272)), dict(subsampling=2, optimize=True)),
-            ("grey", grey, {}), ("progressive", rgb, dict(progressive=True)), ("CMYK", rgb.convert("CMYK"), {}),
+            ("gray", gray, {}), ("progressive", rgb, dict(progressive=True)), ("CMYK", rgb.convert("CMYK"), {}),
             ("progressive CMYK", rgb.convert("CMYK"), dict(progressive=True)),
             ("restarts", rgb, dict(restart_marker_rows=1)),
             ("EXIF", rgb, dict(exif=exif, icc_profile=bytes(3000), comment=b"a comment")),
-            ("progressive grey", grey.resize((512, 256)), dict(progressive=True, exif=exif))):
+            ("progressive gray", gray.resize((512, 256)), dict(progressive=True, exif=exif))):
         save(name, image, "JPEG", **options)
 
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "a text " * 99, zip=True)
     text.add_itxt("Title", "a title", "en", "title", zip=True)
     for name, image, options in (
-            ("RGB", rgb, {}), ("grey", grey, {}), ("palette", palette, {}), ("one bit", bits, {}), ("RGBA", alpha, {}),
-            ("grey with alpha", alpha.convert("LA"), {}), ("transparent palette", palette, dict(transparency=3)),
+            ("RGB", rgb, {}), ("gray", gray, {}), ("palette", palette, {}), ("one bit", bits, {}), ("RGBA", alpha, {}),
+            ("gray with alpha", alpha.convert("LA"), {}), ("transparent palette", palette, dict(transparency=3)),
             ("four bits", rgb.quantize(12), dict(bits=4)),
             ("metadata", rgb, dict(exif=exif, icc_profile=bytes(3000), pnginfo=text, transparency=(1, 2, 3))),
             ("animated", rgb, dict(save_all=True, append_images=[rgb.rotate(90), alpha], duration=9, default_image=True))):
@@ -76,20 +76,20 @@ def originals() -> dict[str, bytes]:
 
     for name, image, options in (
             ("raw", rgb, {}), ("LZW", rgb, dict(compression="tiff_lzw")),
-            ("deflate", alpha, dict(compression="tiff_deflate")), ("packbits", grey, dict(compression="packbits")),
+            ("deflate", alpha, dict(compression="tiff_deflate")), ("packbits", gray, dict(compression="packbits")),
             ("JPEG", rgb, dict(compression="jpeg")), ("fax 3", bits, dict(compression="group3")),
             ("fax 4", bits, dict(compression="group4")), ("palette", palette, {}),
             ("CMYK", rgb.convert("CMYK"), dict(compression="tiff_lzw")),
             ("float", Image.fromarray(np.float32(x)), {}), ("EXIF", rgb, dict(exif=exif)),
-            ("pages", rgb, dict(save_all=True, append_images=[grey]))):
+            ("pages", rgb, dict(save_all=True, append_images=[gray]))):
         save(name, image, "TIFF", **options)
-    made["TIFF tiles"] = _tiled(np.asarray(grey)[:64, :96], "<")
-    made["TIFF tiles, big-endian"] = _tiled(np.asarray(grey)[:64, :96], ">")
+    made["TIFF tiles"] = _tiled(np.asarray(gray)[:64, :96], "<")
+    made["TIFF tiles, big-endian"] = _tiled(np.asarray(gray)[:64, :96], ">")
     return made
 
 
 def _interlaced(pixels, depth):
-    """A PNG by Adam7: uint8 `[H, W, bytes of a pixel]`; PIL and OpenCV do not write it."""
+    """A PNG with Adam7 interlacing, which PIL and OpenCV cannot write, from uint8 `[H, W, bytes of a pixel]`."""
     raw = b""
     for y, x, down, right in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
                               (1, 0, 2, 1)):
@@ -106,7 +106,7 @@ def _bmp(width, height, bits, compression, rest):
 
 
 def _tiled(pixels, order, side=32):
-    """A TIFF of tiles: uint8 grey `[H, W]`, in multiples of `side`. `order` of bytes: "<" or ">"."""
+    """A tiled TIFF from uint8 gray `[H, W]`, both multiples of `side`. `order`: byte order, "<" or ">"."""
     height, width = pixels.shape
     tiles = [pixels[y:y + side, x:x + side].tobytes() for y in range(0, height, side) for x in range(0, width, side)]
     count, at = len(tiles), 200
@@ -120,13 +120,13 @@ def _tiled(pixels, order, side=32):
 
 # ---------------------------------------------------------------- damage
 def mutated(seed: int, number: int) -> tuple[str, bytes]:
-    """(what was done to which original, image `number` of `seed`)."""
+    """(name of the original and of what was done to it, the file), for image `number` of `seed`."""
     rng = random.Random(f"{seed} {number}")
     name, data = rng.choice(list(originals().items()))
     steps = rng.choices(list(MUTATIONS), MUTATIONS.values(), k=rng.choices(range(5), (3, 50, 25, 12, 10))[0])
     for step in steps:
         data = step(rng, data) if data else data
-    if steps and data and rng.random() < 0.7:  # most would end at a PNG's checksum or at the length of the file
+    if steps and data and rng.random() < 0.7:  # otherwise most would fail at the checksum of a PNG or the length of the file
         data = _joined(*_split(data))
     return ": ".join([name, *(step.__name__ for step in steps)]), data
 
@@ -168,13 +168,13 @@ def repeat(rng, data):
 
 
 def splice(rng, data):
-    """The beginning of this file and the end of another, of whatever format."""
+    """The beginning of this file and the end of another one, of any format."""
     other = rng.choice(list(originals().values()))
     return data[:rng.randrange(len(data))] + other[rng.randrange(len(other)):]
 
 
 def set_field(rng, data):
-    """A number at the beginning of a segment, chunk or directory entry, where sizes, depths and offsets are."""
+    """Changes a number near the beginning of a segment, chunk or directory entry, where sizes, depths and offsets are."""
     kind, parts = _split(data)
     which, width = rng.randrange(len(parts)), rng.choice((1, 1, 2, 4))
     part, order = bytearray(parts[which]), "big" if kind in ("JPEG", "PNG") or data[:2] == b"MM" else "little"
@@ -187,41 +187,41 @@ def set_field(rng, data):
     return _joined(kind, [*parts[:which], bytes(part), *parts[which + 1:]])
 
 
-def _behind_first(rng, parts):
-    """The first part says what kind of file it is: without it there is little left to be read."""
+def _after_first(rng, parts):
+    """A random part other than the first, without which the format is unknown."""
     return rng.randrange(1, len(parts)) if len(parts) > 1 else 0
 
 
 def drop_part(rng, data):
     kind, parts = _split(data)
-    del parts[_behind_first(rng, parts)]
+    del parts[_after_first(rng, parts)]
     return _joined(kind, parts)
 
 
 def repeat_part(rng, data):
     kind, parts = _split(data)
-    parts.insert(_behind_first(rng, parts), rng.choice(parts))
+    parts.insert(_after_first(rng, parts), rng.choice(parts))
     return _joined(kind, parts)
 
 
 def swap_parts(rng, data):
     kind, parts = _split(data)
-    a, b = _behind_first(rng, parts), _behind_first(rng, parts)
+    a, b = _after_first(rng, parts), _after_first(rng, parts)
     parts[a], parts[b] = parts[b], parts[a]
     return _joined(kind, parts)
 
 
 def foreign_part(rng, data):
-    """A part of another file of this format in the place of one, or before it."""
+    """Replaces a part by a part of another file of this format, or inserts it."""
     kind, parts = _split(data)
     others = [other for other in map(_split, originals().values()) if other[0] == kind]
-    at = _behind_first(rng, parts)
+    at = _after_first(rng, parts)
     parts[at:at + rng.randrange(2)] = [rng.choice(rng.choice(others or [(kind, parts)])[1])]
     return _joined(kind, parts)
 
 
 def damage_inside(rng, data):
-    """In the pixels of a PNG, below their compression; elsewhere as `flip_bits`."""
+    """Damages the pixels of a PNG before their compression; other formats as `flip_bits`."""
     kind, parts = _split(data)
     chosen = [i for i, part in enumerate(parts) if kind == "PNG" and part[4:8] == b"IDAT"]
     try:
@@ -236,16 +236,16 @@ def damage_inside(rng, data):
 
 
 MUTATIONS = {flip_bits: 4, set_bytes: 3, cut_end: 1, insert: 2, delete: 2, repeat: 2, splice: 2, set_field: 14, drop_part: 2,
-             repeat_part: 2, swap_parts: 2, foreign_part: 3, damage_inside: 3}  # and how often
+             repeat_part: 2, swap_parts: 2, foreign_part: 3, damage_inside: 3}  # and their frequencies
 
 
 def _split(data):
-    """(format, the parts of a file, which are the file when joined): as far as it can be followed, the rest is one part."""
+    """(format, the parts of a file; joined, they are the file). Where the structure is broken, the rest is one part."""
     if data[:2] == b"\xff\xd8":
         kind, ends = "JPEG", [2]
         while (at := ends[-1]) + 4 <= len(data) and data[at] == 0xFF:
             stop = at + 2 + int.from_bytes(data[at + 2:at + 4], "big")
-            if data[at + 1] == 0xDA:  # with the scan behind it
+            if data[at + 1] == 0xDA:  # with the scan that follows it
                 marker = re.compile(rb"\xff[^\0\xd0-\xd7]", re.DOTALL).search(data, stop)
                 stop = marker.start() if marker else len(data)
             ends.append(stop)
@@ -269,7 +269,7 @@ def _split(data):
 
 
 def _joined(kind, parts):
-    """A file of parts, with the lengths and checksums that they now have: a wrong one would be all that is ever found."""
+    """A file from its parts, with correct lengths and checksums, since readers stop at the first wrong one."""
     if kind == "JPEG":
         parts = [part[:2] + struct.pack(">H", (len(part) - 2) % 65536) + part[4:]
                  if len(part) >= 4 and part[1] not in (0xD8, 0xDA) else part for part in parts]

@@ -1,13 +1,13 @@
-"""Damaged images of every kind, through the decoder, the data set, its cache and the classifier (Linux).
+"""Damaged images of every kind through the decoder, the dataset, its cache and the classifier (Linux only).
 
-    python -m tests.faults.images --count 100000                    # a table of what became of them
+    python -m tests.faults.images --count 100000                    # prints a table of the results
     python -m tests.faults.images --count 200000 --headers          # inference.header.read_header alone
     python -m tests.faults.images --start 4711 --count 1 --save X   # one of them as a file, X/4711
 
-Each must be classified, or refused with a reason on one line. A decoder that crashes or hangs takes its process with it, so
-they are read in a process of their own, which notes where it is; after its end the next goes on behind that image.
+Each image must be classified, or refused with a reason of one line. A decoder that crashes or hangs takes its process with
+it. Therefore the images are read in a process of their own, which records its position; after its end, a new one continues
+with the next image.
 """
-import argparse
 import ctypes
 import faulthandler
 import json
@@ -24,7 +24,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from inference.classify import DocClassifier
+from inference.cli import Parser, run_cli
 from inference.header import read_header
 from inference.image import ImageError, decode
 from tests.faults.damage import mutated, originals
@@ -32,19 +35,19 @@ from tests.helpers.models import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10      # seconds that an image may take
-BLOCK = 250     # images that go through the data set and its cache together
-WARM = 1000     # images after which memory may no longer grow
-REASON = 120    # characters
+BLOCK = 250     # images that go through the dataset and its cache together
+WARM = 1000     # images after which memory must not grow any more
+REASON = 120    # characters, at most
 
 
 @dataclass
 class Report:
-    """`refused` {reason: images}; `wrong` {number: crash, hang, or whatever else must not be}; times in seconds."""
+    """`refused`: {reason: images}; `wrong`: {number of the image: crash, hang or another error}; times in seconds."""
     images: int = 0
     classified: int = 0
     refused: Counter = field(default_factory=Counter)
     wrong: dict[int, str] = field(default_factory=dict)
-    slowest: tuple[float, int] = (0.0, -1)                          # and its number
+    slowest: tuple[float, int] = (0.0, -1)                          # and the number of the image
     largest: tuple[float, int] = (0.0, -1)                          # MiB of the process at its peak
     memory: list[tuple[int, float]] = field(default_factory=list)   # (number, MiB of the process) after each block
     seconds: float = 0.0
@@ -71,8 +74,8 @@ class Report:
 
 
 def run(count: int, seed: int = 0, start: int = 0, tell=None, first: str = "pass") -> Report:
-    """Put images `start` .. `start + count - 1` of `seed` through everything. `tell(report so far)` is called now and then;
-    `first`: Python for the process that reads the images."""
+    """Read images `start` .. `start + count - 1` of `seed`. `tell(report so far)` is called several times per second.
+    `first`: Python code that the reading process runs first."""
     report, began, stop = Report(), time.monotonic(), start + count
 
     def told():
@@ -97,8 +100,8 @@ def run(count: int, seed: int = 0, start: int = 0, tell=None, first: str = "pass
 
 
 def _watched(folder: Path, command: str, report: Report, told) -> tuple[str, str | None]:
-    """The process that reads, to its end: (where it was last, what it died of or None)."""
-    # What run.sh asks of the allocator keeps all that was ever had, and each thread keeps some: no leak could be seen.
+    """Run the reading process to its end. Returns its last position, and its crash or hang or None."""
+    # run.sh lets the allocator keep all memory, and each thread keeps some. Both would hide a leak.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     environment["MALLOC_ARENA_MAX"] = "1"
     for name in ("at", "results"):
@@ -128,7 +131,7 @@ def _watched(folder: Path, command: str, report: Report, told) -> tuple[str, str
 
 
 def _count(results, report: Report) -> None:
-    """Take the lines that have come since the last time."""
+    """Add the result lines that are new."""
     whole, _, begun = results.read().rpartition(b"\n")
     results.seek(-len(begun), os.SEEK_CUR)
     for number, reason, seconds, mib, wrong in map(json.loads, whole.splitlines()):
@@ -146,19 +149,19 @@ def _count(results, report: Report) -> None:
         report.largest = max(report.largest, (mib, number), key=lambda pair: pair[0])
 
 
-# ---------------------------------------------------------------- in the process that reads
+# ---------------------------------------------------------------- in the reading process
 def work(folder: str, seed: int, start: int, stop: int) -> None:
-    """Writes where it is to `at`, and to `results` a line for each image."""
+    """Writes its position to the file `at`, and a line for each image to the file `results`."""
     from dataset import ImageFolders, list_roots, load_resized  # needs torch, which takes seconds
     folder, parent = Path(folder), os.getppid()
     at, results = (os.open(folder / name, os.O_WRONLY) for name in ("at", "results"))
     sys.stderr = os.fdopen(os.dup(2), "w")
     faulthandler.enable(sys.stderr)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libpng and libjpeg have much to say
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's: gives back what is free
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libpng and libjpeg print many warnings
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # of glibc: returns free memory to the system
     types = folder / "types"
     types.mkdir(exist_ok=True)
-    for name in ("PNG RGB", "JPEG grey"):
+    for name in ("PNG RGB", "JPEG gray"):
         (types / f"{name}.png").write_bytes(originals()[name])
     classifier = DocClassifier(model=folder / "model.onnx", register_root=types, threshold=0.9, threads=1)
 
@@ -171,13 +174,13 @@ def work(folder: str, seed: int, start: int, stop: int) -> None:
 
     for first in range(start, stop, BLOCK):
         data, cache = folder / "data", folder / "cache"
-        for left in (data, cache):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder_of_block in (data, cache):
+            shutil.rmtree(folder_of_block, ignore_errors=True)
         data.mkdir()
         (data / "good.png").write_bytes(originals()["PNG RGB"])
         reasons = {}
         for number in range(first, min(first + BLOCK, stop)):
-            if os.getppid() != parent:  # which was killed
+            if os.getppid() != parent:  # the parent was killed
                 return
             note(str(number))
             name, image = mutated(seed, number)
@@ -203,7 +206,7 @@ def work(folder: str, seed: int, start: int, stop: int) -> None:
 
 
 def _refused(read) -> str | None:
-    """Why `read()` finds an image unusable; None when it does not."""
+    """The reason for which `read()` refuses an image, or None."""
     try:
         read()
     except ImageError as error:
@@ -211,26 +214,26 @@ def _refused(read) -> str | None:
 
 
 def _check(image: bytes, name: str, reason: str | None, result: dict) -> str | None:
-    """What is wrong with how an image was treated; None when nothing is."""
+    """The error in how an image was handled, or None."""
     for said in filter(None, (reason, result["error"])):
         if len(said) > REASON or not said.isprintable():
             return f"reason: {said[:200]!r}"
     if ":" not in name and (reason or result["error"]):
         return f"untouched: {name} is refused, {reason or result['error']}"
     if reason is None:
-        # The limit of pixels means something only if the decoder makes no more than the header says.
+        # The limit of pixels is effective only if the decoder never produces more than the header says.
         header, shape = read_header(image), decode(image).shape
         if shape[0] * shape[1] > header.width * header.height:
             return f"size: {header.width}x{header.height} in the header, decoded {shape}"
 
 
-# ---------------------------------------------------------------- the header's reader alone
+# ---------------------------------------------------------------- read_header alone
 def run_headers(count: int, seed: int = 0, start: int = 0, tell=None) -> Report:
     """`read_header` of images `start` .. `start + count - 1`: it must not raise, nor take more than 1 ms and 100 us a KB."""
     report, started = Report(), time.monotonic()
     for number in range(start, start + count):
         _, image = mutated(seed, number)
-        began = time.thread_time()  # without what others had of the core
+        began = time.thread_time()  # CPU time of this thread alone
         try:
             header = read_header(image)
         except Exception as error:
@@ -253,12 +256,12 @@ def run_headers(count: int, seed: int = 0, start: int = 0, tell=None) -> Report:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1500, metavar="N", help="images (1500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="image N of a seed is always the same (0)")
-    parser.add_argument("--start", type=int, default=0, metavar="N", help="number of the first (0)")
-    parser.add_argument("--headers", action="store_true", help="inference.header.read_header alone")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the images there and do nothing else")
+    parser = Parser(prog="python -m tests.faults.images", description=__doc__)
+    parser.add_argument("--count", type=int, default=1500, metavar="N", help="number of images")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="image N of a seed is always the same")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="number of the first image")
+    parser.add_argument("--headers", action="store_true", help="test inference.header.read_header alone")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="only write the images there")
     args = parser.parse_args()
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
@@ -267,22 +270,15 @@ def main():
             (args.save / str(number)).write_bytes(image)
             print(number, name)
         return 0
-    terminal, shown = sys.stderr.isatty(), 0.0
+    with tqdm(total=args.count, unit="img", mininterval=1 if sys.stderr.isatty() else 30) as bar:
+        def tell(report):
+            bar.set_postfix_str(f"{len(report.wrong)} wrong", refresh=False)
+            bar.update(report.images - bar.n)
 
-    def tell(report):
-        nonlocal shown
-        if report.images and report.seconds - shown > (1 if terminal else 30):
-            shown, speed = report.seconds, report.images / report.seconds
-            print(f"\r{report.images:,}/{args.count:,}, {speed:.0f} images/s, ETA "
-                  f"{(args.count - report.images) / speed / 60:.1f} min, {len(report.wrong)} wrong ",
-                  end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-    report = (run_headers if args.headers else run)(args.count, args.seed, args.start, tell)
-    if terminal and shown:
-        print(file=sys.stderr)
+        report = (run_headers if args.headers else run)(args.count, args.seed, args.start, tell)
     print(report.table(args.seed))
     return 1 if report.wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

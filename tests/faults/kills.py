@@ -1,11 +1,12 @@
-"""Runs whose ranks are killed at random moments, which go on with another number of ranks: is anything lost, done twice or
-left out?
+"""Kill ranks of runs at random moments, and resume with another number of ranks: is anything lost, skipped or done twice?
 
-    python -m tests.faults.kills --rounds 50 [--seed N]
+    python -m tests.faults.kills --rounds 50
+    python -m tests.faults.kills --rounds 10 --seed 3
 
-A round starts a run with 1, 2 or 3 ranks, or lets it go on, and ends it by kill -9 of a rank, or of all, at a random moment,
-be it in the middle of a checkpoint; before some rounds the newest checkpoint is cut off or gets a wrong bit. What is left of
-the ranks must end by itself, with one line. Runs that get to their end are held against one that was never killed.
+A round starts or resumes a run with 1, 2 or 3 ranks, and kills one rank or all of them (kill -9) at a random moment, which
+may be in the middle of a checkpoint. After some rounds the newest checkpoint is damaged: cut off, or one bit changed. The
+surviving ranks must end by themselves, with one line each. A run is killed up to three times and then continues to its end.
+There it is compared with a run that was never killed.
 """
 import itertools
 import logging
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from engine.checkpoint import checkpoint_steps, damage
 from inference.cli import Parser, run_cli
@@ -32,12 +34,13 @@ from tests.helpers.ranks import FRESH, join
 from tests.helpers.runs import losses_of, make_images, rows, settings
 from train_v2 import train
 
-STEPS, BATCH = 48, 13  # of settings()
-PATIENCE = 60          # seconds in which the survivors must have ended
+BATCH = 13      # of settings()
+PATIENCE = 60   # seconds after which the surviving ranks must have ended
+KILLS = 3       # of a run, at most
 
 
 def rank_of_a_run(rank, world, folder, output, attempt, double, more):
-    """One process of the run: its words in the file `said-...`, the samples of each step that it began in `taken-...`."""
+    """One process of a run. Writes its stderr to the file `said-...`, and the samples of each step to `taken-...`."""
     os.dup2(os.open(f"{output}/said-{attempt}-{rank}", os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
     torch.set_num_threads(1)
     if double:
@@ -52,23 +55,25 @@ def rank_of_a_run(rank, world, folder, output, attempt, double, more):
 
     def main():
         ranks = join(rank, world, f"{output}/rendezvous-{attempt}")
-        train(settings(folder, f"{output}/run", f"max_steps={STEPS}", "save_every=3", "keep_checkpoints=3", "log_every=2",
-                       "resume=auto", *more), ranks)
+        Path(f"{output}/joined-{attempt}-{rank}").touch()
+        train(settings(folder, f"{output}/run", "save_every=3", "keep_checkpoints=3", "log_every=2", "resume=auto", *more),
+              ranks)
     run_cli(main)
 
 
 class Run:
-    """One run in `output`, in as many attempts as it takes."""
+    """One run of `steps` steps in the folder `output`, in one or more attempts. `double`: in float64."""
 
-    def __init__(self, folder: Path, output: Path, double: bool, more: tuple[str, ...]):
-        self.folder, self.output, self.double, self.more = folder, output, double, more
-        self.worlds: list[int] = []  # of the attempts
-        self.starts: list[int] = []  # steps that each must go on from
+    def __init__(self, folder: Path, output: Path, steps: int, double: bool, more: tuple[str, ...]):
+        self.folder, self.output, self.steps, self.double = folder, output, steps, double
+        self.more = (f"max_steps={steps}", *more)
+        self.worlds: list[int] = []  # number of ranks of each attempt
+        self.starts: list[int] = []  # step that each attempt must resume from
         output.mkdir(parents=True)
 
-    def attempt(self, world: int, kill_after: float | None = None, victims=()) -> bool:
-        """Run on until the end, or until `victims` are killed; whether it is at its end. Raises AssertionError when a rank
-        hangs or does not say in a line why it ended."""
+    def attempt(self, world: int, draw: random.Random | None = None, victims=()) -> bool:
+        """Run to the end, or, with `draw`, until the ranks `victims` are killed at a random moment. Returns whether the run
+        is at its end. Raises AssertionError when a rank hangs, or ends without the one line that says why."""
         number, context = len(self.worlds), multiprocessing.get_context(FRESH)
         self.worlds.append(world)
         checkpoints = self.output / "run/checkpoints"
@@ -78,13 +83,19 @@ class Run:
                                                              self.more)) for rank in range(world)]
         for process in ranks:
             process.start()
-        if kill_after is not None:
-            ranks[0].join(kill_after)
+        if draw:
+            # While the ranks build the network and load the checkpoint (step < 0), or during a step. Not before they have
+            # joined a group: until then only torchrun notices that a rank is gone.
+            step = draw.randrange(-4, max(1, self.steps - self.starts[-1] - 4))
+            while all(process.is_alive() for process in ranks) and not (
+                    len(list(self.output.glob(f"joined-{number}-*"))) == world and self.steps_begun(number) > step):
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.1 if step >= 0 else 1))
             for rank in victims:
                 ranks[rank].kill()
         deadline = time.monotonic() + PATIENCE
         for process in ranks:
-            process.join(max(0, deadline - time.monotonic()) if kill_after is not None else None)
+            process.join(max(0, deadline - time.monotonic()) if draw else None)
         hanging = [process.kill() or rank for rank, process in enumerate(ranks) if process.is_alive()]
         assert not hanging, f"attempt {number}: ranks {hanging} hang"
         for rank, process in enumerate(ranks):
@@ -93,8 +104,13 @@ class Run:
             assert process.exitcode in (0, 2) or process.exitcode == -signal.SIGKILL and rank in victims, process.exitcode
         return all(process.exitcode == 0 for process in ranks)
 
-    def spoil_newest(self, draw: random.Random) -> bool:
-        """Cut off a file of the newest checkpoint, or turn one of its bits, if there is one before it."""
+    def steps_begun(self, attempt: int) -> int:
+        """The number of steps that rank 0 has begun in an attempt."""
+        file = self.output / f"taken-{attempt}-0"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    def damage_newest(self, draw: random.Random) -> bool:
+        """Cut off a file of the newest checkpoint, or change one of its bits; not if it is the only checkpoint."""
         steps = checkpoint_steps(self.output / "run/checkpoints")
         if len(steps) < 2:
             return False
@@ -109,7 +125,7 @@ class Run:
         return True
 
     def samples(self) -> list[Counter]:
-        """Of each step how often which position was taken, in the attempt whose work the later ones went on from."""
+        """For each step, how often each position was taken, in the attempt from which the later ones resumed."""
         effective: dict[int, Counter] = {}
         for number, world in enumerate(self.worlds):
             steps: dict[int, list] = {}
@@ -119,15 +135,15 @@ class Run:
                     step, *positions = map(int, line.split())
                     steps.setdefault(step, []).extend(positions)
             if steps:
-                assert min(steps) == self.starts[number], f"attempt {number} begins with step {min(steps)}"
+                assert min(steps) == self.starts[number], f"attempt {number} starts at step {min(steps)}"
                 effective = {step: positions for step, positions in effective.items() if step < min(steps)}
                 effective.update((step, Counter(positions)) for step, positions in steps.items())
         return [effective[step] for step in sorted(effective)]
 
     def check(self, whole: "Run") -> float:
-        """Hold the finished run against one that was never killed; the largest relative difference."""
-        assert self.samples() == [Counter(range(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS)], "samples"
-        expected = list(range(2, STEPS + 1, 2))
+        """Compare the finished run with one that was never killed. Returns the largest relative difference."""
+        assert self.samples() == [Counter(range(step * BATCH, (step + 1) * BATCH)) for step in range(self.steps)], "samples"
+        expected = list(range(2, self.steps + 1, 2))
         assert rows(self.output / "run", "step") == board_steps(self.output / "run") == expected, "steps"
         mine, theirs = (np.asarray(losses_of(run.output / "run")) for run in (self, whole))
         difference = [float(np.abs(mine / theirs - 1).max())]
@@ -139,7 +155,7 @@ class Run:
 
 
 def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, the centres' rows together."""
+    """All tensors of a checkpoint; the rows of the class centers from all files joined."""
     state = {name: value for file in ("network", "optimizer")
              for name, value in load_file(checkpoint / f"{file}.safetensors").items()}
     parts = [load_file(file) for file in sorted(checkpoint.glob("centres-*"), key=lambda f: int(f.stem.split("-")[1]))]
@@ -147,68 +163,64 @@ def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def board_steps(output: Path) -> list[int]:
-    """The steps of the loss that TensorBoard shows of a run."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of the steps that it leaves out
+    """The steps of a run for which TensorBoard shows the loss."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about steps that it skips
     board = EventAccumulator(str(output / "tensorboard"), {"scalars": 0})
     board.Reload()
     return [event.step for event in board.Scalars("loss")]
 
 
-def kill_rounds(rounds: int, seed: int, place: Path, show: bool = False) -> dict:
-    """So many rounds and then the end of the last run; what they came to. Raises AssertionError where anything is wrong."""
+def kill_rounds(rounds: int, seed: int, place: Path, steps: int = 48, show: bool = False) -> dict:
+    """`rounds` kills of runs of `steps` steps; then the last run continues to its end. Returns what happened, as numbers.
+    Every kind of fault happens at least once in 4 rounds. Raises AssertionError where anything is wrong."""
     draw, made = random.Random(seed), Counter()
     folder = make_images(place / "data")
-    # Float32 on one number of ranks must end bit for bit the same; on changing ones float64 within 1e-9.
-    kinds = {"1": ([1], False), "2": ([2], False), "3": ([3], False), "changing": ([1, 2, 3], True)}
-    wholes, seconds, differences, began = {}, {}, {name: 0.0 for name in kinds}, time.monotonic()
-    done = 0
-    for number in itertools.count():
-        kind = draw.choice(["changing", "changing", *kinds])
+    # In float32, runs on one number of ranks must end equal bit for bit; in float64, on changing numbers, within 1e-9.
+    kinds = {"changing": ([1, 2, 3], True), "1": ([1], False), "2": ([2], False), "3": ([3], False)}
+    wholes, differences, began = {}, {}, time.monotonic()
+    bar = tqdm(total=rounds, unit="kill", disable=None if show else True)
+    while made["kills"] < rounds:
+        number = made["runs"]
+        kind = draw.choice(["changing", *kinds]) if number else "changing"
         worlds, double = kinds[kind]
         more = (f"seed={seed}", *(["sample_rate=0.5"] if number % 2 else []))
         if (kind, number % 2) not in wholes:
-            whole = wholes[kind, number % 2] = Run(folder, place / f"whole-{kind}-{number % 2}", double, more)
-            start = time.monotonic()
+            whole = wholes[kind, number % 2] = Run(folder, place / f"whole-{kind}-{number % 2}", steps, double, more)
             assert whole.attempt(worlds[0])
-            seconds[kind] = time.monotonic() - start
-        run, ended = Run(folder, place / f"run-{number}", double, more), False
+        run, ended = Run(folder, place / f"run-{number}", steps, double, more), False
         while not ended:
-            world = draw.choice(worlds)
-            if done < rounds:
-                victims = range(world) if draw.random() < 0.3 else [draw.randrange(world)]
-                ended = run.attempt(world, draw.uniform(0.2, 1.0) * seconds[kind], victims)
-                done += not ended
-                made["kills"] += not ended
-                if not ended and draw.random() < 0.25:
-                    made["spoilt checkpoints"] += run.spoil_newest(draw)
+            world = draw.choice([world for world in worlds if run.worlds[-1:] != [world]] or worlds)
+            if made["kills"] < rounds and len(run.worlds) < KILLS:
+                of_all = world > 1 and (not made["kills of all ranks"] or draw.random() < 0.3)
+                ended = run.attempt(world, draw, range(world) if of_all else [draw.randrange(world)])
+                if not ended:
+                    made["kills"] += 1
+                    made["kills of all ranks"] += of_all
+                    if not made["damaged checkpoints"] or draw.random() < 0.25:
+                        made["damaged checkpoints"] += run.damage_newest(draw)
+                    bar.update()
             else:
                 ended = run.attempt(world)
-            if show:
-                print(f"\rround {done}/{rounds}, run {number}, {world} ranks, {time.monotonic() - began:.0f} s ", end="",
-                      file=sys.stderr, flush=True)
         made["runs"] += 1
         made["changes of ranks"] += sum(a != b for a, b in itertools.pairwise(run.worlds))
-        differences[kind] = max(differences[kind], run.check(wholes[kind, number % 2]))
+        differences[kind] = max(differences.get(kind, 0.0), run.check(wholes[kind, number % 2]))
         assert differences[kind] <= (1e-9 if double else 0), f"{kind}: {differences[kind]}"
-        if done >= rounds:
-            break
-    if show:
-        print(file=sys.stderr)
-    return {"rounds": done, **made, **{f"difference, {kind} ranks": value for kind, value in differences.items()
-                                       if any(key[0] == kind for key in wholes)}, "seconds": round(time.monotonic() - began)}
+    bar.close()
+    measured = {f"difference, {kind} ranks": value for kind, value in differences.items()}
+    return {"rounds": rounds, **made, **measured, "seconds": round(time.monotonic() - began)}
 
 
 def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(prog="python -m tests.faults.kills", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50, metavar="N", help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         try:
             made = kill_rounds(options.rounds, options.seed, Path(place), show=True)
         except AssertionError as error:
             raise UserError(f"seed {options.seed}: {error}") from error
-    print("no run lost, no sample left out or taken twice, no step twice in results.csv or TensorBoard, no survivor hung")
+    print("no run lost, no sample skipped or taken twice, no step twice in results.csv or TensorBoard, no rank hung")
     for name, value in made.items():
         print(f"{name:30} {value}")
 

@@ -1,4 +1,4 @@
-"""A disk that is full, for a while or from the start: a small tmpfs, where this process may mount one."""
+"""A disk that is full, from the start or later: a small tmpfs, where this process is allowed to mount one."""
 import subprocess
 import time
 
@@ -15,11 +15,11 @@ from train_v2 import train
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder on a disk of its own of 24 MB."""
+    """A folder on a separate disk of 24 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
+        pytest.skip("needs the permission to mount")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
@@ -57,7 +57,7 @@ def test_full_to_the_end(folder, disk, monkeypatch, capfd):
 
     def filling(self, batch):
         if self.partial_fc.step == 14:
-            while checkpoint_steps(disk / "run/checkpoints") != [10]:  # it is being written
+            while checkpoint_steps(disk / "run/checkpoints") != [10]:  # until the first checkpoint is written
                 time.sleep(0.01)
             fill(disk)
         return losses(self, batch)
@@ -66,7 +66,7 @@ def test_full_to_the_end(folder, disk, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert "Traceback" not in said and "its newest checkpoint is that of step 10" in said
     assert damage(disk / "run/checkpoints/step-10") is None
-    # There is room again: it goes on from there.
+    # With free space again, the run resumes from there.
     (disk / "filler").unlink()
     monkeypatch.setattr(tasks.RegistrationTask, "losses", losses)
     train(settings(folder, disk / "run", "max_steps=30", "save_every=10", "resume=auto"), Ranks(0, 1, CPU))

@@ -1,4 +1,4 @@
-"""A short run of what `python -m tests.faults.images` does at length; and that it finds what it looks for."""
+"""The short form of `python -m tests.faults.images`, and a proof that it finds each kind of error."""
 import os
 import signal
 import sys
@@ -12,7 +12,7 @@ from tests.faults import images
 from tests.faults.damage import mutated, originals
 from tests.faults.images import run, run_headers
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how large a process is")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the size of a process from /proc")
 
 
 def test_damaged_images_are_classified_or_refused():
@@ -39,8 +39,8 @@ def test_an_image_is_a_function_of_its_number():
 
 
 def bad_decoder():
-    """In the process that reads the images: number 1 raises, 2 crashes, 4 hangs, 5 has too much to say, 6 is refused though
-    nothing was done to it."""
+    """Run in the reading process. Image 1 raises, 2 crashes, 4 hangs, 5 gives a reason of two lines, 6 is refused although
+    it is not damaged."""
     decode = inference.image.decode
 
     def bad(data, for_size=None):
@@ -60,7 +60,7 @@ def bad_decoder():
                                            b"%d" % number if number else originals()["PNG RGB"])
 
 
-def test_what_must_not_be_is_found(monkeypatch):
+def test_every_kind_of_error_is_found(monkeypatch):
     monkeypatch.setattr(images, "LIMIT", 2)
     report = run(7, first="from tests.faults.test_images import bad_decoder; bad_decoder()")
     assert report.wrong == {1: "ZeroDivisionError: number 1", 2: "crash: SIGSEGV", 4: "hang", 5: "reason: 'two\\nlines'",
