@@ -80,8 +80,12 @@ def _run_embed(output):
     except ImportError:
         raise UserError(f"{output}: evaluating a run needs torch; install requirements.txt, or give --model an "
                         "exported .onnx file") from None
-    from configs import load_run
+    from configs import load_run, read_info
+    from tasks import get_task
     model, cfg = load_run(output)
+    if get_task(cfg.task).export(cfg, read_info(output), model).outputs != ("feats",):
+        raise UserError(f"{output}: a run of the task {cfg.task}, whose network does not embed images; the run evaluates "
+                        "itself (eval_data), and writes what it found to its eval.json")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
 
