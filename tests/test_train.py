@@ -106,7 +106,7 @@ def test_accumulation_is_exact(folder, tmp_path):
             train(settings(folder, tmp_path / str(accumulate), f"accumulate={accumulate}"), Ranks(0, 1, CPU))
     finally:
         torch.set_default_dtype(torch.float32)
-    # One loss is rounded by 1e-13 (tests/helpers/head.py, bounds), and eight steps pass that on; a wrong weight shows at 1e-3.
+    # One loss is rounded by 1e-13 (tests/helpers/head.py, bounds), and eight steps pass it on; a wrong weight shows at 1e-3.
     assert np.allclose(losses_of(tmp_path / "1"), losses_of(tmp_path / "3"), rtol=1e-10, atol=0)
     assert torch.allclose(centers(tmp_path / "1"), centers(tmp_path / "3"), rtol=1e-10, atol=1e-14)
 
