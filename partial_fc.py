@@ -59,7 +59,7 @@ class PartialFC(nn.Module):
         "dense"   (default) `weight.grad` `[num_local,D]` holds the plain gradient for this rank's classes (zero rows where
                   a class was not sampled), and `finish_step` makes the update. For both optimizers.
         "fused"   backward steps each tile of centers as soon as its gradient is made, and no [C,D] gradient ever exists:
-                  a third less memory, and faster. For "sgd". With one call backward is the whole update; with several,
+                  a third less memory. For "sgd". With one call backward is the whole update; with several,
                   momentum decays at the first and the centers move in `finish_step`. A call whose loss, or its gradient,
                   is not finite skips the step by itself, before anything moves (with several calls, momentum keeps what
                   the finite ones gave); a `skip` that only shows later is too late for what has been stepped.

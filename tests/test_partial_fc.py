@@ -177,6 +177,28 @@ def test_a_skipped_step_changes_nothing(optimizer, update):
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("optimizer, update", [("sgd", "fused"), ("sgd", "dense"), ("adamw", "dense")])
+def test_a_head_that_resumes_goes_on_as_the_one_that_was_saved(optimizer, update):
+    """The step decides the sample, the number of updates AdamW's bias correction."""
+    x, _, labels = problem(60, 12)
+
+    def steps(head, count):
+        for _ in range(count):
+            head(x.float(), labels).backward()
+            head.finish_step(torch.tensor(head.step == 1))
+
+    saved, resumed = (PartialFC(CosFace(), D, 60, 0.3, optimizer=optimizer, update=update, lr=0.01) for _ in range(2))
+    steps(saved, 3)
+    for name, rows in resumed.row_state().items():
+        rows.copy_(saved.row_state()[name])
+    resumed.resumed(saved.step, int(saved.updates))
+    for head in (saved, resumed):
+        steps(head, 3)
+    assert resumed.step == saved.step == 6 and resumed.updates == saved.updates == (6 if update == "fused" else 5)
+    for name, rows in resumed.row_state().items():
+        assert torch.equal(rows, saved.row_state()[name]), name
+
+
 def test_adamw_leaves_the_rows_that_were_not_sampled():
     """The reference's AdamW moves 240 of 240 rows with 72 sampled."""
     x, _, labels = problem(240, 12)
