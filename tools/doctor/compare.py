@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 SIDE, LARGE = 128, 256  # pixels of the resized images; most different ones differ visibly in the small ones
+ALIKE = 0.85   # of the correlation of small images; of 5,200 that show one picture the lowest has 0.886
 LIMIT = 1.15   # largest difference that one and the same picture may show
 QUIET = 0.3    # a difference up to this need not be like the others
 ALONE = 8.0    # times what 98 % of the image's structure shows: a larger one is a changed field
@@ -24,6 +25,13 @@ AGREE = 0.3    # of them must fit the map
 CONTRAST = 50.0  # standard deviation of all gray levels that counts at most: a black half must not hide what is in the white
 COLOR = 12.0   # largest mean difference of a color channel, levels: a red card is not the black one
 NEARBY = np.exp(-np.arange(-24, 25) ** 2 / (2 * 8 ** 2))  # weights of gray levels that share a place on the curve
+
+
+def may_be_one(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two small images, gray uint8 `[32,32]`, may show one picture, by their correlation at the best shift of up to
+    2 pixels: a quick look that spares four of five candidates the comparison by `difference`."""
+    a, b = (cv2.GaussianBlur(image, (0, 0), 1) for image in (a, b))
+    return cv2.matchTemplate(b, a[2:-2, 2:-2], cv2.TM_CCOEFF_NORMED).max() >= ALIKE
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:

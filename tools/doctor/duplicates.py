@@ -17,7 +17,7 @@ from dataset import view_of
 from inference.image import ImageError, load_image, resize
 from inference.search import top_k
 from tools.doctor.checks import Look
-from tools.doctor.compare import LARGE, difference
+from tools.doctor.compare import LARGE, difference, may_be_one
 
 THUMB = 12             # pixels of a side of the thumbnails that are searched
 ALIKE = 0.75           # of their cosine: all but some 0.2 % of the pictures that were changed as compare.py allows
@@ -143,6 +143,8 @@ def _apart(one, other, view):
     have more to show, these are read once more: a name alone may be what tells two pages apart."""
     def seen(image):
         return np.ascontiguousarray(view_of(image, view))
+    if not may_be_one(seen(one[1].rough), other[1].rough):
+        return np.inf
     a, b = (cv2.imdecode(np.frombuffer(look.fine, np.uint8), cv2.IMREAD_COLOR) for _, look in (one, other))
     apart = difference(seen(a), b)
     if apart <= 1 and one[1].large and other[1].large:
