@@ -84,8 +84,8 @@ def _run_embed(output):
     from tasks import get_task
     model, cfg = load_run(output)
     if get_task(cfg.task).export(cfg, read_info(output), model).outputs != ("feats",):
-        raise UserError(f"{output}: a run of the task {cfg.task}, whose network does not embed images; the run evaluates "
-                        "itself (eval_data), and writes what it found to its eval.json")
+        raise UserError(f"{output}: the network of a {cfg.task} run does not embed images; such a run evaluates itself "
+                        "(eval_data) and writes the result to its eval.json")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
 

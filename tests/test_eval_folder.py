@@ -16,7 +16,7 @@ from eval.report import write_report
 from eval.thumbnail import thumbnail
 from inference.errors import UserError
 from inference.image import load_image, resize
-from tests.helpers.models import SIZE, save, view_of, write_model
+from tests.helpers.models import SIZE, WIDTH, save, view_of, write_model
 from tests.helpers.programs import ROOT, run_without
 
 COVERS = ROOT.parent / "shared" / "data" / "covers"
@@ -229,7 +229,8 @@ def test_a_run_is_evaluated_as_its_network(folder, tmp_path, monkeypatch, capsys
             assert images.dtype == torch.float32 and 0 <= images.min() and .5 < images.max() <= 1
             return torch.nn.functional.avg_pool2d(images, SIZE // 4).flatten(1)
 
-    monkeypatch.setattr(configs, "load_run", lambda output: (Network().eval(), EasyDict(image_size=SIZE)))
+    cfg = EasyDict(task="registration", image_size=SIZE, embedding_size=WIDTH)
+    monkeypatch.setattr(configs, "load_run", lambda output: (Network().eval(), cfg))
     main(["--model", str(tmp_path), "--data", str(folder), "--json"])
     run = json.loads(capsys.readouterr().out)
     main(["--model", str(write_model(tmp_path / "tiny.onnx", mean=0)), "--data", str(folder), "--json"])
