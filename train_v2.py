@@ -230,7 +230,8 @@ def begin_output(output: Path, cfg, info: dict, start: int) -> Results:
 def usage(arguments: list[str]) -> str:
     """The launch lines, and the keys with what they hold: of a config's task, or of registration."""
     cfg = load_config(arguments[0], arguments[1:]) if arguments else None
-    lines = ["usage: train_v2.py CONFIG [key=value ...]\n", __doc__, f"keys{' of ' + arguments[0] if arguments else ' of the task registration'}, with their values:"]
+    lines = ["usage: train_v2.py CONFIG [key=value ...]\n", __doc__,
+             f"keys of {arguments[0] if arguments else 'the task registration'}, with their values:"]
     for name, key in keys_of(cfg.task if cfg else "registration").items():
         limits = ", ".join(map(str, key.choices)) or key.limits
         lines.append(f"  {name}={cfg[name] if cfg else key.default}\n      {key.help}" + (f" ({limits})" if limits else ""))

@@ -1,5 +1,5 @@
 """The shipped model's recipe: lcnet_strong's network and augmentation over real pictures, photos made of them and made
-documents (benchmarks/ship.sh says which); a scale and margin that learn fast, a quarter of the centres in a step. 2.47 MB.
+documents (tools/release.sh says which); a scale and margin that learn fast, a quarter of the centres in a step. 2.47 MB.
 
 39,392 classes, 89,784 views of 29,598 images; 7,500 steps of 256 = 1.9 M, each view 21 times.
 """

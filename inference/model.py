@@ -210,9 +210,13 @@ def _checked_metadata(path, session):
     stranger = UserError(f"{path}: not a model of this project; make one with onnx_export.py")
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-        version, size, width = (metadata[key] for key in ("format", "image_size", "embedding_size"))
+        version = metadata["format"]
+        if (task := metadata.get("task", "registration")) != "registration":
+            raise UserError(f"{path}: a model of task={task}, which has no embeddings to compare; give one of "
+                            "task=registration")
         if version != FORMAT:
             raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
+        size, width = metadata["image_size"], metadata["embedding_size"]
         inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
         outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
         ours = (type(size) is type(width) is int and 1 <= size <= MAX_INPUT

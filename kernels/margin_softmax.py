@@ -7,7 +7,7 @@ maximum is needed, nothing underflows. Beyond, each row's largest logit so far i
 excluded from its tile: with the target dominant, a sum that it was subtracted from would have no digits left.
 
 This is the plain PyTorch form, for every device; margin_softmax_triton.py has the same two functions as CUDA kernels.
-sharded_softmax.py chooses between them.
+sharded_softmax.py chooses between them, and is where the margin itself is applied, to the target alone.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass

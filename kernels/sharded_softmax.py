@@ -33,9 +33,9 @@ class ShardedMarginSoftmax(torch.autograd.Function):
 
         with torch.enable_grad():  # only the owner of a class applies the margin
             cosine = (shard.x[own] * F.normalize(shard.centers[local])).sum(1).requires_grad_()
-            margin = shard.margin(cosine)                                    # [k]
-            slope, = torch.autograd.grad(margin.sum(), cosine)               # [k]
-        target = torch.zeros_like(total).index_put((own,), shard.margin.s * margin.detach())
+            moved = shard.margin(cosine)                                     # [k]
+            slope, = torch.autograd.grad(moved.sum(), cosine)                # [k]
+        target = torch.zeros_like(total).index_put((own,), shard.margin.s * moved.detach())
         if world > 1 and not shard.unshifted:
             highest = peak.clone()
             dist.all_reduce(highest, dist.ReduceOp.MAX)

@@ -15,19 +15,20 @@ from .heatmap import heatmap_focal
 from .margin import Margin
 from .softmax import Softmax
 
-__all__ = ["ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "get_margin", "heatmap_focal", "soft_target_kl"]
+__all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "get_margin", "heatmap_focal",
+           "soft_target_kl"]
+# What the key `margin` can name: how each is made of the keys s, m and interclass (None: off).
+MARGINS = {
+    "cosface": lambda s, m, interclass: CosFace(s, m, interclass),
+    "arcface": lambda s, m, interclass: ArcFace(s, m, interclass),
+    "combined": lambda s, m, interclass: CombinedMargin(s, *m, interclass),
+    "softmax": lambda s, m, interclass: Softmax(s, interclass),
+}
 
 
 def get_margin(cfg) -> Margin:
     """The margin of a config: keys `margin`, `m`, `s`, `interclass`. Raises UserError for values it cannot take."""
-    interclass = cfg.interclass or None
     try:
-        if cfg.margin == "cosface":
-            return CosFace(cfg.s, cfg.m, interclass)
-        if cfg.margin == "arcface":
-            return ArcFace(cfg.s, cfg.m, interclass)
-        if cfg.margin == "combined":
-            return CombinedMargin(cfg.s, *cfg.m, interclass)
-        return Softmax(cfg.s, interclass)
+        return MARGINS[cfg.margin](cfg.s, cfg.m, cfg.interclass or None)
     except ValueError as error:
         raise UserError(f"margin={cfg.margin}: {error}") from None

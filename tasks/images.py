@@ -58,14 +58,17 @@ def make_sampler(cfg, images: ImageFolders):
 
 
 class ImageTask(Task):
-    """A task that learns from `images`, in the order of `sampler`, augmented on the device. A subclass calls, in this order,
-    `__init__`, which tells what can be told before the images are read, `check_batch(model)` and `read_images()`."""
+    """A task that learns from `images`, in the order of `sampler`, augmented on the device. A subclass's `__init__` calls
+    this one, which tells what can be told before the images are read; then `read_images()`, `check_batch(model)` as soon as
+    there is a model, and `cache_images()` last."""
     images: ImageFolders
 
     def __init__(self, cfg, ranks: Ranks):
         super().__init__(cfg, ranks)
         self.roots = list_roots(cfg.data, cfg.expansion)
         if cfg.eval_data:
+            if not self.evaluates:
+                raise UserError(f"eval_data={cfg.eval_data}: the task {cfg.task} has no evaluation; leave eval_data empty")
             find_images(cfg.eval_data)
         torch.manual_seed(cfg.seed)  # of the model's first weights; DDP hands rank 0's to all
 
@@ -134,7 +137,7 @@ class ImageTask(Task):
 
     @property
     def evaluates(self) -> bool:
-        return bool(self.cfg.eval_data)
+        return bool(self.cfg.eval_data) and type(self).evaluate is not Task.evaluate
 
     @torch.no_grad()
     def outputs(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:

@@ -11,7 +11,7 @@ from eval import evaluate_folder
 from eval.calibrate import threshold_table
 from inference.errors import UserError
 from inference.model import are_thresholds
-from losses import get_margin
+from losses import MARGINS, get_margin
 from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 from tasks import images
 from tasks.base import Evaluation, Export
@@ -28,9 +28,9 @@ class RegistrationTask(images.ImageTask):
         "head": Key("flatten", "of the network", choices=("flatten", "gap", "squeeze")),
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
         "embedding_size": Key(256, "numbers in an embedding", least=1, most=MAX_EMBEDDING),
-        "margin": Key("cosface", "of the softmax", choices=("cosface", "arcface", "combined", "softmax")),
-        "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", also=(list,)),
-        "s": Key(64.0, "scale", least=0),
+        "margin": Key("cosface", "of the softmax", choices=tuple(MARGINS)),
+        "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", least=0, also=(list,)),
+        "s": Key(64.0, "scale", above=0),
         "margin_warmup": Key(0.0, "the margin grows from 0 over this fraction of the run", least=0, most=1),
         "interclass": Key(0.0, "exclude negatives whose cosine is above this; 0: off", least=0),
         "sample_rate": Key(1.0, "share of the class centers in a step", above=0, most=1),

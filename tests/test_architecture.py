@@ -25,7 +25,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def room_of(module):
-    """A package's `__main__` is a program and stands with train_v2, whatever its package; but for those of the last rooms."""
+    """A package's `__main__` is a program and stands with train_v2, unless its package stands after that."""
     room = module.split(".")[0]
     return "__main__" if module.endswith("__main__") and RANK[room] < RANK["__main__"] else room
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from inference.cli import Help, Parser, exit_status
+from inference.cli import Parser
 from tests.helpers.programs import ROOT, Program, launch, run, torchrun, wait_until
 
 SMALL = ["network=test_efficientnet", "image_size=32", "embedding_size=32", "batch_size=16", "max_steps=6", "log_every=2",
@@ -159,4 +159,5 @@ def test_help_shows_the_defaults_that_there_are():
     parser.add_argument("--own", default=5, help="its own words (default: five)")
     lines = dict(line.strip().split("  ", 1) for line in parser.format_help().splitlines() if line.startswith("  --"))
     assert {name.split()[0]: text.strip() for name, text in lines.items()} == {
-        "--number": "a number (default: 0)", "--text": "a text", "--flag": "a flag", "--own": "its own words (default: five)"}
+        "--number": "a number (default: 0)", "--text": "a text", "--flag": "a flag",
+        "--own": "its own words (default: five)"}

@@ -95,7 +95,8 @@ def test_every_config_and_key_exists(path):
 
 def test_the_table_of_configs_is_complete():
     text = (ROOT / "docs/training.md").read_text()
-    assert [name for name in names() if f"`{name}`" not in text] == []
+    missing = [name for name in names() if f"`{name}`" not in text]
+    assert not missing, f"configs/{missing[0]}.py: add a row to the tables of configs in docs/training.md"
 
 
 def test_both_readmes_have_the_same_commands_and_english_is_short():

@@ -1,6 +1,7 @@
 """The loop: the same training on any number of ranks, resumed, accumulated; what is skipped and what is refused.
 """
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import tasks
 from augment import Augment
 from configs import load_run
 from engine.checkpoint import write_manifest
@@ -77,6 +79,21 @@ def test_the_config_chooses_the_sampler(folder, tmp_path, monkeypatch):
         train(settings(folder, tmp_path / "none", "sampler=hard_negatives"), Ranks(0, 1, CPU))
     with pytest.raises(UserError, match="batch_size=13"):
         train(settings(folder, tmp_path / "none", "sampler=per_class"), Ranks(0, 1, CPU))
+
+
+def test_the_task_that_the_documentation_writes_trains(folder, tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parent.parent / "docs/tasks.md").read_text()
+    example, = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Task(" in block)
+    scope = {"__name__": "example"}
+    exec(compile(example, "docs/tasks.md", "exec"), scope)
+    cfg = settings(folder, tmp_path / "run", "max_steps=2", "expansion=1")
+    cfg.update({name: key.default for name, key in scope["FoldersTask"].defaults.items() if name not in cfg})
+    monkeypatch.setattr(tasks, "get_task", lambda name: scope["FoldersTask"])
+    train(cfg, Ranks(0, 1, CPU))
+    assert np.isfinite(losses_of(tmp_path / "run")).all() and (tmp_path / "run/model.pt").exists()
+    cfg.eval_data = str(folder)
+    with pytest.raises(UserError, match="has no evaluation"):
+        train(cfg, Ranks(0, 1, CPU))
 
 
 def test_compile(folder, tmp_path, monkeypatch):
