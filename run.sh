@@ -92,7 +92,8 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 # took 1 to 4 s on two such cores with libgomp's default of 300,000 turns and 0.2 to 0.8 s with this. On free cores it costs 3 %.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 if [ "${1:-demo}" = test ]; then # files are shared among as many processes as there are cores; four take 3 GB
-    exec "$PYTHON" -m pytest -n $(($(nproc) < 4 ? $(nproc) : 4)) --dist loadfile "${@:2}"
+    cores=$(getconf _NPROCESSORS_ONLN)
+    exec "$PYTHON" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadfile "${@:2}"
 fi
 first_look
 demo

@@ -27,6 +27,9 @@ esac
 """
 
 
+ON_ALL_CORES = f"-n {min(4, os.sysconf('SC_NPROCESSORS_ONLN'))} --dist loadfile"
+
+
 @pytest.fixture
 def run(tmp_path):
     """Runs run.sh in a folder of its own, called from another one."""
@@ -47,10 +50,10 @@ def run(tmp_path):
 
 def test_pip_is_quiet_and_called_once(run):
     done = run("test", "-k", "margin")
-    assert done.returncode == 0 and done.stdout == "python -m pytest -k margin\n"
+    assert done.returncode == 0 and done.stdout == f"python -m pytest {ON_ALL_CORES} -k margin\n"
     assert "setting up .venv" in done.stderr and "WARNING" not in done.stderr
     again = run("test")
-    assert again.stdout == "python -m pytest\n" and again.stderr == ""
+    assert again.stdout == f"python -m pytest {ON_ALL_CORES}\n" and again.stderr == ""
 
 
 def test_a_pip_that_fails_is_shown_and_tried_again(run):

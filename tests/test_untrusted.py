@@ -33,7 +33,7 @@ EXECUTES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yam
 ALLOWED = {("configs/__init__.py", "runpy"),            # a config is the user's own Python
            ("inference/classify.py", "__import__"),     # its own package, when it runs as a script
            ("tests/helpers/programs.py", "runpy"), ("tests/test_augment.py", "runpy"),  # the project's own commands
-           ("tests/test_readme.py", "exec"),            # the code of the docs
+           ("tests/test_readme.py", "exec"), ("tests/test_train.py", "exec"),  # the code of the docs
            ("tests/test_untrusted.py", "pickle")}
 
 
