@@ -129,4 +129,4 @@ def global_mean(values: torch.Tensor, count: torch.Tensor | int | None = None) -
     if world > 1:
         dist.all_reduce(sums)
     mean, scaled = sums[0] / sums[1].clamp_min(1), total * (world / sums[1].clamp_min(1))
-    return scaled + (mean - scaled).detach()  # the value is the mean, the gradient that of `scaled`
+    return mean + (scaled - scaled.detach())  # the value is exactly the mean, the gradient that of `scaled`
