@@ -6,7 +6,7 @@ import torch
 
 from engine.random import normal, uniform
 
-NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from; it goes on round its edges
+NOISE = 512  # side of the field of Gaussian noise that all samples cut their windows from; it wraps around at the edges
 
 
 def noise_field(seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@
 
 A file is known by its absolute path, size and time of change, so a start only looks at those. One index serves all data of
 a side, so a start reads all of its lines, the other data's too: about 2 us each, two seconds for a million images.
-Pixels reach the disk before their line is written: what has a whole line is whole, and a build that was killed goes on
+Pixels reach the disk before their line is written: what has a whole line is whole, and a build that was killed continues
 after the last one. A cache that is damaged in any other way is built anew: nothing is in it that cannot be decoded again.
 Its files are then new ones, so whoever still maps the old pixels keeps them.
 Rows of files that changed or went stay until the folder is deleted, which is safe whenever no run is starting.

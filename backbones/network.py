@@ -13,7 +13,7 @@ from .head import Head
 
 
 class EmbeddingNetwork(nn.Module):
-    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,e]`, not normalised to length 1.
+    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,e]`, not normalized to length 1.
 
     The mean and deviation the features expect are part of the network, so they travel with every export.
     """

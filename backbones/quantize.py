@@ -68,17 +68,17 @@ def to_int8(proto: onnx.ModelProto, images: np.ndarray, layers: list[str] | None
         raise UserError(f"int8: the network has no layer of at least {LARGE} weights, so nothing would gain; use --fp16")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         exact, path = Path(folder, "exact.onnx"), Path(folder, "int8.onnx")
-        onnx.save(proto, exact)  # given the model itself, it would move its weights to a file that is gone afterwards
-        quantize_static(exact, path, _Pictures(images, proto.graph.input[0].name), quant_format=QuantFormat.QDQ,
+        onnx.save(proto, exact)  # given the model itself, it would move its weights to a file that is deleted afterwards
+        quantize_static(exact, path, _Images(images, proto.graph.input[0].name), quant_format=QuantFormat.QDQ,
                         per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                         # Weights of 7 bits: x86 without VNNI adds two 8-bit products in 16 bits, which would saturate.
                         reduce_range=True, nodes_to_quantize=layers, calibrate_method=method,
-                        # MinMax: the mean of the pictures' own ranges, since one odd one of hundreds may have thrice that.
+                        # MinMax: the mean of the images' own ranges, since a single image may have three times that.
                         extra_options={"CalibMovingAverage": method == CalibrationMethod.MinMax})
         return onnx.load(path)
 
 
-class _Pictures(CalibrationDataReader):
+class _Images(CalibrationDataReader):
     def __init__(self, images, name):
         self.name, self.images = name, iter(images)
 
@@ -89,7 +89,7 @@ class _Pictures(CalibrationDataReader):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without what the quantiser has to say of its progress, and of a preparation that would undo HardSwish."""
+    """Without the quantizer's messages about its progress, and about a preparation that would undo HardSwish."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

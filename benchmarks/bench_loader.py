@@ -135,7 +135,7 @@ def started(loader):
 
 def stall(report, data, temporary):
     """(b) The share of a training loop of lcnet_050 that passes in waiting for the next batch; of the host's time, so on a
-    GPU, which goes on meanwhile with what it was given, a bound from above."""
+    GPU, which computes meanwhile, this is an upper bound."""
     size, steps, warm_up = (16, 6, 2) if report.quick else (BATCH, 320 if DEVICE.type == "cuda" else 20, 4)
     cfg = load_config("configs/lcnet_cos", [f"data={data}", f"cache={temporary}/cache", "pretrained=false",
                                             f"batch_size={size}", f"max_steps={steps}"])
@@ -166,7 +166,7 @@ def stall(report, data, temporary):
 def memory(report, listed, cache):
     """(c) What loading takes at its peak, by this process and its workers together."""
     if not os.path.exists("/proc/self/smaps_rollup"):
-        report.say("memory of the loaders: not measured, as this system does not tell it (/proc/PID/smaps_rollup)")
+        report.say("memory of the loaders: not measured, since this system does not report it (/proc/PID/smaps_rollup)")
         return
     images, batch = ImageFolders(listed, SIZE, cache), QUICK_BATCH if report.quick else BATCH
     peak = {}
@@ -174,7 +174,7 @@ def memory(report, listed, cache):
     for name, make_loader, batches in (("peer", lambda: peers(images.paths, batch), few),
                                        ("ours", lambda: ours(images, batch), 20 * few)):
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or taking it again would not show
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is returned, so that taking it again is measured
         found, done = [before := held()], threading.Event()
 
         def watch():

@@ -35,7 +35,7 @@ def matmuls(queries, references):
 
 
 def agreement(ours, theirs) -> str:
-    """faiss orders by float32 sums, ours by float64 ones rounded: they may exchange neighbours that float32 cannot tell."""
+    """faiss orders by float32 sums, ours by float64 ones rounded: the order of nearly equal scores may differ."""
     differ = ours[1] != theirs[1]
     apart = np.abs(ours[0] - theirs[0])[differ].max(initial=0)
     return (f"{differ.size - differ.sum()} of {differ.size} ids are faiss's"

@@ -123,7 +123,7 @@ def peak_memory(function: Callable[[], object]) -> int:
         function()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or taking it again would not show
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is returned, so that taking it again is measured
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = _resident("VmRSS")
     function()

@@ -26,7 +26,7 @@ def keys_of(task: str) -> dict[str, Key]:
 
 
 def find_config(path: str) -> Path:
-    """The file behind `configs/lcnet_cos`, `lcnet_cos.py` or a path of one's own, from whatever folder one stands in."""
+    """The file of `configs/lcnet_cos`, `lcnet_cos.py` or another path, whatever the current folder is."""
     given = Path(path)
     if not given.name:
         raise UserError(f"config {path}: not a file; configs/ has: " + ", ".join(names()))

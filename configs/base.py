@@ -1,4 +1,4 @@
-"""The keys of every run: how the loop goes, whatever it learns. A task declares its own keys beside these (tasks/).
+"""The keys of every run, whatever its task. A task declares its own keys beside these (tasks/).
 
 A config file holds what differs from the defaults; `key=value` on the command line wins over both.
 Learning rates of AdamW are stated for a global batch of 512 and follow it with the square root
@@ -31,12 +31,13 @@ seed = Key(0, "of every random number of the run")
 
 # the run's folder
 output = Key("", "folder of the run; default: work_dirs/<name of the config>")
-resume = Key("false", "false: start anew; auto: go on from output's newest whole checkpoint; or a checkpoint folder",
+resume = Key("false", "false: start anew; auto: resume from the newest whole checkpoint of output; or a checkpoint folder",
              also=(bool,))
 log_every = Key(20, "steps between two lines of the log", least=1)
 save_every = Key(1000, "steps between two checkpoints; 0: by the clock and at the end alone", least=0)
-save_minutes = Key(30.0, "and whenever this long went by without a checkpoint; 0: never", least=0)
+save_minutes = Key(30.0, "and whenever so many minutes have passed without a checkpoint; 0: never", least=0)
 keep_checkpoints = Key(2, "the newest ones are kept, and the best", least=1)
 eval_every = Key(0, "steps between two evaluations; 0: at the end alone", least=0)
 max_skipped = Key(100, "the run ends after so many steps in a row without a finite loss; 0: never", least=0)
-stall_minutes = Key(10.0, "and when a step stands still for so long, with a line that says on which rank; 0: never", least=0)
+stall_minutes = Key(10.0, "the run also ends when a step takes longer than this, with a line that names the rank; 0: never",
+                    least=0)

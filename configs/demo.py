@@ -1,4 +1,4 @@
-"""The embedded default: made documents, labelled by type, on a CPU in minutes. 2.01 MB.
+"""The embedded default: synthetic documents, labeled by type, on a CPU in minutes. 2.01 MB.
 
 800 types x 1 = 800 classes; 65 epochs x 2,400 images = 156,000 images, 1,219 steps of 128. A low scale and a small margin
 learn fastest in so short a run.

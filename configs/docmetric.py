@@ -1,5 +1,6 @@
-"""The shipped model's recipe: lcnet_strong's network and augmentation over real pictures, photos made of them and made
-documents (tools/release.sh says which); a scale and margin that learn fast, a quarter of the centres in a step. 2.47 MB.
+"""The shipped model's recipe: lcnet_strong's network and augmentation over real images, synthetic captures of them, and
+synthetic documents (see tools/release.sh); a scale and margin that learn fast, a quarter of the class centers in a step.
+2.47 MB.
 
 39,392 classes, 89,784 views of 29,598 images; 7,500 steps of 256 = 1.9 M, each view 21 times.
 """

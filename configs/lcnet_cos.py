@@ -1,7 +1,7 @@
 """ln-cos: lcnet_050, flatten 256 x 4 x 4 = 4,096 -> 256, CosFace. 5.54 MB.
 
-The reference's recipe: AdamW on network and centres alike, a 0.3 sample of the centres. Unlike its code, norms do not
-decay, centres that are not sampled stay, and the network sees RGB with ImageNet's statistics.
+The reference's recipe: AdamW on network and class centers alike, a 0.3 sample of the centers. Unlike its code, norms do not
+decay, centers that are not sampled do not move, and the network sees RGB with ImageNet's statistics.
 16,256 images x 24 = 390,144 classes; 131 epochs x 390,144 = 51.1 M images, 99,822 steps of 512.
 """
 pretrained = True

@@ -1,4 +1,4 @@
-"""Stopped, killed, on another number of ranks, with damaged files or a full disk: the run goes on as if nothing had been."""
+"""Stopped, killed, on another number of ranks, with damaged files or a full disk: the run resumes as if nothing happened."""
 import errno
 import json
 import multiprocessing
@@ -28,7 +28,7 @@ from train_v2 import train
 
 
 def signalled(step, rank_of_signal, rank, number=signal.SIGTERM):
-    """Let the process of one rank get a signal in the middle of an optimiser step. Returns what undoes it."""
+    """Let the process of one rank get a signal in the middle of an optimizer step. Returns what undoes it."""
     original = RegistrationTask.losses
 
     def losses(self, batch):
@@ -301,7 +301,7 @@ def test_files_are_what_safetensors_writes(tmp_path):
 def a_run_that_does_not_end(file):
     with StopSignals():
         Path(file).touch()
-        time.sleep(30)  # goes on after a signal
+        time.sleep(30)  # continues after a signal
         time.sleep(30)
 
 

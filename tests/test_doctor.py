@@ -31,7 +31,7 @@ from tools.doctor.estimate import cost, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--set", "network=test_efficientnet", "image_size=64", "embedding_size=32", "batch_size=64", "cache=false"]
-SIDE = 80  # of the squares for that size
+SIDE = 80  # of the resized images for that size
 
 
 @functools.cache
@@ -241,7 +241,7 @@ def test_what_differs_in_one_field_is_no_duplicate(kind, tmp_path):
 
 @pytest.mark.parametrize("scale", [1, 2])  # at twice the size it is decoded at half of it
 def test_a_page_to_another_name_is_no_duplicate(scale, tmp_path):
-    """One word in forty lines, which the small squares do not show."""
+    """One word in forty lines, which the small images do not show."""
     page, paths = np.full((1400, 1000, 3), 250, np.uint8), []
     words = np.random.default_rng(0).integers(97, 123, (40, 60)).astype(np.uint8)
     words[np.random.default_rng(1).random(words.shape) < 0.17] = 32
@@ -264,7 +264,7 @@ def test_another_color_is_another_document(tmp_path):
                   save(tmp_path / "red again.jpg", red, quality=50)]) == [{"red.jpg", "red again.jpg"}]
 
 
-def test_bytes_pixels_and_pictures_are_told_apart(tmp_path, capsys):
+def test_same_bytes_same_pixels_and_saved_again_are_different_kinds(tmp_path, capsys):
     image = save(tmp_path / "a.jpg", form(0)).read_bytes()
     (tmp_path / "b.jpg").write_bytes(image)
     save(tmp_path / "c.png", cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR), ".png")
@@ -275,7 +275,7 @@ def test_bytes_pixels_and_pictures_are_told_apart(tmp_path, capsys):
         ("a.jpg", "", ""), ("b.jpg", "bytes", ""), ("c.png", "pixels", ""), ("d.jpg", "picture", "turned by 90 degrees")]
     assert group["contradiction"] and not group["leak"] and not group["labels_differ"]
     text = run_text(capsys, tmp_path)
-    assert "3 repeat a picture: 1 the same bytes, 1 the same pixels in other bytes, 1 the same picture saved again" in text
+    assert "3 repeat an image: 1 the same bytes, 1 the same pixels in other bytes, 1 the same image saved again" in text
 
 
 def test_leakage_comes_first_and_is_counted(tmp_path, capsys):
@@ -289,8 +289,8 @@ def test_leakage_comes_first_and_is_counted(tmp_path, capsys):
     assert [file["role"] for file in duplicates["groups"][0]["files"]] == ["train", "eval"]
     assert duplicates["groups"][0]["leak"] and not duplicates["groups"][1]["leak"]
     text = run_text(capsys, tmp_path / "train", "--eval", tmp_path / "test")
-    assert text.split("\n\n")[1].startswith("LEAKAGE: 1 file to evaluate on, of 1 picture")
-    assert "DUPLICATES: 1 picture" in text
+    assert text.split("\n\n")[1].startswith("LEAKAGE: 1 file to evaluate on, of 1 image")
+    assert "DUPLICATES: 1 image" in text
 
 
 def test_no_leakage_is_said(tmp_path, capsys):
@@ -345,17 +345,17 @@ def test_the_search_finds_what_comparing_all_with_all_finds(count, seed):
 
 def test_a_tree_knows_how_its_members_are_turned():
     rng = np.random.default_rng(0)
-    pictures = [rng.permutation(9).reshape(3, 3)]
+    images = [rng.permutation(9).reshape(3, 3)]
     links = []
     for number in range(1, 40):  # a random tree, its links in either direction
         parent, view = int(rng.integers(number)), int(rng.integers(8))
-        pictures.append(view_of(pictures[parent], view))
-        back = next(v for v in range(8) if np.array_equal(view_of(pictures[number], v), pictures[parent]))
+        images.append(view_of(images[parent], view))
+        back = next(v for v in range(8) if np.array_equal(view_of(images[number], v), images[parent]))
         links.append((parent, number, view, 0.5) if number % 2 else (number, parent, back, 0.5))
     tree, alone = trees(41, links)
-    assert sorted(picture for picture, *_ in tree) == list(range(40)) and alone == [(40, 0, 0.0)]
-    for picture, view, _ in tree:
-        assert np.array_equal(view_of(pictures[0], view), pictures[picture])
+    assert sorted(image for image, *_ in tree) == list(range(40)) and alone == [(40, 0, 0.0)]
+    for image, view, _ in tree:
+        assert np.array_equal(view_of(images[0], view), images[image])
 
 
 def test_a_thousand_identical_files_are_one_group_and_no_comparison(tmp_path, monkeypatch, capsys):
@@ -375,7 +375,7 @@ def test_a_thousand_blank_files_are_no_group_and_no_comparison(tmp_path, monkeyp
     assert document["duplicates"]["groups"] == [] and len(document["odd"]["blank"]) == 1000
 
 
-def test_many_copies_of_a_picture_take_few_comparisons(monkeypatch):
+def test_many_copies_of_an_image_take_few_comparisons(monkeypatch):
     """Each saved again: as many comparisons as copies, not as pairs; of each at most one more is of a wrong view."""
     compared = []
     monkeypatch.setattr(duplicates, "difference", lambda *pair: compared.append(difference(*pair)) or compared[-1])
@@ -468,7 +468,7 @@ def test_the_command_of_the_readme(planted, tmp_path):
     done = command("doctor", planted / "scans", "--eval", planted / "types", "--report", tmp_path / "report", *SMALL)
     assert done.returncode == 0, done.stderr.decode()
     text = done.stdout.decode()
-    for said in ("LEAKAGE: 1 file", "SKIPPED: 1 file", "DUPLICATES: 1 picture", "1 file blank", "1 file smaller",
+    for said in ("LEAKAGE: 1 file", "SKIPPED: 1 file", "DUPLICATES: 1 image", "1 file blank", "1 file smaller",
                  "216 classes", "images/s", "on this machine with one process"):
         assert said in text, said
     assert done.stderr.decode().splitlines() == [f"report: {tmp_path}/report/report.html"]  # no bars where no terminal is

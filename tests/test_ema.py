@@ -1,4 +1,4 @@
-"""The moving average of the weights: its values, what it leaves out; that it is judged, published and resumed."""
+"""The moving average of the weights: its values, what it excludes; that it is evaluated, published and resumed."""
 import numpy as np
 import pytest
 import torch

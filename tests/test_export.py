@@ -110,7 +110,7 @@ def test_metadata_of_a_run_without_evaluation(tmp_path):
 
 
 def test_classify_sees_a_picture_as_torch_does(run_folder, tmp_path):
-    """From the file on disk to the feature: colour order, range, mean and layout are nowhere exchanged."""
+    """From the file on disk to the feature: color order, range, mean and layout are the same everywhere."""
     path, model, _ = run_folder
     bgr = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), bgr)

@@ -139,7 +139,7 @@ def test_a_box_is_where_its_pixels_are(tmp_path):
             visible = move_boxes(boxes, *task.augment.geometry(position, view))[1][:, 0]
             assert not differ[visible == 0].any() and objects.image.tolist() == (visible >= 0.4).nonzero().flatten().tolist()
             for image, box in zip(objects.image.tolist(), objects.box.tolist()):
-                if visible[image] == 1:  # what is cut off may go on beyond the image, whose border is continued
+                if visible[image] == 1:  # what is cut off may continue beyond the image, whose border is continued
                     (rows, columns), compared = differ[image].nonzero(), compared + 1
                     hull = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
                     assert np.abs(np.subtract(hull, box)).max() <= 1.5, (name, fit, preset, hull, box)
@@ -512,11 +512,11 @@ def test_wrong_settings_are_named(folder, tmp_path):
             build(folder, tmp_path / "run", f"boxes={tmp_path / 'coco.json'}")
         assert "coco.json" in str(error.value) and "\n" not in str(error.value)
     other = write_coco(tmp_path / "other.json", {f"elsewhere/{i}.png": ((128, 96), []) for i in range(3)})
-    stranger = write_coco(tmp_path / "stranger.json", {"000.png": ((128, 96), [])}, ["disk", "hexagon"])
+    foreign = write_coco(tmp_path / "foreign.json", {"000.png": ((128, 96), [])}, ["disk", "hexagon"])
     for change, says in (
             (["boxes="], "write boxes=FILE"), ([f"boxes={tmp_path / 'none.json'}"], "none.json: cannot be read"),
             ([f"boxes={other}"], "none of its images is in data: it lists elsewhere/0.png, data has 000.png"),
-            ([f"eval_data={folder}", f"eval_boxes={stranger}"], "'hexagon' is none of the network's classes"),
+            ([f"eval_data={folder}", f"eval_boxes={foreign}"], "'hexagon' is none of the network's classes"),
             ([f"eval_data={folder}", f"eval_boxes={other}"], "none of its images is in eval_data"),
             ([f"eval_data={folder}"], "give both or neither"), (["strides=[16,4]"], "whole numbers that grow"),
             (["strides=[]"], "whole numbers that grow"), (["strides=[4,7]"], "choose some of .4, 8, 16, 32."),

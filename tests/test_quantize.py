@@ -42,10 +42,10 @@ class Small(nn.Module):
 
 
 def draw(folder, count, seed=0):
-    """`count` pictures, each of four colours."""
+    """`count` images, each of four colors."""
     folder.mkdir(parents=True)
-    for index, colours in enumerate(np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), np.uint8)):
-        cv2.imwrite(str(folder / f"{index:03}.png"), cv2.resize(colours, (24, 24), interpolation=cv2.INTER_CUBIC))
+    for index, colors in enumerate(np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), np.uint8)):
+        cv2.imwrite(str(folder / f"{index:03}.png"), cv2.resize(colors, (24, 24), interpolation=cv2.INTER_CUBIC))
     return folder
 
 
@@ -61,7 +61,7 @@ def exact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return sorted(draw(tmp_path_factory.mktemp("pictures") / "all", 40).iterdir())
+    return sorted(draw(tmp_path_factory.mktemp("images") / "all", 40).iterdir())
 
 
 def test_only_large_dense_layers_are_chosen(exact):
@@ -84,25 +84,25 @@ def test_a_layer_computes_what_the_formula_says():
         [from_array(weight, "w"), from_array(bias, "b")])
     proto = make_model(graph, opset_imports=[make_opsetid("", onnx_export.OPSET)], ir_version=10)
     images = random.integers(10, 250, (8, 8, 8, 3), np.uint8)
-    quantised = to_int8(proto, images)
+    quantized = to_int8(proto, images)
 
-    constants = {tensor.name: to_array(tensor) for tensor in quantised.graph.initializer}
-    made_by = {node.output[0]: node for node in quantised.graph.node}
-    conv = next(node for node in quantised.graph.node if node.op_type == "Conv")
+    constants = {tensor.name: to_array(tensor) for tensor in quantized.graph.initializer}
+    made_by = {node.output[0]: node for node in quantized.graph.node}
+    conv = next(node for node in quantized.graph.node if node.op_type == "Conv")
     (s_x, z_x), (s_w, _) = ([constants[name] for name in made_by[port].input[1:3]] for port in conv.input[:2])
     q_w, q_b = (constants[made_by[port].input[0]].astype(np.int64) for port in conv.input[1:])
     s_y, z_y = (constants[name] for name in made_by["feats"].input[1:3])
     assert z_x.dtype == np.uint8 and constants[made_by[conv.input[1]].input[0]].dtype == np.int8
     assert 60 <= np.abs(q_w).max() <= 64  # 7 bits
     assert np.abs(q_w * s_w[:, None, None, None] - weight).max() <= s_w.max() * 0.51
-    assert abs(s_x * 255 - images.max((1, 2, 3)).mean() / 255) < .01  # the mean of the pictures' ranges, which include 0
+    assert abs(s_x * 255 - images.max((1, 2, 3)).mean() / 255) < .01  # the mean of the images' ranges, which include 0
 
     x = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     q_x = np.clip(np.rint(x / s_x) + z_x, 0, 255).astype(np.int64) - z_x
     windows = np.lib.stride_tricks.sliding_window_view(q_x, (7, 7), axis=(2, 3))  # (N, 3, 2, 2, 7, 7)
     sums = np.einsum("nchwij,kcij->nkhw", windows, q_w) + q_b[:, None, None]
     q_y = np.clip(np.rint(sums * (s_x * s_w / s_y)[:, None, None]) + z_y, 0, 255) - z_y
-    feats, = onnxruntime.InferenceSession(quantised.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+    feats, = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=["CPUExecutionProvider"]).run(
         None, {"img": x})
     steps = np.abs(feats / s_y - q_y)
     assert steps.max() < 1.01 and (steps > 0.01).mean() < 0.01  # rounding in float32 may fall to the other side

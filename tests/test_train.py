@@ -264,7 +264,7 @@ def test_the_run_folder_holds_everything(folder, tmp_path):
             cv2.imwrite(str(types / str(i) / f"{name}.png"), cv2.imread(str(folder / f"{i}.png")))
     out = tmp_path / "run"
     metrics = train(settings(folder, out, f"eval_data={types}", "eval_every=3"), Ranks(0, 1, CPU))
-    assert metrics["top1"] == 1  # photo and reference are the same picture
+    assert metrics["top1"] == 1  # photo and reference are the same image
     assert json.loads((out / "eval.json").read_text())["auroc"] == metrics["auroc"]
     assert json.loads((out / "config.json").read_text())["batch_size"] == 13
     assert json.loads((out / "run.json").read_text())["num_classes"] == 56

@@ -150,7 +150,7 @@ def test_no_finite_loss_for_many_steps_ends_the_run(folder, tmp_path, monkeypatc
         train(settings(folder, tmp_path / "run", *more), Ranks(0, 1, CPU))
     assert rows(tmp_path / "run", "skipped") == [0, 2, 4]
     assert "error: the loss" in (tmp_path / "run/training.log").read_text()
-    # The run that goes on, from step 5, counts on; and 0 is no limit.
+    # The run that resumes from step 5 continues the count; and 0 is no limit.
     with pytest.raises(UserError, match="not finite 4 times in a row, up to step 6"):
         train(settings(folder, tmp_path / "run", *more, "resume=auto"), Ranks(0, 1, CPU))
     train(settings(folder, tmp_path / "other", "max_skipped=0"), Ranks(0, 1, CPU))

@@ -8,7 +8,7 @@ A row is a run of train_v2.py, from scratch, over the same images and the same n
 `python -m eval` on every --eval folder (of types that are in none of --data). --list shows what each row changes; `x8` and
 `x24` need --data folders that state no expansion. OUT/NAME is a row's run, OUT/rows.json holds the finished rows: after a
 stop the same command continues. At the end OUT/table.md is written and printed. One seed and a short budget: `seed-1` and
-`seed-2` tell what is noise. --same-time gives two rows the same time instead, from a short measurement of each one's speed.
+`seed-2` show what is noise. --same-time gives two rows the same time instead, from a short measurement of each one's speed.
 """
 import csv
 import json
@@ -35,8 +35,8 @@ ROWS = {
     "reference": ("configs/lcnet_cos expansion=1", ""),
     # The one place where the recipes are fitted to a short budget, in ours alone: some hundred steps are far from
     # convergence. There a low scale and a small margin learn fastest (at s = 64 nearly all of the softmax lies on one wrong
-    # class while the cosines mean nothing yet), small batches make more steps of the samples, and the network bears a higher
-    # rate. One class an image: 24 need 24 times the samples. The reference keeps what it published but for that.
+    # class while the cosines mean nothing yet), small batches make more steps of the samples, and the network tolerates a
+    # higher rate. One class an image: 24 need 24 times the samples. The reference keeps what it published but for that.
     "ours": ("configs/lcnet_strong expansion=1 batch_size=128 lr=0.01 s=16.0 m=0.2", "LBN squeeze"),
     # from the reference's recipe to ours, a part at a time; what then remains is the fit to a short budget
     "reference-strong": ("reference augment=strong", ""),

@@ -1,4 +1,4 @@
-"""How long the training demo of ./run.sh will take on this machine, told before it begins.
+"""How long the training demo of ./run.sh will take on this machine, printed before it begins.
 
     python -m tools.demo_time                            # for the 800 types x 3 copies that ./run.sh makes
     python -m tools.demo_time --types 100 --copies 2

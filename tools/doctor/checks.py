@@ -1,4 +1,4 @@
-"""What there is below a folder, and what one look at each file tells: can training use it, and what is unusual."""
+"""What there is below a folder, and what one look at each file shows: can training use it, and what is unusual."""
 import hashlib
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ BLANK_NOISE = 7.0  # gray levels of deviation beyond which there is texture, not
 BLANK_STEP = 8.0   # gray levels that ink differs from the paper around it, at least
 BLANK_SHARE = 1.5e-4  # of the pixels: the number of a page alone takes twice that
 BLANK_UNEVEN = 2.5  # gray levels by which one part of an empty page may be noisier than another
-BLANK_SHADE = 120  # gray levels from one end of an empty page to the other: more is a picture
+BLANK_SHADE = 120  # gray levels from one end of an empty page to the other: above that it is not blank
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Whether two images show one picture that was saved twice: recompressed, resized, brightened, slightly cropped.
+"""Whether two files hold one image that was saved twice: recompressed, resized, brightened, slightly cropped.
 
 One is laid over the other: corner points are followed by optical flow (Lucas-Kanade) and give an affine map (RANSAC). Its
 gray levels are mapped to the other's by the curve that fits best, so that brightness, contrast and clipped whites do not
@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 SIDE, LARGE = 128, 256  # pixels of the resized images; most different ones differ visibly in the small ones
-ALIKE = 0.85   # of the correlation of small images; of 5,200 that show one picture the lowest has 0.886
-LIMIT = 1.15   # largest difference that one and the same picture may show
+ALIKE = 0.85   # of the correlation of small images; of 5,200 pairs of copies the lowest has 0.886
+LIMIT = 1.15   # largest difference between two copies of one image
 QUIET = 0.3    # a difference up to this need not be like the others
 ALONE = 8.0    # times what 98 % of the image's structure shows: a larger one is a changed field
 REACH = 0.06   # how far a corner may move, in sides: 3 % cut off on each side move it by 0.03
@@ -28,14 +28,14 @@ NEARBY = np.exp(-np.arange(-24, 25) ** 2 / (2 * 8 ** 2))  # weights of gray leve
 
 
 def may_be_one(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two small images, gray uint8 `[32,32]`, may show one picture, by their correlation at the best shift of up to
-    2 pixels: a quick look that spares four of five candidates the comparison by `difference`."""
+    """Whether two small images, gray uint8 `[32,32]`, may be one image, by their correlation at the best shift of up to
+    2 pixels: a quick test, after which one of five candidates is still to be compared by `difference`."""
     a, b = (cv2.GaussianBlur(image, (0, 0), 1) for image in (a, b))
     return cv2.matchTemplate(b, a[2:-2, 2:-2], cv2.TM_CCOEFF_NORMED).max() >= ALIKE
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """How much BGR uint8 `a` and `b`, both `[s,s,3]`, differ where they differ most: at most 1 for one and the same picture,
+    """How much BGR uint8 `a` and `b`, both `[s,s,3]`, differ where they differ most: at most 1 for one and the same image,
     infinite where none can be laid over the other. s: SIDE, or LARGE, which shows a name that differs on a whole page."""
     a, b = (cv2.cvtColor(image, cv2.COLOR_BGR2YCrCb) for image in (a, b))
     place = _place(a[:, :, 0], b[:, :, 0])

@@ -1,8 +1,8 @@
-"""Files that show one picture: the same bytes, the same pixels, or the same picture saved again, whichever way up.
+"""Files that hold one image: the same bytes, the same pixels, or the image saved again, in any of eight orientations.
 
-Files of the same pixels are one picture from the start. Each picture is searched in its eight orientations among small
-thumbnails (exact search in blocks: 0.1 ms for each picture and 10,000 others), and the few that are alike are compared
-closely (compare.py). Pictures that are linked, directly or through others, are one group.
+Files of the same pixels are one image from the start. Each image is searched in its eight orientations among small
+thumbnails (exact search in blocks: 0.1 ms for each image and 10,000 others), and the few that are alike are compared
+closely (compare.py). Images that are linked, directly or through others, are one group.
 """
 import hashlib
 from collections import defaultdict
@@ -20,10 +20,10 @@ from tools.doctor.checks import Look
 from tools.doctor.compare import LARGE, difference, may_be_one
 
 THUMB = 12             # pixels of a side of the thumbnails that are searched
-ALIKE = 0.75           # of their cosine: all but some 0.2 % of the pictures that were changed as compare.py allows
+ALIKE = 0.75           # of their cosine: all but some 0.2 % of the images that were changed as compare.py allows
 COMPARISONS = 300_000  # at most about so many close ones, 2 ms each: a million forms of one kind are all alike
-NEIGHBOURS = 4, 32     # of a picture are compared, fewer of more pictures
-AT_ONCE = 64           # pictures searched together
+NEIGHBORS = 4, 32      # of an image that are compared: fewer where there are more images
+AT_ONCE = 64           # images searched together
 VIEWS = range(8)       # of `view_of`: quarter turns x flip
 
 
@@ -39,24 +39,24 @@ class Member(NamedTuple):
 def find_groups(paths: list[str], looks: list[Look], progress: bool = True) -> list[list[Member]]:
     """The groups of two files and more, each in the order of `paths`, the groups by their first file.
 
-    Blank pictures are in a group only if their pixels are the same: they are all alike. progress: show bars on stderr, if
+    Blank images are in a group only if their pixels are the same: they are all alike. progress: show bars on stderr, if
     that is a terminal.
     """
-    pictures = defaultdict(list)  # {digest: files}
+    images = defaultdict(list)  # {digest: files}
     for file, look in enumerate(looks):
         if not look.reason:
-            pictures[look.digest].append(file)
-    pictures = list(pictures.values())
-    content = contents(paths, [file for files in pictures if len(files) > 1 for file in files], progress)
+            images[look.digest].append(file)
+    images = list(images.values())
+    content = contents(paths, [file for files in images if len(files) > 1 for file in files], progress)
 
-    searched = [picture for picture, files in enumerate(pictures) if not looks[files[0]].blank]
-    firsts = [pictures[picture][0] for picture in searched]
+    searched = [image for image, files in enumerate(images) if not looks[files[0]].blank]
+    firsts = [images[image][0] for image in searched]
     links = near_links([paths[file] for file in firsts], [looks[file] for file in firsts], progress)
     groups = []
-    for tree in trees(len(pictures), [(searched[a], searched[b], view, apart) for a, b, view, apart in links]):
-        first = pictures[tree[0][0]][0]
-        members = [Member(file, _kind(first, file, picture == tree[0][0], content), view, apart)
-                   for picture, view, apart in tree for file in pictures[picture]]
+    for tree in trees(len(images), [(searched[a], searched[b], view, apart) for a, b, view, apart in links]):
+        first = images[tree[0][0]][0]
+        members = [Member(file, _kind(first, file, image == tree[0][0], content), view, apart)
+                   for image, view, apart in tree for file in images[image]]
         if len(members) > 1:
             groups.append(sorted(members))
     return sorted(groups)
@@ -81,13 +81,13 @@ def contents(paths: list[str], files: Iterable[int], progress: bool) -> dict[int
 
 
 def near_links(paths: list[str], looks: list[Look], progress: bool = True) -> list[tuple[int, int, int, float]]:
-    """(a, b, view, difference) of pictures that are one: `a` seen as `view` is `b`. Enough of them to connect each group."""
+    """(a, b, view, difference) of images that are one: `a` seen as `view` is `b`. Enough of them to connect each group."""
     links, group = [], list(range(len(looks)))
 
-    def find(picture):
-        while group[picture] != picture:
-            group[picture] = picture = group[group[picture]]
-        return picture
+    def find(image):
+        while group[image] != image:
+            group[image] = image = group[group[image]]
+        return image
 
     total = len(looks) * (len(looks) + 1) // 2
     bar = tqdm(desc="searching for near duplicates", total=total, unit="pair", unit_scale=True,
@@ -106,17 +106,17 @@ def near_links(paths: list[str], looks: list[Look], progress: bool = True) -> li
 
 
 def search(rough: list[np.ndarray]) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """(pairs searched, candidates (a, b, view)) block by block: pictures, uint8 `[32,32]`, of which `a` seen as `view` may
-    be `b`: those with a cosine of `ALIKE` and more, of each picture the best with those that come after it."""
+    """(pairs searched, candidates (a, b, view)) block by block: images, uint8 `[32,32]`, of which `a` seen as `view` may
+    be `b`: those with a cosine of `ALIKE` and more, of each image the best with those that come after it."""
     if not rough:
         return
     thumbs = np.stack([_thumb(gray) for gray in rough])  # [n,12,12]
     flat = thumbs.reshape(len(thumbs), -1)
-    neighbours = int(np.clip(COMPARISONS // len(flat), *NEIGHBOURS))
+    neighbors = int(np.clip(COMPARISONS // len(flat), *NEIGHBORS))
     for start in range(0, len(flat), AT_ONCE):
         block = thumbs[start:start + AT_ONCE]
         seen = np.stack([[view_of(thumb, view) for thumb in block] for view in VIEWS]).reshape(-1, THUMB ** 2)
-        scores, found = top_k(seen, flat[start:], neighbours + 1)  # one more: each finds itself
+        scores, found = top_k(seen, flat[start:], neighbors + 1)  # one more: each finds itself
         view, a = np.divmod(np.arange(len(seen)), len(block))
         row, column = np.nonzero(scores >= ALIKE)
         score, a, b, view = scores[row, column], start + a[row], start + found[row, column], view[row]
@@ -124,14 +124,14 @@ def search(rough: list[np.ndarray]) -> Iterator[tuple[int, list[tuple[int, int, 
         best, count = {}, defaultdict(int)
         for a, b, view in zip(a[order].tolist(), b[order].tolist(), view[order].tolist()):
             pair = min(a, b), max(a, b)
-            if a != b and pair not in best and count[a] < neighbours:
+            if a != b and pair not in best and count[a] < neighbors:
                 best[pair] = a, b, view
                 count[a] += 1
         yield len(block) * (len(flat) - start) - len(block) * (len(block) - 1) // 2, list(best.values())
 
 
 def _thumb(gray):
-    """float32 `[12,12]` of length 1, or 0: what is left beside the neighbourhood's mean, which pages share."""
+    """float32 `[12,12]` of length 1, or 0: minus the mean of the neighborhood, which pages share."""
     thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumb -= cv2.GaussianBlur(thumb, (0, 0), THUMB / 4)
     thumb -= thumb.mean()
@@ -139,7 +139,7 @@ def _thumb(gray):
 
 
 def _apart(one, other, view):
-    """The `difference` of (path, look) `one`, seen as `view`, and `other`. Where they seem to be one picture, and both files
+    """The `difference` of (path, look) `one`, seen as `view`, and `other`. Where they seem to be one image, and both files
     have more to show, these are read once more: a name alone may be what tells two pages apart."""
     def seen(image):
         return np.ascontiguousarray(view_of(image, view))
@@ -150,17 +150,17 @@ def _apart(one, other, view):
     if apart <= 1 and one[1].large and other[1].large:
         try:
             a, b = (resize(load_image(path, LARGE), LARGE) for path, _ in (one, other))
-        except ImageError:  # it was deleted meanwhile
+        except ImageError:  # it was deleted in the meantime
             return apart
         apart = difference(seen(a), b)
     return apart
 
 
 def _tables():
-    """(after, inverse): view after[v][u] is view v of view u; view inverse[v] of view v is the picture as it was."""
-    picture = np.arange(9).reshape(3, 3)
-    number = {view_of(picture, view).tobytes(): view for view in VIEWS}
-    after = [[number[view_of(view_of(picture, u), v).tobytes()] for u in VIEWS] for v in VIEWS]
+    """(after, inverse): view after[v][u] is view v of view u; view inverse[v] of view v is the image as it was."""
+    image = np.arange(9).reshape(3, 3)
+    number = {view_of(image, view).tobytes(): view for view in VIEWS}
+    after = [[number[view_of(view_of(image, u), v).tobytes()] for u in VIEWS] for v in VIEWS]
     return after, [after[v].index(0) for v in VIEWS]
 
 
@@ -168,19 +168,19 @@ AFTER, INVERSE = _tables()
 
 
 def trees(count: int, links: list[tuple[int, int, int, float]]) -> Iterator[list[tuple[int, int, float]]]:
-    """The groups that `links` make of `count` pictures: (picture, view, difference) of each, the lowest first; `view` is
+    """The groups that `links` make of `count` images: (image, view, difference) of each, the lowest first; `view` is
     that of the first which shows this one, followed along the links."""
-    neighbours = defaultdict(list)
+    neighbors = defaultdict(list)
     for a, b, view, apart in links:
-        neighbours[a].append((b, view, apart))
-        neighbours[b].append((a, INVERSE[view], apart))
+        neighbors[a].append((b, view, apart))
+        neighbors[b].append((a, INVERSE[view], apart))
     reached = [False] * count
     for first in range(count):
         if reached[first]:
             continue
         tree, reached[first] = [(first, 0, 0.0)], True
-        for picture, seen, _ in tree:  # it grows meanwhile
-            for other, view, apart in neighbours[picture]:
+        for image, seen, _ in tree:  # the list grows during the loop
+            for other, view, apart in neighbors[image]:
                 if not reached[other]:
                     reached[other] = True
                     tree.append((other, AFTER[view][seen], apart))

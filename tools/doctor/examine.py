@@ -122,7 +122,7 @@ def _group(members, files: list[File], roots: list[Root], train: int) -> dict:
         file = files[member.file]
         role = "train" if file.root < train else "eval"
         if role == "train":
-            # One picture in two orientations is two views of a label; where there are views, they are classes.
+            # One image in two orientations is two views of a label; where there are views, they are classes.
             own = member.view if roots[file.root].expansion > 1 else 0
             trained.add((file.root, file.label, own) if file.label else member.file)
         else:

@@ -21,7 +21,7 @@ ODD = {
     "extension": "named as another format than they have (they are read all the same)",
     "name": "with control characters, or bytes that are no UTF-8, in their names",
 }
-SHARES = {"bytes": "the same bytes", "pixels": "the same pixels in other bytes", "picture": "the same picture saved again"}
+SHARES = {"bytes": "the same bytes", "pixels": "the same pixels in other bytes", "picture": "the same image saved again"}
 
 
 @dataclass
@@ -57,7 +57,7 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }}
 def _image(path):
     try:
         return small_jpeg(path)
-    except ImageError:  # it was deleted meanwhile
+    except ImageError:  # it was deleted in the meantime
         return ""
 
 
@@ -148,9 +148,9 @@ def _group_rows(groups):
 def _leaks(duplicates):
     groups = [group for group in duplicates["groups"] if group["leak"]]
     if not groups:
-        return Section("No leakage: no picture to evaluate on is among those to train on")
+        return Section("No leakage: no image to evaluate on is among those to train on")
     return Section(f"LEAKAGE: {_number(duplicates['leaked_eval_files'], 'file')} to evaluate on, of "
-                   f"{_number(len(groups), 'picture')} that are trained on too: take them out of one of the two",
+                   f"{_number(len(groups), 'image')} that are trained on too: take them out of one of the two",
                    _groups(groups), _group_rows(groups))
 
 
@@ -159,14 +159,14 @@ def _contradictions(duplicates):
     if not groups:
         return Section("No further duplicates" if duplicates["leaks"] else "No duplicates")
     repeats = duplicates["repeats"]
-    lines = [f"Of {duplicates['files']:,} files in all groups {sum(repeats.values()):,} repeat a picture: "
+    lines = [f"Of {duplicates['files']:,} files in all groups {sum(repeats.values()):,} repeat an image: "
              + ", ".join(f"{repeats[kind]:,} {SHARES[kind]}" for kind in SHARES if kind in repeats)]
     if duplicates["contradictions"]:
-        lines.append(f"{_number(duplicates['contradictions'], 'picture')} of several classes, which the network would have "
+        lines.append(f"{_number(duplicates['contradictions'], 'image')} of several classes, which the network would have "
                      "to tell apart though they look the same")
     if duplicates["labels_differ"]:
-        lines.append(f"{_number(duplicates['labels_differ'], 'picture')} of several labels, listed first")
-    return Section(f"DUPLICATES: {_number(len(groups), 'picture')} in more than one file", lines + _groups(groups),
+        lines.append(f"{_number(duplicates['labels_differ'], 'image')} of several labels, listed first")
+    return Section(f"DUPLICATES: {_number(len(groups), 'image')} in more than one file", lines + _groups(groups),
                    _group_rows(groups))
 
 
