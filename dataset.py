@@ -1,6 +1,6 @@
 """Folders of images -> classes by expansion -> samples in an order -> batches, by (seed, position in the run) alone.
 
-A batch is a dict: image uint8 [B,3,c,c] RGB, whole images as squares; label int64 [B]; id, a list of B str, by which other
+A batch is a dict: image uint8 [B,3,c,c] RGB, whole images, resized; label int64 [B]; id, a list of B str, by which other
 data can be joined; view (which part of the image, which way up) and position (place in the run's stream of samples), int64
 [B] each. The view is taken on the image's device, in one resampling with the augmentation.
 """
@@ -34,8 +34,8 @@ from inference.image import ImageError, fit_square, list_images, load_image, map
 
 EXPANSIONS = (1, 8, 24)
 AHEAD = 3  # micro-batches that lie ready
-TOGETHER = 4096  # samples whose place in the order is worked out at once: ten times as fast as by 256
-MAX_ASPECT = 50  # a longer strip, as a square, shows nothing that would make it a class of its own
+TOGETHER = 4096  # samples whose place in the order is computed at once: ten times as fast as by 256
+MAX_ASPECT = 50  # a longer strip, resized to a square, shows nothing that would make it a class of its own
 
 log = logging.getLogger("docmetric")
 
@@ -108,11 +108,11 @@ class ImageFolders:
 
     listed: what `list_roots` gives. size: the network's input, pixels. cache: True or a folder: decode each file once, into
     that folder (`augment/image_cache.py`); False: whenever it is wanted. The pixels are the same; `storage` says which it
-    came to. fit: how an image becomes a square (`inference.image.fit_square`).
+    came to. fit: how an image is resized to a square (`inference.image.fit_square`).
     identity: what `ids` are: "path", of each image relative to its root and '/'-joined, or "content", the digest of the
     file's bytes that `b2sum -l 128` prints: the same under any name, but every file is read once more at each start.
     The ranks of a process group see the same files and skip the same ones.
-    Images are squares of `side` pixels that show the whole image; the view is taken from them where they are
+    Resized images have `side` x `side` pixels and show the whole image; the view is taken from them where they are
     augmented (`Augment`, which states how near that is to `view_of`).
     `labels` holds the label of each local class: its folder's, or the image's path relative to its root.
     """
@@ -185,7 +185,7 @@ class ImageFolders:
         return image, view, self._first_class[image] + view
 
     def sample_classes(self) -> torch.Tensor:
-        """The class id of every sample, int64 `[len]`: what the samplers by class go by."""
+        """The class id of every sample, int64 `[len]`: the samplers by class need it."""
         return self.locate(torch.arange(len(self)))[2]
 
     def unique_ids(self) -> dict[str, int]:
@@ -480,7 +480,7 @@ def _merge(files: list[str], skipped: dict[str, str]) -> dict[str, str]:
 
 
 def _content_ids(paths: list[str]) -> list[str]:
-    """The digest of each file's bytes, worked out by the ranks together."""
+    """The digest of each file's bytes, computed by the ranks together."""
     def digest(path):
         try:
             return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()

@@ -74,7 +74,7 @@ def export(item: Export, path: Path, metadata: dict) -> float:
 def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | None) -> tuple[float, float]:
     """Write `exact`, an fp32 file of `export`, to `path` with its large layers in int8 and its other weights in 16 bits.
 
-    files: images, of which INT8_IMAGES at even distances are used; those that cannot be read are left out.
+    files: images, of which INT8_IMAGES at even distances are used; those that cannot be read are skipped.
     evaluated_on: the folder that the thresholds are measured on anew. Where it cannot be used there are none in the file,
     since those of fp32 would not hold, and a warning says so.
     Returns mean and lowest cosine between fp32's features and the file's, on the images that did not calibrate it. Raises
@@ -109,7 +109,7 @@ def export_int8(exact: Path, path: Path, files: list[Path], evaluated_on: str | 
 
 
 def sample(model, files: list[Path], count: int = INT8_IMAGES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`count` of the files at even distances, as `model` sees them, those left out that cannot be read: images uint8 RGB
+    """`count` of the files at even distances, as `model` sees them, without those that cannot be read: images uint8 RGB
     `[N, S, S, 3]`, features float32 `[N, D]`, and bool `[N]`, the fourth part that does not calibrate."""
     spread = np.linspace(0, len(files) - 1, min(len(files), count)).astype(int)
     parts = list(model.stream([files[i] for i in spread]))

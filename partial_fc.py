@@ -171,7 +171,7 @@ class PartialFC(nn.Module):
         return {name: value.detach() for name, value in self.state_dict().items() if name in rows}
 
     def resumed(self, step: int, updates: int) -> None:
-        """Go on from a checkpoint, after `row_state` was filled from it: the next step, and how many updates were made."""
+        """Resume from a checkpoint, after `row_state` was filled from it: the next step, and how many updates were made."""
         self.updates.fill_(updates)
         self.begin_step(step)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: folders of safetensors files with a JSON manifest, no pickle, written while the run goes on.
+"""Checkpoints: folders of safetensors files with a JSON manifest, no pickle, written while the run continues.
 
     step-N/NAME.safetensors                replicated state, the same on all ranks: network, average (EMA), optimizer
     step-N/NAME-START-STOP.safetensors     sharded state, a file for each rank: rows START .. STOP - 1 of class centers
@@ -45,8 +45,8 @@ class Checkpoints:
         with Checkpoints(folder, keep) as checkpoints:      # the end waits until all is written
             checkpoints.save(...)                           # at the same steps on every rank
 
-    `save` returns when everything is copied into host buffers, which stay (pinned, and filled while the host goes on,
-    where the state is on a GPU); a thread writes them. What goes wrong there is a warning, and the run goes on. The
+    `save` returns when everything is copied into host buffers, which stay (pinned, and filled while the host continues,
+    where the state is on a GPU); a thread writes them. What goes wrong there is a warning, and the run continues. The
     threads use no collectives: each rank's puts its files, and then word of them, into one folder that all must see, and
     rank 0's waits for all words, writes the manifest and gives the folder its name.
     """
@@ -114,7 +114,7 @@ class Checkpoints:
             except Exception as error:  # of the disk, mostly; none of them is worth the run
                 written = checkpoint_steps(self.folder)
                 newest = f"its newest checkpoint is that of step {written[-1]}" if written else "without a checkpoint so far"
-                log.warning(f"{what} not written ({first_line(error)}); the run goes on, {newest}")
+                log.warning(f"{what} not written ({first_line(error)}); the run continues, {newest}")
                 shutil.rmtree(partial, ignore_errors=True)
 
         self._thread = threading.Thread(target=work, name=f"checkpoint {step}", daemon=True)
@@ -289,7 +289,7 @@ def write_file(file: Path, tensors: dict[str, torch.Tensor]) -> dict:
     """Write contiguous host tensors as a safetensors file and return its {"bytes", "crc32"}. Raises OSError.
 
     Not by safetensors' own writer: this one gives the checksum of what was meant, reports a full disk as an OSError in
-    every version, and lets the run go on meanwhile, holding Python's lock for moments alone.
+    every version, and lets the run continue meanwhile: it holds Python's lock only for moments.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # so that each lies aligned
     header, at = {}, 0

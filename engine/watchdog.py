@@ -20,11 +20,11 @@ from engine.distributed import Ranks, all_reduce_max
 from inference.errors import UserError, first_line, printable
 
 PERIOD = 2.0        # seconds between two looks
-LAST_WORDS = 2.0    # seconds that a rank which lost contact waits for the reason
+REASON_WAIT = 2.0   # seconds that a rank which lost contact waits for the reason
 # What a rank can do, in the order of a step. An evaluation may take any time, and so may reading the images at the start.
 PHASES = "starting", "loading images", "computing", "saving", "evaluating"
 LIMITED = PHASES[1:4]
-GOES_ON = "resume=auto goes on from the newest checkpoint"
+WAY_OUT = "resume=auto continues from the newest checkpoint"
 log = logging.getLogger("docmetric")
 
 
@@ -83,10 +83,10 @@ class Watchdog:
         where = self._place(*self._where)
         if self.ranks.world > 1 and (isinstance(error, dist.DistError)
                                      or isinstance(error, RuntimeError) and "gloo" in str(error)):
-            reason = self._last_words()
+            reason = self._reason_of_others()
             if reason is None:
                 reason = (f"contact with the other ranks was lost {where} ({_transport(error)}): one was killed, or its "
-                          f"machine is gone; {GOES_ON}")
+                          f"machine is gone; {WAY_OUT}")
                 self._leave_reason(reason)
             return self._mine(reason)
         said = None
@@ -100,8 +100,8 @@ class Watchdog:
                            + (said or f"{type(error).__name__}: {first_line(error)}"))
         return said
 
-    def _last_words(self) -> str | None:
-        deadline = time.monotonic() + LAST_WORDS
+    def _reason_of_others(self) -> str | None:
+        deadline = time.monotonic() + REASON_WAIT
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < deadline:
                 if self._store.check(["end"]):
@@ -160,13 +160,13 @@ class Watchdog:
         if silence > min(self.limit, 5 * self.period):
             step, phase = places[mute]
             return (f"rank {mute} has said nothing for {_span(silence)}, last {self._place(step, PHASES[phase])}: see "
-                    f"whether its process and machine are alive; {GOES_ON}")
+                    f"whether its process and machine are alive; {WAY_OUT}")
         step, phase = min(places.values())
         behind = [rank for rank, place in places.items() if place == (step, phase)]
         who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind[:8]))}{', ...' * (len(behind) > 8)}"
         return (f"the run has stood still for {_span(stands)}; furthest behind: {who}, "
                 f"{self._place(step, PHASES[phase])}. Does its disk and network answer? stall_minutes sets how long a step "
-                f"may take; {GOES_ON}")
+                f"may take; {WAY_OUT}")
 
     def _mine(self, reason: str) -> str:
         return f"rank {self.ranks.rank} stops: {reason}" if self.ranks.world > 1 else reason

@@ -1,4 +1,4 @@
-"""A detector's boxes: out of its heatmaps, and between an image and the square a network takes. numpy and OpenCV only.
+"""A detector's boxes: decoded from its heatmaps; moved between an image and its resized image. numpy and OpenCV only.
 
 Boxes are (x0, y0, x1, y1) in pixels, from edge to edge: pixel i of a row reaches from i to i + 1.
 
@@ -24,13 +24,13 @@ class Detections(NamedTuple):
 
 
 def decode(outputs, strides, threshold: float = 0.3, overlap: float = 0.5, most: int = 1000) -> Detections:
-    """The boxes in a network's outputs for one image, in pixels of the network's square.
+    """The boxes in a network's outputs for one image, in pixels of the resized image.
 
     outputs: for each stride s two arrays, heat and sides. heat `[C,h,w]`: before the sigmoid, the score that an object of a
     class has its center in a cell, s x s pixels. sides `[C,4,h,w]`: how far, in pixels, its left, top, right and bottom side
     are from the cell's center. A cell is a peak where no neighbor has a higher score, which stands for most of a
-    non-maximum suppression (CenterNet, https://arxiv.org/abs/1904.07850); what is left of duplicates, such as one object
-    found at two strides, goes by overlap.
+    non-maximum suppression (CenterNet, https://arxiv.org/abs/1904.07850); duplicates that remain, such as one object
+    found at two strides, are removed by their overlap.
     threshold: of scores. overlap: of two boxes of a class with a higher IoU the one with the lower score is dropped.
     most: so many are kept at most.
     """
@@ -63,18 +63,18 @@ def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def to_square(boxes: np.ndarray, width: int, height: int, size: int, fit: str = "squash") -> np.ndarray:
-    """Boxes `[N,4]` of an image in its square of `size` pixels, as `fit_square` makes it."""
+    """Boxes `[N,4]` of an image in its resized image, `[size, size]`, as `fit_square` makes it."""
     scale, shift = _placed(width, height, size, fit)
     return boxes * scale + shift
 
 
 def to_image(boxes: np.ndarray, width: int, height: int, size: int, fit: str = "squash") -> np.ndarray:
-    """Boxes `[N,4]` of the square of `size` pixels in the image itself, clipped to it."""
+    """Boxes `[N,4]` of the resized image, `[size, size]`, in the image itself, clipped to it."""
     scale, shift = _placed(width, height, size, fit)
     return ((boxes - shift) / scale).clip(0, [width, height, width, height])
 
 
 def _placed(width, height, size, fit):
-    """(scale, shift) of x, y, x, y from the image to its square."""
+    """(scale, shift) of x, y, x, y from the image to its resized image."""
     inner = np.array(fitted_sides(width, height, size, fit))
     return np.tile(inner / [width, height], 2), np.tile((size - inner) // 2, 2)

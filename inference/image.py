@@ -24,7 +24,7 @@ MAX_SCANS = 100  # of a progressive JPEG, which usually has ten: each costs time
 MAX_WAYS = 100  # along which links may lead to one folder: some that point at each other make millions of paths
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
-FITS = ("squash", "pad")  # how an image becomes a square, see `fit_square`
+FITS = ("squash", "pad")  # how an image is resized for a network, see `fit_square`
 
 # JPEG decoders can skip the higher frequencies of each block of 8x8.
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
@@ -164,7 +164,7 @@ def fit_square(image: np.ndarray, size: int, fit: str = "squash") -> np.ndarray:
 
 
 def fitted_sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
-    """(width, height) that `fit_square` gives an image inside its square of `size`, in pixels.
+    """(width, height) that an image has inside the result of `fit_square`, in pixels.
 
     A padded side differs from `size` by an even number, so that the padding is the same on both sides of the image: turned
     and padded is padded and turned.

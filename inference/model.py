@@ -79,7 +79,7 @@ class Model:
         return map_ahead(work, range(0, len(sources), size), ahead=2 * self.threads, threads=self.threads)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, S, S, 3]` -> float32 `[N, D]`, L2-normalised."""
+        """uint8 RGB `[N, S, S, 3]` -> float32 `[N, D]`, L2-normalized."""
         if images.dtype != np.uint8 or images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(f"images are {images.dtype} {images.shape}, "
                              f"expected uint8 [N, {self.image_size}, {self.image_size}, 3]")
@@ -176,7 +176,7 @@ def load_model(path, backend: str = "cpu", threads: int = 0) -> Model:
     model = Model(path, session, _checked_metadata(path, session), backend, threads or default_threads())
     features = model.embed(np.full((2, model.image_size, model.image_size, 3), 128, np.uint8))
     if not np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-3:
-        raise UserError(f"{path}: its features are not L2-normalised; {AGAIN}")
+        raise UserError(f"{path}: its features are not L2-normalized; {AGAIN}")
     return model
 
 
@@ -207,7 +207,7 @@ def _providers(backend):
 
 def _checked_metadata(path, session):
     """What the file says about itself, if it says what `onnx_export.py` wrote and the network agrees."""
-    stranger = UserError(f"{path}: not a model of this project; make one with onnx_export.py")
+    not_ours = UserError(f"{path}: not a model of this project; make one with onnx_export.py")
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         version = metadata["format"]
@@ -225,9 +225,9 @@ def _checked_metadata(path, session):
                 and inputs == [("img", "tensor(float)", [3, size, size])]
                 and outputs == [("feats", "tensor(float)", [width])])
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
-        raise stranger from None
+        raise not_ours from None
     if not ours:
-        raise stranger
+        raise not_ours
     return metadata
 
 

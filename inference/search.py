@@ -2,7 +2,7 @@
 
 One matmul per block of references; the `[N, M]` scores never exist whole. Sorting or partitioning every column would cost
 many times the matmul, so of each block only the maximum of every group of references is taken (one pass over scores
-that lie in the cache), and only the few groups whose maximum reaches what a query's k-th best has so far are looked into.
+that lie in the cache). Only the few groups whose maximum reaches a query's k-th best score so far are searched.
 """
 import numpy as np
 

@@ -129,7 +129,7 @@ def _tiles(shard: Shard) -> Iterator[_Tile]:
     width = min(width, max(1, count))
     logits, unit, gradient = (shard.x.new_empty(size * width) for size in (batch, dims, dims))
 
-    column, order = shard.column.cpu().sort()  # the targets of a tile are neighbours in this order
+    column, order = shard.column.cpu().sort()  # the targets of a tile are neighbors in this order
     bounds = torch.searchsorted(column, torch.arange(0, count + width, width)).tolist()
     column, order = column.to(device), order.to(device)
     for i, start in enumerate(range(0, count, width)):

@@ -9,7 +9,7 @@ def add_angle(cosine: torch.Tensor, angle: float) -> torch.Tensor:
     """cos(theta + angle) of cos(theta), elementwise, with its true gradient; falls with theta everywhere.
 
     Where theta + angle would pass pi the cosine rises again and the margin would reward the wrong direction; from
-    there on it goes on as a straight line, continuous, of slope 1 in cos(theta). At cos = 1 the true slope is
+    there on it continues as a straight line, continuous, of slope 1 in cos(theta). At cos = 1 the true slope is
     infinite; above cos = 1 - 1e-6 the sine is held, which leaves the slope cos(angle).
     """
     held = cosine.clamp(-1 + 1e-6, 1 - 1e-6)

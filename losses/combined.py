@@ -9,7 +9,7 @@ from .margin import Margin
 class CombinedMargin(Margin):
     """cos(m1 * theta + m2) - m3: SphereFace, ArcFace and CosFace in one. Deng et al. 2019, https://arxiv.org/abs/1801.07698
 
-    m1 must be 1 or more; beyond m1 * theta + m2 = pi the curve goes on as a straight line, as ArcFace's does.
+    m1 must be 1 or more; beyond m1 * theta + m2 = pi the curve continues as a straight line, as ArcFace's does.
     """
 
     def __init__(self, s: float = 64.0, m1: float = 1.0, m2: float = 0.0, m3: float = 0.4,

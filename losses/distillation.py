@@ -9,7 +9,7 @@ def soft_target_kl(logits: torch.Tensor, teacher: torch.Tensor, temperature: flo
     Hinton et al. 2015, https://arxiv.org/abs/1503.02531. T^2 keeps the size of the gradient, which falls with 1 / T^2, so
     that the weight against a hard-label loss need not follow T. logits `[B,C]`; teacher `[B,C]`: its logits, or log
     probabilities, which come to the same; no gradient goes to it. has_teacher: bool `[B]`; a sample without a teacher has
-    loss and gradient 0, whatever its row of `teacher` holds. The mean over those that have one is the caller's to take.
+    loss and gradient 0, whatever its row of `teacher` holds. The caller takes the mean over those that have one.
     """
     if logits.shape != teacher.shape:
         raise ValueError(f"logits {list(logits.shape)} and teacher {list(teacher.shape)} must be of the same shape")

@@ -194,7 +194,7 @@ OF_A_FILE = {"bytes": 1, "crc32": "00000000"}
     "", "\xff", "null", "[]", "[" * 100_000, "{}", {"files": {}}, {"step": "3", "files": {}}, {"step": 3, "files": []},
     {"step": 3, "files": {"a": 5}}, {"step": 3, "files": {"a": {}}}, {"step": 3, "files": {"../a": OF_A_FILE}},
     {"step": 3, "files": {"/etc/passwd": OF_A_FILE}}])
-def test_a_strangers_manifest(tmp_path, content):
+def test_an_untrusted_manifest(tmp_path, content):
     if isinstance(content, dict):
         checkpoint.write_manifest(tmp_path, content)
     else:
@@ -218,7 +218,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(folder, tmp_path, monkeypatch, 
     train(settings(folder, tmp_path / "run", *more), Ranks(0, 1, CPU))
     said = [line for line in capsys.readouterr().err.splitlines() if "not written" in line]
     assert len(said) == 1 and "checkpoint of step 4" in said[0] and "No space left on device" in said[0]
-    assert "the run goes on, its newest checkpoint is that of step 2" in said[0]
+    assert "the run continues, its newest checkpoint is that of step 2" in said[0]
     saved = tmp_path / "run" / "checkpoints"
     assert checkpoint_steps(saved) == [2, 5] and damage(saved / "step-2") is damage(saved / "last") is None
     assert not list(saved.glob(".*")) and len(losses_of(tmp_path / "run")) == 5

@@ -46,7 +46,7 @@ def test_full_for_a_while(folder, disk, monkeypatch, capfd):
     train(settings(folder, disk / "run", "max_steps=60", "save_every=10"), Ranks(0, 1, CPU))
     said = capfd.readouterr().err
     assert "Traceback" not in said
-    assert said.count("checkpoint of step 20 not written ([Errno 28] No space left on device); the run goes on") == 1
+    assert said.count("checkpoint of step 20 not written ([Errno 28] No space left on device); the run continues") == 1
     assert said.count("results.csv, TensorBoard: cannot be written at step") == 1
     assert rows(disk / "run", "step") == board_steps(disk / "run") == list(range(1, 61))
     assert checkpoint_steps(disk / "run/checkpoints")[-1] == 60 and damage(disk / "run/checkpoints/step-60") is None
