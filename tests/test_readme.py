@@ -1,4 +1,5 @@
 """What README.md and docs/ name exists (links, commands, options, configs, keys), and they use the project's words."""
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -32,6 +33,10 @@ def commands(path: Path) -> list[list[str]]:
     lines = "\n".join(code_blocks(path, "bash")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`((?:python|torchrun|\./run\.sh|tools/|benchmarks/)[^`\n]* [^`\n]*)`", prose(path))
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def without_comments(blocks: list[str]) -> list[str]:
+    return [ast.unparse(ast.parse(block)) for block in blocks]
 
 
 def source_of(words: list[str]) -> Path | None:
@@ -99,9 +104,13 @@ def test_the_table_of_configs_is_complete():
     assert not missing, f"configs/{missing[0]}.py: add a row to the tables of configs in docs/training.md"
 
 
-def test_both_readmes_have_the_same_commands_and_english_is_short():
+def test_both_readmes_have_the_same_code_and_english_is_short():
+    """Their comments differ, each in its own language; the output in text blocks is the same to the letter."""
     english, chinese = READMES
-    assert code_blocks(english) == code_blocks(chinese) != []
+    assert commands(english) == commands(chinese) != []
+    for language, rest in ("python", without_comments), ("text", lambda blocks: blocks):
+        assert rest(code_blocks(english, language)) == rest(code_blocks(chinese, language)) != []
+    assert len(code_blocks(english)) == len(code_blocks(chinese))
     assert len(english.read_text().splitlines()) <= 150
 
 
