@@ -152,7 +152,7 @@ def without_places(cfg: dict) -> dict:
             return [last(item) for item in value]
         return re.sub(r".*[/\\](?=.)", "", value, flags=re.S) if isinstance(value, str) else value
 
-    return {key: last(value) for key, value in cfg.items()}
+    return {key: value if key == "network" else last(value) for key, value in cfg.items()}  # timm's names have slashes
 
 
 def _to_onnx(network, size, outputs):
@@ -186,7 +186,12 @@ def _save(proto, metadata, path):
 def _parity(network, path, size):
     """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise."""
     generator = np.random.default_rng(0)
-    session, lowest = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), 1.0
+    options, lowest = onnxruntime.SessionOptions(), 1.0
+    options.log_severity_level = 4  # its errors reach the user as one line, through the exception
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        raise UserError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from None
     for batch in PARITY_BATCHES:
         images = generator.integers(0, 256, (batch, 3, size, size)).astype(np.float32) / np.float32(255)
         with torch.inference_mode():

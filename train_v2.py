@@ -77,9 +77,6 @@ class Run:
         earlier = self.resume()
         self.start, self.total = earlier.get("step", 0), self.task.total_steps
         self.best = earlier.get("best"), earlier.get("best_step")  # score and step
-        self.guard = StepGuard(self.task.model, ranks.device, cfg.max_skipped, earlier)
-        self.metrics = MetricLogger(cfg.batch_size, self.start, self.total, ranks.device, earlier, show=ranks.rank == 0)
-
         info = {**self.task.describe(), "world": ranks.world, "device": str(ranks.device), "torch": torch.__version__}
         self.results = begin_output(self.output, cfg, info, self.start) if ranks.rank == 0 else None
         self.log.info("run: " + ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
@@ -153,9 +150,10 @@ class Run:
             try:
                 with self.ema.applied() if self.ema else contextlib.nullcontext():
                     found, = said = [self.task.evaluate()]
-                self.log.info(f"eval {step}/{self.total} "
-                              + " ".join(f"{name} {value:.4f}" for name, value in found.summary.items()))
-                self.results.write({"step": step, "samples": step * self.cfg.batch_size, **found.summary})
+                if found:
+                    self.log.info(f"eval {step}/{self.total} "
+                                  + " ".join(f"{name} {value:.4f}" for name, value in found.summary.items()))
+                    self.results.write({"step": step, "samples": step * self.cfg.batch_size, **found.summary})
             except UserError as error:
                 self.log.warning(f"eval {step}/{self.total} not possible: {error}")
         if self.ranks.world > 1:
@@ -190,6 +188,7 @@ class Run:
         """Load the checkpoint that the config asks for; returns its manifest, {} where there is none to resume from."""
         folder = checkpoint.find(self.cfg.resume, self.output / "checkpoints")
         if folder is None:
+            self.count({})
             return {}
         manifest = checkpoint.read_manifest(folder, self.task.compatibility_keys())
         states = checkpoint.load(folder, manifest, self.sharded_rows())
@@ -198,9 +197,16 @@ class Run:
             load_optimizer_state(self.optimizer, states["optimizer"])
             if self.ema:  # it begins as the network where the run had no average so far
                 self.ema.load_state_dict(states.get("average", states["network"]))
-        for head in self.task.sharded.values():
-            head.resumed(manifest["step"], manifest["step"] - int(manifest["skipped"]))
+            for head in self.task.sharded.values():
+                head.resumed(manifest["step"], manifest["step"] - int(manifest["skipped"]))
+            self.count(manifest)
         return manifest
+
+    def count(self, earlier: dict) -> None:
+        """Begin the counters of the run, where a checkpoint's manifest left them."""
+        ranks, cfg, start = self.ranks, self.cfg, earlier.get("step", 0)
+        self.guard = StepGuard(self.task.model, ranks.device, cfg.max_skipped, earlier)
+        self.metrics = MetricLogger(cfg.batch_size, start, self.task.total_steps, ranks.device, earlier, ranks.rank == 0)
 
     def sharded_rows(self) -> dict[str, tuple[range, dict[str, torch.Tensor]]]:
         return {name: (head.classes, head.row_state()) for name, head in self.task.sharded.items()}

@@ -108,7 +108,11 @@ def load_run(folder) -> tuple[nn.Module, dict]:
     cfg = read_config(folder)
     if not (folder / "model.pt").is_file():
         raise UserError(f"{folder}: no model.pt yet; let train_v2.py finish, or give it another output folder")
-    network = get_task(cfg.task).restore(cfg, read_info(folder))
+    try:
+        info = read_info(folder)
+    except UserError:  # most networks follow from the config alone; a task that needs more says so
+        info = {}
+    network = get_task(cfg.task).restore(cfg, info)
     load_weights(network, read_weights(folder / "model.pt"), folder / "model.pt")
     return network.eval(), cfg
 

@@ -30,6 +30,7 @@ from inference.errors import UserError, first_line
 from inference.files import replacing
 
 FORMAT = 2
+EARLIER = {"sampler": "permutation", "fit": "squash"}  # what checkpoints without these keys were made with
 PATIENCE = 600      # seconds that rank 0 waits for the files of the others
 LAST_PATIENCE = 5   # the same when the run ends with an error, which the others may not have survived
 CHUNK = 1 << 24     # bytes written, or read, at a time
@@ -245,7 +246,7 @@ def read_manifest(folder: Path, compatibility_keys: dict) -> dict:
         raise UserError(f"resume={folder}: not a checkpoint ({first_line(error)}); "
                         "give OUTPUT/checkpoints/last, or resume=false to start anew") from None
     for key, value in {"format": FORMAT, **compatibility_keys}.items():
-        if manifest.get(key) != value:
+        if manifest.get(key, EARLIER.get(key)) != value:
             raise UserError(f"resume={folder}: a checkpoint of another run: its {key} is {manifest.get(key)!r}, here it is "
                             f"{value!r}; use that run's config, another output, or resume=false")
     return manifest

@@ -123,7 +123,10 @@ def global_mean(values: torch.Tensor, count: torch.Tensor | int | None = None) -
     the plain one times the number of ranks: DistributedDataParallel takes the mean over the ranks.
     """
     total = values.sum()
-    count = torch.as_tensor(len(values) if count is None else count, dtype=total.dtype, device=total.device).sum()
+    if isinstance(count, torch.Tensor):
+        count = count.to(total.device, total.dtype, non_blocking=True).sum()
+    else:  # filled on the device: a tensor made of a number would be copied there, and waited for
+        count = total.new_full((), len(values) if count is None else count)
     world = rank_and_world()[1]
     sums = torch.stack([total.detach(), count])
     if world > 1:

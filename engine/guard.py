@@ -17,7 +17,7 @@ class StepGuard:
         self.limit = limit
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._sizes = [buffer.numel() for buffer in self._statistics]
-        self.skipped, self.in_a_row = (torch.tensor(earlier.get(name, 0.0), device=device)
+        self.skipped, self.in_a_row = (torch.tensor(float(earlier.get(name, 0.0)), device=device)
                                        for name in ("skipped", "in_a_row"))
 
     def begin(self) -> None:

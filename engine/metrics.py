@@ -33,6 +33,8 @@ class MetricLogger:
         self._step = None                                               # [terms]: of this step so far
         self._running = torch.tensor(earlier.get("running", [0.0, 0.0]), device=device)  # sum of losses, counted steps
         self._terms = torch.tensor(earlier.get("terms", []), device=device)              # sum of each term, if several
+        if self._running.shape != (2,):
+            raise ValueError(f"running: {list(self._running.shape)} numbers in place of 2")
         self.clock = Clock()
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not show or not sys.stderr.isatty())
 
@@ -153,7 +155,7 @@ class Results:
     def _rows(self) -> list[dict]:
         """The whole rows of the file; a kill or a full disk may have cut off the last one."""
         with open(self.file, newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+            return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
     def _replace(self, rows: list[dict]) -> None:
         with replacing(self.file) as partial:

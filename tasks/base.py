@@ -3,6 +3,7 @@
 A new task is one file in this folder with one subclass of `Task` (of `ImageTask`, in images.py, when it learns from folders
 of images), and a config that names it. docs/tasks.md walks through one.
 """
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,7 +41,9 @@ class Evaluation:
         return self.summary[self.decides]
 
     def better_than(self, score: float | None) -> bool:
-        """Whether this one is better than an earlier `score` (None: there is none)."""
+        """Whether this one is better than an earlier `score` (None: there is none); one that is not a number never is."""
+        if math.isnan(self.score):
+            return False
         return score is None or (self.score > score if self.higher_is_better else self.score < score)
 
 

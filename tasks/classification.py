@@ -130,11 +130,13 @@ class ClassificationTask(images.ImageTask):
         with self.autocast():
             outputs = self.forward(image)
         logits, *projected = (out.to(torch.promote_types(out.dtype, torch.float32)) for out in outputs)   # [B,C], [B,K]
-        wrong = F.cross_entropy(logits, batch["label"].to(device), reduction="none", label_smoothing=cfg.label_smoothing)
+        label = batch["label"].to(device, non_blocking=True)                                              # [B]
+        wrong = F.cross_entropy(logits, label, reduction="none", label_smoothing=cfg.label_smoothing)
         terms = {"cross_entropy": cfg.label_weight * global_mean(wrong)}                                  # [B] -> scalar
         if self.teacher:
             said, known = self.teacher.join(batch["id"])
-            said, known = said[:, self.columns].to(device, logits.dtype), known.to(device)                # [B,K], [B]
+            said = said[:, self.columns].to(device, logits.dtype, non_blocking=True)                      # [B,K]
+            known = known.to(device, non_blocking=True)                                                   # [B]
             if projected:
                 apart = (1 - F.cosine_similarity(projected[0], said)).where(known, 0)                     # [B]
             else:

@@ -96,6 +96,8 @@ class ImageTask(Task):
         cfg = self.cfg
         self.images = ImageFolders(self.roots, cfg.image_size, cfg.cache, fit=cfg.fit, identity=cfg.identity)
         self.sampler = make_sampler(cfg, self.images)
+        self._batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world,
+                                self.sampler)
         self.augment = Augment(cfg.augment, cfg.seed).to(self.ranks.device)
         self.total_steps = cfg.max_steps or -(-cfg.epochs * len(self.sampler) // cfg.batch_size)
         self.notes += [f"skipped: {path}: {why}" for path, why in self.images.skipped.items()]
@@ -111,9 +113,9 @@ class ImageTask(Task):
                 "left_out": len(self.images.skipped), "steps": self.total_steps}
 
     def compatibility_keys(self) -> dict:
-        keys = ["network", "image_size", "batch_size", "seed"]
-        if self.cfg.sampler != "permutation":  # which is all that earlier versions had
-            keys += ["sampler", "samples_per_class", "look_alikes", "look_alike_classes"]
+        keys = ["network", "image_size", "fit", "batch_size", "seed", "sampler"]
+        if self.cfg.sampler != "permutation":
+            keys += ["samples_per_class", "look_alikes", "look_alike_classes"]
         return {**{key: self.cfg[key] for key in keys}, "num_classes": self.images.num_classes, "samples": len(self.images)}
 
     def example(self) -> tuple[torch.Tensor, ...]:
@@ -122,11 +124,8 @@ class ImageTask(Task):
 
     def batches(self, first_step: int) -> Iterator[dict]:
         """`image` on the rank's device, the rest on the host; see dataset.py."""
-        cfg = self.cfg
-        batches = Batches(self.images, cfg.batch_size, cfg.accumulate, cfg.seed, self.ranks.rank, self.ranks.world,
-                          self.sampler)
-        cuda = self.ranks.device.type == "cuda"
-        with contextlib.closing(load_batches(batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
+        cfg, cuda = self.cfg, self.ranks.device.type == "cuda"
+        with contextlib.closing(load_batches(self._batches, first_step * cfg.accumulate, self.total_steps * cfg.accumulate,
                                              cfg.num_workers, pin=cuda)) as loaded:
             for batch in loaded:
                 yield {**batch, "image": batch["image"].to(self.ranks.device, non_blocking=True)}

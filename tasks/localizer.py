@@ -139,6 +139,8 @@ class LocalizerTask(images.ImageTask):
         for start in range(0, len(names), AT_ONCE):
             part = names[start:start + AT_ONCE]
             outputs = self.outputs(np.stack(list(map_ahead(self._prepare, part))))
+            if not all(np.isfinite(out).all() for out in outputs):
+                raise UserError("the network's outputs are not finite")
             for name, *of_image in zip(part, *outputs):
                 truth, one = self.held_out[name], decode(of_image, cfg.strides, MIN_SCORE, cfg.overlap)
                 found.append(one._replace(boxes=to_image(one.boxes, truth.width, truth.height, cfg.image_size, cfg.fit)))

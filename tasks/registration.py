@@ -29,7 +29,7 @@ class RegistrationTask(images.ImageTask):
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
         "embedding_size": Key(256, "numbers in an embedding", least=1, most=MAX_EMBEDDING),
         "margin": Key("cosface", "of the softmax", choices=tuple(MARGINS)),
-        "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", least=0, also=(list,)),
+        "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", also=(list,)),
         "s": Key(64.0, "scale", above=0),
         "margin_warmup": Key(0.0, "the margin grows from 0 over this fraction of the run", least=0, most=1),
         "interclass": Key(0.0, "exclude negatives whose cosine is above this; 0: off", least=0),

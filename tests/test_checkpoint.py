@@ -187,6 +187,16 @@ def test_runs_of_earlier_versions_are_resumed(folder, tmp_path, monkeypatch):
     assert torch.equal(centers(tmp_path / "halves"), centers(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("change", [{"skipped": None}, {"running": [1]}, {"running": "x"}, {"terms": {}}, {"in_a_row": []}])
+def test_counters_of_the_wrong_form(folder, tmp_path, change):
+    train(settings(folder, tmp_path, "max_steps=2"), Ranks(0, 1, CPU))
+    last = tmp_path / "checkpoints/step-2"
+    manifest = read_manifest(last, {}) | change
+    checkpoint.write_manifest(last, {key: value for key, value in manifest.items() if key != "crc32" and value is not None})
+    with pytest.raises(UserError, match="step-2: damaged"):
+        train(settings(folder, tmp_path, "resume=auto"), Ranks(0, 1, CPU))
+
+
 OF_A_FILE = {"bytes": 1, "crc32": "00000000"}
 
 

@@ -17,6 +17,7 @@ from engine.random import hash64, normal, permute, seed_step, uniform
 from engine.schedules import lr_factor, margin_factor, scaled_lr
 from engine.signals import StopSignals
 from inference.errors import UserError
+from tasks import Evaluation
 from tests.helpers.ranks import run_ranks
 
 MASK = (1 << 64) - 1
@@ -156,6 +157,12 @@ def test_a_key_states_its_limits():
         Key("cosine", "", choices=("cosine", "constant")).checked("schedule", "cosin")
 
 
+def test_what_is_not_a_number_is_never_the_best():
+    for higher in (True, False):
+        nan, one = (Evaluation({"score": score}, "score", higher) for score in (math.nan, 1.0))
+        assert not nan.better_than(None) and not nan.better_than(1.0) and one.better_than(None)
+
+
 def test_a_column_that_comes_up_late_and_a_row_that_was_cut_off(tmp_path):
     results = Results(tmp_path, 0)
     results.write({"step": 1, "loss": 2.0})
@@ -163,7 +170,7 @@ def test_a_column_that_comes_up_late_and_a_row_that_was_cut_off(tmp_path):
     results.write({"step": 3, "loss": 0.5})
     results.close()
     with open(tmp_path / "results.csv", "a") as file:
-        file.write("4,104,0.2")  # a kill
+        file.write("3,1,2,3,4,5,6,7,8,9,10,11,12\n4,104,0.2")  # damage, and a kill
     Results(tmp_path, 2).close()
     with open(tmp_path / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))

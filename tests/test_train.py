@@ -77,8 +77,12 @@ def test_the_config_chooses_the_sampler(folder, tmp_path, monkeypatch):
         assert name == "per_class" or all(second == (first + 1) % 7 for first, second in blocks)
     with pytest.raises(UserError, match="look_alikes=FILE"):
         train(settings(folder, tmp_path / "none", "sampler=hard_negatives"), Ranks(0, 1, CPU))
+    before = sorted((tmp_path / "per_class").rglob("*"))
     with pytest.raises(UserError, match="batch_size=13"):
-        train(settings(folder, tmp_path / "none", "sampler=per_class"), Ranks(0, 1, CPU))
+        train(settings(folder, tmp_path / "per_class", "sampler=per_class"), Ranks(0, 1, CPU))
+    assert sorted((tmp_path / "per_class").rglob("*")) == before  # told before the earlier run is moved aside
+    with pytest.raises(UserError, match="its sampler is 'per_class', here it is 'permutation'"):
+        train(settings(folder, tmp_path / "per_class", "batch_size=12", "resume=auto"), Ranks(0, 1, CPU))
 
 
 def test_the_task_that_the_documentation_writes_trains(folder, tmp_path, monkeypatch):
