@@ -110,7 +110,7 @@ class ImageTask(Task):
 
     def describe(self) -> dict:
         return {"num_classes": self.images.num_classes, "images": len(self.images.paths), "samples": len(self.images),
-                "left_out": len(self.images.skipped), "steps": self.total_steps}
+                "skipped": len(self.images.skipped), "steps": self.total_steps}
 
     def compatibility_keys(self) -> dict:
         keys = ["network", "image_size", "fit", "batch_size", "seed", "sampler"]

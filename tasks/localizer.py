@@ -32,7 +32,7 @@ CHECKED = 32  # images whose size is compared with what the COCO file says
 
 class Objects(NamedTuple):
     """N objects in a batch: the number of their image, of their class, int64 `[N]`, and their boxes (x0, y0, x1, y1) in
-    pixels of the network's input, float64 `[N,4]`. On the host, so that what follows never waits for the device."""
+    pixels of the network's input, float64 `[N,4]`. On the host, where the loss looks at it; only the last step waits for the device, once a stride (torchvision)."""
     image: torch.Tensor
     kind: torch.Tensor
     box: torch.Tensor

@@ -215,7 +215,7 @@ def test_two_ranks_resume_and_agree_on_unusable_files(folder, tmp_path):
     (folder / "0-spoiled.png").write_bytes(b"")
     (folder / "9-spoiled.png").write_text("no picture")
     run_ranks(2, stopped_and_resumed, folder, tmp_path)
-    assert json.loads((tmp_path / "whole" / "run.json").read_text())["left_out"] == 2
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["skipped"] == 2
     assert (tmp_path / "whole" / "training.log").read_text().count("skipped: ") == 2
     assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
     assert torch.equal(centers(tmp_path / "halves"), centers(tmp_path / "whole"))
