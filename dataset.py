@@ -28,7 +28,7 @@ from tqdm import tqdm
 from augment.image_cache import CacheUnavailable, ImageCache, default_folder, size_text
 from engine.distributed import rank_and_world, shard_range
 from engine.random import hash64, permute
-from inference.cli import run_cli
+from inference.cli import Parser, run_cli
 from inference.errors import UserError, first_line
 from inference.image import ImageError, fit_square, list_images, load_image, map_ahead, type_label
 
@@ -143,25 +143,31 @@ class ImageFolders:
     def _number(self, listed: list[tuple[Root, list[str]]]) -> None:
         """Number the images, classes and samples that are left."""
         self.paths, self.ids, self.labels = [], [], []
-        number, views, classes, first_sample, first_image = {}, [], [], [0], [0]
+        number, views, classes, shared, first_sample, first_image = {}, [], [], set(), [0], [0]
         for place, (root, names) in enumerate(listed):
             folder = os.path.abspath(root.folder)
             names = [name for name in names if os.path.join(folder, name) not in self.skipped]
             if not names:
                 path, reason = next(iter(self.skipped.items()))
                 raise UserError(f"data={root.folder}: none of its images can be used; the first: {path}: {reason}")
+            known = len(views)  # local classes of the roots before
             for name in names:
                 label = type_label(name) if root.labelled else name
                 local = number.setdefault(label if root.labelled else (place, name), len(views))
                 if local == len(views):
                     views.append(root.expansion)
                     self.labels.append(label)
+                elif local < known:
+                    shared.add(local)
                 views[local] = max(views[local], root.expansion)
                 classes.append(local)
             self.paths += [os.path.join(folder, name) for name in names]
             self.ids += names
             first_image.append(len(self.paths))
             first_sample.append(first_sample[-1] + len(names) * root.expansion)
+        if shared:
+            log.info(f"data: labels under several roots, each of them one class: {len(shared)}, such as "
+                     f"{self.labels[min(shared)]}")
         views = torch.tensor(views)
         self.num_classes = int(views.sum())
         self._first_class = (views.cumsum(0) - views)[torch.tensor(classes)]  # of each image
@@ -499,11 +505,17 @@ def _gather(value) -> list:
     return parts
 
 
-def main():
-    if sys.argv[1:2] != ["doctor"]:
-        raise UserError("usage: python -m dataset doctor DIR...; doctor looks at images before a run (--help: how)")
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog="python -m dataset", usage="%(prog)s doctor DIR...", description="""\
+Look at images before a long run: unusable files, duplicates, classes, and what the run would cost.
+
+    python -m dataset doctor scans photos:1 --eval held_out --report REPORT
+    python -m dataset doctor --help""")
+    parser.add_argument("command", metavar="doctor", choices=["doctor"], help="its options: python -m dataset doctor --help")
+    parser.parse_args(arguments[:1])  # the rest is the doctor's
     from tools.doctor import main as doctor
-    doctor(sys.argv[2:])
+    doctor(arguments[1:])
 
 
 if __name__ == "__main__":

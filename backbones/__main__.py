@@ -1,14 +1,15 @@
-"""`python -m backbones`: parameters, MB and GFLOPs of every config with an embedding network, or of those named.
+"""Parameters, MB and GFLOPs of the embedding network of every config, or of those named.
+
+    python -m backbones
+    python -m backbones lcnet_cos configs/demo
 
 MB is parameters x 4 / 1e6. GFLOPs count a multiplication and an addition as two, for one image.
 """
-import sys
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs import load_config, names
-from inference.cli import run_cli
+from inference.cli import Parser, run_cli
 
 from . import get_model
 
@@ -22,10 +23,13 @@ def measure(cfg) -> tuple[int, float]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 1e9
 
 
-def main():
+def main(arguments=None):
+    parser = Parser(prog="python -m backbones", description=__doc__)
+    parser.add_argument("config", nargs="*", metavar="CONFIG", help="name or path of a config; none: all that have one")
+    args = parser.parse_args(arguments)
     print(f"{'config':28} {'network':16} {'head':8} {'norm':4} {'e':>4} {'px':>4} "
           f"{'parameters':>11} {'MB':>6} {'GFLOPs':>7}")
-    for name in sys.argv[1:] or names():
+    for name in args.config or names():
         cfg = load_config(name)
         if "embedding_size" not in cfg:  # of a task with another kind of network
             continue

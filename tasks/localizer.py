@@ -32,7 +32,8 @@ CHECKED = 32  # images whose size is compared with what the COCO file says
 
 class Objects(NamedTuple):
     """N objects in a batch: the number of their image, of their class, int64 `[N]`, and their boxes (x0, y0, x1, y1) in
-    pixels of the network's input, float64 `[N,4]`. On the host, where the loss looks at it; only the last step waits for the device, once a stride (torchvision)."""
+    pixels of the network's input, float64 `[N,4]`. On the host, so that only torchvision's loss waits for the device, once
+    for each stride."""
     image: torch.Tensor
     kind: torch.Tensor
     box: torch.Tensor

@@ -1,5 +1,10 @@
-"""Compiles the head's kernels for GPUs that need not be there, on all cores, and prints where they do not fit; run by
-test_margin_softmax_triton.py in a process of its own, without Triton's interpreter."""
+"""Compile the head's kernels for GPUs that need not be there, on all cores, and print whether they fit.
+
+    python -m tests.compile_kernels
+
+A line holds: the verdict, kernel, compute capability, dimensions, bytes of shared memory, number of matrix instructions.
+test_margin_softmax_triton.py runs it in a process of its own, without Triton's interpreter.
+"""
 import inspect
 import multiprocessing
 import re
@@ -8,6 +13,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from inference.cli import Parser, run_cli
 from kernels import margin_softmax_triton as kernels
 
 # compute capability: bytes of shared memory that a program may have
@@ -52,7 +58,12 @@ def all_kernels():
         yield "_step", capability, 3, None, steps | dict(STEP=True, SEEN=True, MOVE=True, SKIP=True)
 
 
-if __name__ == "__main__":
+def main(arguments=None):
+    Parser(prog="python -m tests.compile_kernels", description=__doc__).parse_args(arguments)
     with multiprocessing.get_context("fork").Pool() as pool:  # forked: torch and Triton are imported already
         lines = pool.starmap(line_of, all_kernels(), chunksize=1)
     print("\n".join(line for line in lines if line))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from engine.distributed import Ranks
+from inference.cli import Parser, run_cli
 from tests.helpers.head import bounds, cases_for, errors, everything
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CPU, centers, losses_of, make_images, settings
@@ -24,7 +25,8 @@ def in_double(rank, world, folder):
     train(settings(folder / "data", folder / str(world), "max_steps=50"), Ranks(rank, world, CPU))
 
 
-def main():
+def main(arguments=None):
+    Parser(prog="python -m tests.exactness", description=__doc__).parse_args(arguments)
     head = [f"{'ranks':>5} {'dtype':>8} {'cases':>6} {'loss':>9} {'dX':>9} {'dW':>9}"]
     for world in (1, 2, 3):
         cases = cases_for(world)
@@ -54,4 +56,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -261,8 +261,10 @@ def test_images_larger_than_the_noise(size):
 
 
 def test_the_contact_sheet_command(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
     for i in range(3):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (30, 30, 3), np.uint8))
+        cv2.imwrite(str(data / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (30, 30, 3), np.uint8))
     sheet = str(tmp_path / "sheet.png")
 
     def status_of(*words):
@@ -271,11 +273,18 @@ def test_the_contact_sheet_command(tmp_path, monkeypatch, capsys):
             runpy.run_module("tools.contact_sheet", run_name="__main__")
         return end.value.code
 
-    assert status_of("lcnet_strong", sheet, f"data={tmp_path}", "image_size=32") == 0
+    assert status_of("lcnet_strong", sheet, f"data={data}", "image_size=32") == 0
     assert cv2.imread(sheet).shape == (8 * 32, 4 * 64, 3) and f"{sheet}: 32 of 72 samples" in capsys.readouterr().out
+    assert status_of("lcnet_strong", sheet, f"data={data}", "image_size=32", "expansion=1") == 0
+    assert cv2.imread(sheet).shape == (1 * 32, 4 * 64, 3) and f"{sheet}: 3 of 3 samples" in capsys.readouterr().out
+    assert status_of("lcnet_strong", sheet, f"data={data}", "image_size=32", "expansion=1", "augment=none",
+                     "sampler=per_class", "samples_per_class=4") == 0  # each image four times: a row of its own
+    assert f"{sheet}: 3 of 3 samples" in capsys.readouterr().out
+    rows = cv2.imread(sheet).reshape(3, 32, 4, 64, 3).swapaxes(1, 2)
+    assert (rows == rows[:, :1]).all() and not (rows[0, 0] == rows[1, 0]).all()
     assert status_of("--help") == 0 and "key=value" in capsys.readouterr().out
     for words, says in ((["lcnet_strong", "sheet.txt"], "must end in .png"), (["lcnet_strong"], "FILE.png"),
-                        (["lcnet_strong", str(tmp_path / "none" / "x.png"), f"data={tmp_path}"], "cannot be written")):
+                        (["lcnet_strong", str(tmp_path / "none" / "x.png"), f"data={data}"], "cannot be written")):
         assert status_of(*words) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1

@@ -103,6 +103,24 @@ def test_a_label_is_one_class_under_all_labelled_roots(tmp_path, seed):
                              for owner in views]
 
 
+def test_shared_labels_are_said(tmp_path, caplog):
+    a, b = labelled(tmp_path / "a", {"p": 1, "x": 1, "y": 2}), labelled(tmp_path / "b", {"x": 1, "y": 1, "z": 1})
+    with caplog.at_level("INFO", "docmetric"):
+        folders([f"{a}:labelled", b], 1)  # a folder of a root without labels is no class
+        assert caplog.messages == []
+        folders([f"{a}:labelled", f"{b}:labelled"], 1)
+    assert caplog.messages == ["data: labels under several roots, each of them one class: 2, such as x"]
+
+
+@pytest.mark.parametrize("arguments, says", [(["--help"], "python -m dataset doctor --help"),
+                                             (["doctor", "--help"], "--eval DIR")])
+def test_help_of_the_command(arguments, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        dataset.main(arguments)
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("usage: python -m dataset") and says in said
+
+
 @pytest.mark.parametrize("expansions", [(1, 8, 24), (24, 24, 1)])
 def test_class_ids_of_data_without_shared_labels(tmp_path, expansions):
     """offset[root] + local class * expansion + view: those of runs that were begun before labels were shared."""

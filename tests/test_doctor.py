@@ -310,6 +310,32 @@ def test_labels_decide_what_contradicts(expansion, label, view, contradiction, d
     assert (group["contradiction"], group["labels_differ"]) == (contradiction, differ)
 
 
+@pytest.mark.parametrize("expansions, view, contradiction", [
+    ((1, 1), 0, False), ((1, 1), 1, False), ((8, 8), 0, False), ((1, 8), 0, False), ((1, 8), 1, True), ((8, 1), 1, True)])
+def test_a_label_under_two_roots_is_one_class(expansions, view, contradiction, tmp_path, capsys):
+    """A copy under each root. Where one of them shows its turned views too, these are further classes of the label."""
+    save(tmp_path / "r1" / "a" / "0.png", form(0), ".png")
+    save(tmp_path / "r1" / "b" / "0.png", form(1), ".png")
+    save(tmp_path / "r2" / "a" / "0.png", view_of(form(0), view), ".png")
+    save(tmp_path / "r2" / "c" / "0.png", form(2), ".png")
+    data = [f"{tmp_path}/r{number}:{expansion}:labelled" for number, expansion in zip((1, 2), expansions)]
+    document = run(capsys, *data)
+    group, = document["duplicates"]["groups"]
+    assert group["contradiction"] == contradiction and not group["labels_differ"]
+    assert document["shared_labels"] == ["a"]
+    images = ImageFolders(list_roots(data, 24), 64, progress=False)
+    assert (document["classes"], document["samples"]) == (images.num_classes, len(images))
+    assert images.num_classes == max(expansions) + sum(expansions)
+    for key, counts in document["if_expansion"].items():
+        images = ImageFolders(list_roots([f"{tmp_path}/r{number}:{key}:labelled" for number in (1, 2)], 24), 64,
+                              progress=False)
+        assert counts == {"classes": images.num_classes, "samples": len(images)}
+    assert document["cost"]["centres_per_process"]["1"] == memory_needed(document["classes"], 32, "adamw")
+    text = run_text(capsys, *data)
+    assert "1 label under several roots, each one class: a" in text
+    assert re.search(r"in all +4 +%d +%d +3 +24 +72\n" % (document["classes"], document["samples"]), text)
+
+
 # ---------------------------------------------------------------- the parts of the search
 def rough_squares(count, seed):
     """Smooth random images, every third a noisy view of an earlier one."""
@@ -486,6 +512,16 @@ def test_json_is_one_document_and_the_configs_own_data_are_taken(planted):
     document = json.loads(done.stdout)
     assert [(root["role"], root["expansion"]) for root in document["roots"]] == [("train", 1), ("eval", 1)]
     assert document["classes"] == 9 and document["duplicates"]["leaks"] == 1 and "time" not in document["cost"]
+
+
+@pytest.mark.parametrize("config, task", [("classification_small", "classification"), ("localizer_small", "localizer")])
+def test_what_has_no_class_centers_has_no_estimate(config, task, planted, capsys):
+    arguments = ["--config", f"configs/{config}", "--set", f"data={planted / 'types'}:1:labelled", "cache=false"]
+    doctor.main([*arguments, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["task"] == task and document["classes"] == 2 and "cost" not in document
+    doctor.main(arguments)
+    assert f"estimated for task=registration alone; this config has task={task}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, says", [

@@ -17,7 +17,7 @@ PROGRAMS = {"pip", "torchrun", "source", "export", "python", "python3"}  # that 
 # DESIGN's words not to use (in English), and spellings of another English. `centres_lr` and other keys keep their names.
 AVOIDED = re.compile(r"\b(made (documents|photos|captures|types)|centres(?![_-])|left out|strangers?|judged?|judgement|"
                      r"goes on|going on|pictures?|colours?|grey|recognis\w*|optimis\w*|quantis\w*|behaviour|licence|"
-                     r"unlabelled|the house|rehears\w*)\b", re.IGNORECASE)
+                     r"unlabelled|the house|normalis\w*|neighbours?|go on|rehears\w*)\b", re.IGNORECASE)
 
 
 def code_blocks(path: Path, language: str = r"\w*") -> list[str]:

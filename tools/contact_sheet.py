@@ -12,6 +12,7 @@ from configs import load_config
 from dataset import Batches, ImageFolders, list_roots
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
+from tasks.images import make_sampler
 
 SAMPLES, COLUMNS = 32, 4
 
@@ -26,7 +27,9 @@ def main():
         parser.error(f"{args.file}: the image to write must end in .png")
     cfg = load_config(args.config, args.settings)
     images = ImageFolders(list_roots(cfg.data, cfg.expansion), cfg.image_size, cfg.cache, fit=cfg.fit)
-    batch = Batches(images, min(SAMPLES, cfg.batch_size), 1, cfg.seed, 0, 1)[0]
+    sampler = make_sampler(cfg, images)
+    count = min(SAMPLES, cfg.batch_size, len(sampler))
+    batch = Batches(images, max(1, count // sampler.block) * sampler.block, 1, cfg.seed, 0, 1, sampler)[0]
     loaded, seen = ((Augment(preset, cfg.seed)(batch["image"], batch["position"], batch["view"], cfg.image_size) * 255)
                     .round().byte() for preset in ("none", cfg.augment))
     pairs = torch.cat([loaded, seen], 3)                                                          # [n,3,S,2S]
@@ -34,7 +37,8 @@ def main():
     sheet = pairs.unflatten(0, (-1, COLUMNS)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows*S,columns*2S,3]
     if not cv2.imwrite(args.file, sheet.numpy()[:, :, ::-1]):
         raise UserError(f"{args.file}: cannot be written; check the folder")
-    print(f"{args.file}: {len(loaded)} of {len(images)} samples, as loaded and as {cfg.augment} makes them")
+    shown = len(sampler.samples(batch["position"]).unique())  # a sampler by class repeats those of a small class
+    print(f"{args.file}: {shown} of {len(images)} samples, as loaded and as {cfg.augment} makes them")
 
 
 if __name__ == "__main__":

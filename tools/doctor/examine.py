@@ -38,7 +38,8 @@ def examine(cfg, eval_folders: list[str], time_it: bool = True, progress: bool =
     files = [File(number, name, os.path.join(root.folder, name), type_label(name) if root.labelled else "")
              for number, (root, names) in enumerate(listed) for name in names]
     roots = [root for root, _ in listed]
-    network = get_model(cfg, False)  # random weights take the same time; an error in the config is found first
+    estimated = cfg.task == "registration"  # cost and time are, of the one task that has class centers
+    network = get_model(cfg, False) if estimated else None  # random weights take the same time; errors are found first
     side = resized_side(cfg.image_size, roots[:train])
     paths = [file.path for file in files]
     looks = list(tqdm(look_at_all(paths, side, cfg.image_size), "looking at images", len(files), unit="img",
@@ -48,24 +49,52 @@ def examine(cfg, eval_folders: list[str], time_it: bool = True, progress: bool =
               for number in range(len(roots))]
     entries = [_root(root, "train" if number < train else "eval", names, usable[number])
                for number, (root, names) in enumerate(listed)]
+    images = sum(map(len, usable[:train]))
+    views = _views(roots[:train], usable)
     document = {
+        "task": cfg.task,
         "image_size": cfg.image_size,
         "roots": entries,
         "refused": _refused(groups, entries),
         "left_out": [{"path": file.path, "reason": look.reason} for file, look in zip(files, looks) if look.reason],
         "odd": _odd(files, looks),
         "duplicates": _duplicates(groups),
-        "classes": sum(entry["classes"] for entry in entries[:train]),
+        "classes": sum(views.values()),
         "samples": sum(entry["samples"] for entry in entries[:train]),
+        "if_expansion": _if_expansion(len(views), images),
+        "shared_labels": _shared_labels(roots[:train], usable),
     }
-    if document["samples"]:
-        images = sum(map(len, usable[:train]))
+    if estimated and images:
         document["cost"] = cost(cfg, roots[:train], images, document["classes"], document["samples"], network)
         if time_it:
             with process_group(cfg.device) as ranks, torch.random.fork_rng():
-                views = max(root.expansion for root in roots[:train])
-                document["cost"]["time"] = measure(cfg, document["classes"], views, side, network, ranks.device)
+                most = max(root.expansion for root in roots[:train])
+                document["cost"]["time"] = measure(cfg, document["classes"], most, side, network, ranks.device)
     return document
+
+
+def _views(roots: list[Root], usable: list[list[File]]) -> dict[tuple[str, str], int]:
+    """{what is one local class: how many views of it are classes}, as `dataset.ImageFolders` counts them: (label, "") with
+    the largest expansion of its roots, or ("", path) of an image without a label."""
+    views = {}
+    for root, files in zip(roots, usable):
+        for file in files:
+            key = file.label, "" if file.label else file.path
+            views[key] = max(views.get(key, 0), root.expansion)
+    return views
+
+
+def _shared_labels(roots: list[Root], usable: list[list[File]]) -> list[str]:
+    """The labels that stand under several roots."""
+    counts = Counter()
+    for root, files in zip(roots, usable):
+        counts.update({file.label for file in files if root.labelled})
+    return sorted(label for label, count in counts.items() if count > 1)
+
+
+def _if_expansion(classes: int, images: int) -> dict[str, dict]:
+    """What each expansion would make of so many local classes and images."""
+    return {str(expansion): {"classes": classes * expansion, "samples": images * expansion} for expansion in EXPANSIONS}
 
 
 def _root(root: Root, role: str, names: list[str], usable: list[File]) -> dict:
@@ -76,8 +105,7 @@ def _root(root: Root, role: str, names: list[str], usable: list[File]) -> dict:
     entry = {"folder": str(root.folder), "role": role, "expansion": root.expansion, "labelled": root.labelled,
              "images": len(names), "usable": len(usable), "classes": classes * root.expansion,
              "samples": len(usable) * root.expansion,
-             "if_expansion": {str(expansion): {"classes": classes * expansion, "samples": len(usable) * expansion}
-                              for expansion in EXPANSIONS},
+             "if_expansion": _if_expansion(classes, len(usable)),
              "other_files": dict(sorted(others.items(), key=lambda item: (-item[1], item[0]))),
              "hidden": [os.path.join(root.folder, name) for name in hidden]}
     if labels:
@@ -118,13 +146,13 @@ def _odd(files: list[File], looks: list[Look]) -> dict[str, list[dict]]:
 def _group(members, files: list[File], roots: list[Root], train: int) -> dict:
     """One group of duplicates. contradiction: it would be several classes in training, or several types in evaluation."""
     entries, trained, evaluated = [], set(), set()
+    # One image in two orientations is two views of a label; where there are views, they are classes.
+    turned = {files[member.file].label for member in members if roots[files[member.file].root].expansion > 1}
     for member in members:
         file = files[member.file]
         role = "train" if file.root < train else "eval"
         if role == "train":
-            # One image in two orientations is two views of a label; where there are views, they are classes.
-            own = member.view if roots[file.root].expansion > 1 else 0
-            trained.add((file.root, file.label, own) if file.label else member.file)
+            trained.add((file.label, member.view * (file.label in turned)) if file.label else member.file)
         else:
             evaluated.add(file.label)
         entries.append({"path": file.path, "role": role, "label": file.label, "shares": member.kind,

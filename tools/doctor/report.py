@@ -97,7 +97,10 @@ def _sections(document) -> Iterator[Section]:
     labels = [line for root in roots if root.get("labels") for line in _labels(root)]
     if labels:
         yield Section("Images of each label", labels)
-    if "cost" in document:
+    if document["task"] != "registration":
+        yield Section("What the run would cost", ["cost and time are estimated for task=registration alone; this config has "
+                                                  f"task={document['task']}"])
+    elif "cost" in document:
         yield _cost(document)
 
 
@@ -212,11 +215,14 @@ def _classes(document, train):
     if len(train) > 1:
         table.append(("in all", f"{sum(root['usable'] for root in train):,}", "", f"{document['classes']:,}",
                       f"{document['samples']:,}",
-                      *(f"{sum(root['if_expansion'][key]['classes'] for root in train):,}" for key in ("1", "8", "24"))))
+                      *(f"{counts['classes']:,}" for counts in document["if_expansion"].values())))
     widths = [max(map(len, column)) for column in zip(*table)]
-    return Section(f"{document['classes']:,} classes, {document['samples']:,} samples in an epoch",
-                   ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                              for i, (cell, width) in enumerate(zip(row, widths))) for row in table])
+    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                       for i, (cell, width) in enumerate(zip(row, widths))) for row in table]
+    if shared := document["shared_labels"]:
+        lines.append(f"{_number(len(shared), 'label')} under several roots, each one class: "
+                     + ", ".join(_some(map(printable, shared), FEW)))
+    return Section(f"{document['classes']:,} classes, {document['samples']:,} samples in an epoch", lines)
 
 
 def _labels(root):
