@@ -112,13 +112,11 @@ def test_shared_labels_are_said(tmp_path, caplog):
     assert caplog.messages == ["data: labels under several roots, each of them one class: 2, such as x"]
 
 
-@pytest.mark.parametrize("arguments, says", [(["--help"], "python -m dataset doctor --help"),
-                                             (["doctor", "--help"], "--eval DIR")])
-def test_help_of_the_command(arguments, says, capsys):
+def test_the_doctor_has_its_own_help(capsys):
     with pytest.raises(SystemExit) as end:
-        dataset.main(arguments)
+        dataset.main(["doctor", "--help"])
     said = capsys.readouterr().out
-    assert end.value.code == 0 and said.startswith("usage: python -m dataset") and says in said
+    assert end.value.code == 0 and said.startswith("usage: python -m dataset doctor") and "--eval DIR" in said
 
 
 @pytest.mark.parametrize("expansions", [(1, 8, 24), (24, 24, 1)])
