@@ -143,7 +143,7 @@ class Run:
 
     def evaluate(self, step: int) -> Evaluation | None:
         """The task's evaluation, with the averaged weights where there are any, made by rank 0 and told to all; None when it
-        cannot be made (a diverged network), so that the run goes on and its checkpoint is still written."""
+        cannot be made (a diverged network), so that the run continues and its checkpoint is still written."""
         self.watchdog.at(step, "evaluating")
         said = [None]
         if self.ranks.rank == 0:

@@ -111,7 +111,7 @@ class Results:
     drops the rows after it.
 
     A row has left the process when `write` returns, so a kill loses none; on a full disk rows wait in memory for room, and
-    the run goes on. A column that comes up later, of a first evaluation say, is added to the table.
+    the run continues. A column that comes up later, of a first evaluation say, is added to the table.
     """
 
     def __init__(self, output: Path, start: int):
@@ -133,7 +133,7 @@ class Results:
             except (OSError, UserError) as error:  # no reason to end the run
                 if not self._warned:
                     log.warning(f"results.csv, TensorBoard: cannot be written at step {row['step']} ({first_line(error)}); "
-                                "the run goes on, and they follow when there is room")
+                                "the run continues, and they follow when there is room")
                 self._warned = True
 
     def _write_table(self, row: dict) -> None:
