@@ -25,6 +25,7 @@ PROGRAMS = 2   # with torch that the demo starts: training, export
 OTHERS = 15    # seconds for what is short everywhere: the other programs, two evaluations, a report
 ENOUGH = 2.5   # seconds of training steps
 WARM_UP = 2    # steps that are not counted: they take memory that later ones have
+LOOP = 1.3     # times a step alone is what one takes in the loop, beside loading and logging: 1.27 and 1.36 on two cores
 DRAWN = 12     # documents that are drawn
 
 
@@ -39,11 +40,11 @@ def main(arguments=None) -> None:
     cfg = load_config("configs/demo")
     images = args.types * args.copies
     steps = -(-cfg.epochs * images // cfg.batch_size)
-    step = seconds_per_step(cfg, args.types)
+    step = LOOP * seconds_per_step(cfg, args.types)
     documents = (images + args.others) * seconds_per_document() / available_cores()
     total = PROGRAMS * start_up + documents + steps * step + OTHERS
-    print(f"the demo will take about {duration(total)} on this machine: {steps:,} training steps of {1e3 * step:.0f} ms, as "
-          "just measured; other work on the machine makes them slower")
+    print(f"the demo will take about {duration(total)} on this machine: {steps:,} training steps of {1e3 * step:.0f} ms, by "
+          "a measurement just now; other work on the machine makes them slower")
 
 
 def seconds_per_step(cfg, classes: int) -> float:
