@@ -29,7 +29,6 @@ from losses import soft_target_kl
 from tasks import images
 from tasks.base import Evaluation, Export
 
-MAX_EMBEDDING = 8192
 MAX_CLASSES = 100_000  # beyond, class centers are better sharded: task=registration
 AT_ONCE = 64           # images of an evaluation
 
@@ -43,7 +42,7 @@ class ClassificationTask(images.ImageTask):
         "eval_data": Key("", "folder to evaluate on: CLASS/*.jpg, classes as in data"),
         "head": Key("gap", "of the network", choices=("flatten", "gap", "squeeze")),
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
-        "embedding_size": Key(256, "numbers before the last layer", least=1, most=MAX_EMBEDDING),
+        "embedding_size": Key(256, "numbers before the last layer", least=1, most=images.MAX_EMBEDDING),
         "dropout": Key(0.0, "of the embedding before the last layer", least=0, below=1),
         "label_smoothing": Key(0.1, "share of the label that is spread over all classes", least=0, below=1),
         "label_weight": Key(1.0, "of the cross entropy in the loss", least=0),

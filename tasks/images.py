@@ -16,6 +16,7 @@ from inference.errors import UserError
 from inference.image import MAX_INPUT
 from tasks.base import Task
 
+MAX_EMBEDDING = 8192  # more is a slip, or meant to fill the memory of whoever opens an untrusted run
 ON_GPU = 0.4  # share of the free GPU memory that the images may take: below it they stay there, above it batches are sent
 
 KEYS = {

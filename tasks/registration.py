@@ -16,7 +16,6 @@ from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 from tasks import images
 from tasks.base import Evaluation, Export
 
-MAX_EMBEDDING = 8192  # more is a slip, or meant to fill the memory of whoever opens an untrusted run
 RULES = {"sgd": "linear", "adamw": "sqrt"}  # how the rate of the class centers follows the batch
 
 
@@ -27,7 +26,7 @@ class RegistrationTask(images.ImageTask):
         **images.KEYS,
         "head": Key("flatten", "of the network", choices=("flatten", "gap", "squeeze")),
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
-        "embedding_size": Key(256, "numbers in an embedding", least=1, most=MAX_EMBEDDING),
+        "embedding_size": Key(256, "numbers in an embedding", least=1, most=images.MAX_EMBEDDING),
         "margin": Key("cosface", "of the softmax", choices=tuple(MARGINS)),
         "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", also=(list,)),
         "s": Key(64.0, "scale", above=0),
