@@ -28,7 +28,7 @@ class MetricLogger:
     """
 
     def __init__(self, batch_size: int, start: int, total: int, device: torch.device, earlier: dict, show: bool):
-        self.batch_size, self.total, self.device = batch_size, total, device
+        self.batch_size, self.total = batch_size, total
         self._names: list[str] = []
         self._step = None                                               # [terms]: of this step so far
         self._running = torch.tensor(earlier.get("running", [0.0, 0.0]), device=device)  # sum of losses, counted steps

@@ -467,7 +467,7 @@ def test_cost_is_what_the_parts_take(optimizer, tmp_path):
 def test_the_softmax_takes_time_in_proportion_beyond_what_is_measured(monkeypatch):
     from tools.doctor import estimate
     monkeypatch.setattr(estimate, "_network_seconds", lambda *_: 0.001)
-    monkeypatch.setattr(estimate, "_head_seconds", lambda cfg, classes, device: 1e-7 * classes)
+    monkeypatch.setattr(estimate, "_head_seconds", lambda cfg, classes, device, of: 1e-7 * classes)
     cfg = load_config("lcnet_cos", ["pretrained=false"])
     for classes in (1000, estimate.MOST_CLASSES, 10_000_000):
         measured = measure(cfg, classes, 1, 64, None, torch.device("cpu"))

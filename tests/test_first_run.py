@@ -11,6 +11,7 @@ import pytest
 from configs import load_config
 from inference.errors import UserError
 from tools import demo_time, first_look
+from tools.doctor import estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "inference" / "models" / "photos"
@@ -107,7 +108,7 @@ def test_the_first_look_refuses_in_one_line(tmp_path):
 
 
 def test_the_time_of_the_demo_is_that_of_its_steps(capsys, monkeypatch):
-    monkeypatch.setattr(demo_time, "ENOUGH", 0.0)
+    monkeypatch.setattr(estimate, "ENOUGH", 0.0)
     assert 0 < demo_time.seconds_per_step(load_config("configs/demo", ["batch_size=4", "image_size=32"]), classes=8) < 60
     monkeypatch.setattr(demo_time, "seconds_per_step", lambda cfg, classes: 10.0)
     monkeypatch.setattr(demo_time, "seconds_per_document", lambda: 0.0)

@@ -13,18 +13,15 @@ import time
 import torch
 
 import synth
-from augment import Augment
 from backbones import get_model
 from configs import load_config
+from dataset import resized_side
 from inference.cli import Parser, run_cli
 from inference.image import available_cores
-from losses import get_margin
-from partial_fc import PartialFC
+from tools.doctor import estimate
 
 PROGRAMS = 2   # with torch that the demo starts: training, export
 OTHERS = 15    # seconds for what is short everywhere: the other programs, two evaluations, a report
-ENOUGH = 2.5   # seconds of training steps
-WARM_UP = 2    # steps that are not counted: they take memory that later ones have
 LOOP = 1.3     # times a step alone is what one takes in the loop, beside loading and logging: 1.27 and 1.36 on two cores
 DRAWN = 12     # documents that are drawn
 
@@ -50,26 +47,9 @@ def main(arguments=None) -> None:
 def seconds_per_step(cfg, classes: int) -> float:
     """Median time of a training step of `cfg` in one process, on the device that it would take."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = get_model(cfg).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    augment = Augment(cfg.augment, cfg.seed).to(device)
-    head = PartialFC(get_margin(cfg), cfg.embedding_size, classes, update="fused", device=device)
-    side = cfg.image_size * 5 // 4  # training keeps images a little larger than the network takes them
-    pixels = torch.randint(256, (cfg.batch_size, 3, side, side), dtype=torch.uint8, device=device)  # [B,3,side,side]
-    position = torch.arange(cfg.batch_size)                                                         # [B]
-    took: list[float] = []
-    while len(took) < 2 * WARM_UP or sum(took) < ENOUGH:
-        began = time.perf_counter()
-        head.begin_step(len(took), 1e-3, 1)
-        embeddings = network(augment(pixels, position, torch.zeros_like(position), cfg.image_size))
-        loss = head(embeddings, position % classes)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        head.finish_step()
-        loss.item()  # waits for a GPU
-        took.append(time.perf_counter() - began)
-    return statistics.median(took[WARM_UP:])
+    side = resized_side(cfg.image_size, [])  # of the images that a data set without halves keeps
+    measured = estimate.measure(cfg, classes, 1, side, get_model(cfg), device, statistics.median)
+    return cfg.batch_size / measured["images_per_second"]
 
 
 def seconds_per_document() -> float:
