@@ -33,9 +33,10 @@ __all__ = ["ONE_ALLOCATOR", "Report", "UserError", "medians", "peak_memory", "ru
 class Report:
     """Parses `--quick` and `--json`, collects rows, prints each as it comes, and the JSON document at the end.
 
-    description: the benchmark's docstring, with its command lines, which is what --help shows."""
+    description: the benchmark's docstring, with its command lines, which is what --help shows. head: False for a benchmark
+    with a table of its own: it says its lines by itself and only records the rows."""
 
-    def __init__(self, description: str, *options: tuple[str, dict]):
+    def __init__(self, description: str, *options: tuple[str, dict], head: bool = True):
         parser = Parser(description=description)
         parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
         parser.add_argument("--json", action="store_true", help="one JSON document on stdout, and nothing else there")
@@ -44,12 +45,19 @@ class Report:
         self.args = parser.parse_args()
         self.quick, self.rows = self.args.quick, []
         self.say(machine())
-        self.say(f"{'':<64} {'ours':>11} {'peer':>11} {'limit':>11}   ratio")
+        if head:
+            self.say(f"{'':<64} {'ours':>11} {'peer':>11} {'limit':>11}   ratio")
+
+    def record(self, name: str, ours: float, peer: float | None = None, limit: float | None = None, unit: str = "ms",
+               higher_is_better: bool = False) -> float | None:
+        """Add a row to the JSON document alone. Returns its ratio."""
+        ratio = None if not (ours and peer) else ours / peer if higher_is_better else peer / ours
+        self.rows.append({"name": name, "ours": ours, "peer": peer, "limit": limit, "ratio": ratio, "unit": unit})
+        return ratio
 
     def add(self, name: str, ours: float, peer: float | None = None, limit: float | None = None, unit: str = "ms",
             higher_is_better: bool = False) -> None:
-        ratio = None if not (ours and peer) else ours / peer if higher_is_better else peer / ours
-        self.rows.append({"name": name, "ours": ours, "peer": peer, "limit": limit, "ratio": ratio, "unit": unit})
+        ratio = self.record(name, ours, peer, limit, unit, higher_is_better)
         shown = [f"{value:11.5g}" if value is not None else f"{'-':>11}" for value in (ours, peer, limit)]
         self.say(f"{name:<64} {' '.join(shown)} {'' if ratio is None else f'{ratio:6.2f}x'}  {unit}")
 

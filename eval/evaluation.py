@@ -30,6 +30,7 @@ class Evaluation:
     false_matches: list[Pair]               # the highest-scoring pairs of two types, worst first
     missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
     baseline: tuple[Verification, Identification] | None
+    thumbnails: np.ndarray | None           # float32 [N, 768], what the baseline compares
     open_set: OpenSet | None = None         # where it was measured
 
     def as_dict(self):
@@ -122,12 +123,13 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
     embeddings = np.concatenate(embeddings)
     _check_finite(embeddings, used)
     is_reference = np.array([item.is_reference for item in used])
+    thumbnails = np.stack(thumbnails) if baseline else None
     verification, identification, worst = _metrics(embeddings, labels, is_reference, WORST)
     return Evaluation(
         folder=str(folder), items=used, labels=labels, types=types, unreadable=unreadable, embeddings=embeddings,
         verification=verification, identification=identification,
         false_matches=worst[0], missed_matches=worst[1],
-        baseline=_metrics(np.stack(thumbnails), labels, is_reference)[:2] if baseline else None)
+        baseline=_metrics(thumbnails, labels, is_reference)[:2] if baseline else None, thumbnails=thumbnails)
 
 
 def _metrics(embeddings, labels, is_reference, worst=0):
