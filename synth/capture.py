@@ -113,6 +113,20 @@ def _glare(r, w, h, severity):
     return cv2.resize(spots, (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
 
 
+def skin(r):
+    """A color of skin."""
+    return hsv(r.uniform(.02, .08), r.uniform(.3, .65), r.uniform(.35, .9))
+
+
+def finger(scene, start, tip, thick, color):
+    """Draws a finger from `start` to `tip`, in place: a thick line with a round tip and a nail."""
+    inward = (tip - start) / np.linalg.norm(tip - start)
+    ends = [tuple(map(int, p)) for p in (start, tip)]
+    for shade, part in ((.35, 1.), (.1, .86), (0, .55)):
+        cv2.line(scene, *ends, mix(color, (10, 10, 40), shade), max(1, int(thick * part)), cv2.LINE_AA)
+    ellipse(scene, *(tip + inward * thick * .22), thick * .2, thick * .2, mix(color, (235, 225, 255), .35))
+
+
 def _occlude(r, scene):
     """Covers a part at one edge with a finger, a pen or the corner of another sheet, in place."""
     h, w = scene.shape[:2]
@@ -120,14 +134,11 @@ def _occlude(r, scene):
     start = np.array([(w * along, -5), (w * along, h + 5), (-5, h * along), (w + 5, h * along)][side], float)
     inward = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)][side], float)
     kind = r.uniform()
-    if kind < .65:  # a finger: a thick line with a round tip and a nail
+    if kind < .65:
         inward += inward[::-1] * r.uniform(-.6, .6)
-        skin = hsv(r.uniform(.02, .08), r.uniform(.3, .65), r.uniform(.35, .9))
-        tip, thick = start + inward * r.uniform(.06, .17) * max(h, w), max(h, w) * r.uniform(.07, .12)
-        ends = [tuple(map(int, p)) for p in (start - inward * 30, tip)]
-        for shade, part in ((.35, 1.), (.1, .86), (0, .55)):
-            cv2.line(scene, *ends, mix(skin, (10, 10, 40), shade), max(1, int(thick * part)), cv2.LINE_AA)
-        ellipse(scene, *(tip + inward * thick * .22), thick * .2, thick * .2, mix(skin, (235, 225, 255), .35))
+        color = skin(r)
+        finger(scene, start - inward * 30, start + inward * r.uniform(.06, .17) * max(h, w),
+               max(h, w) * r.uniform(.07, .12), color)
     elif kind < .8:
         reach = (inward + inward[::-1] * r.uniform(-1, 1)) * r.uniform(.15, .35) * max(h, w)
         lines(scene, [np.array([start, start + reach])], pick(r, ((40, 40, 40), (150, 60, 20), (40, 40, 180))),
@@ -193,6 +204,12 @@ def capture(image, seed, *key, severity=1.0):
     scene = _place(r, sheet, severity)
     if r.uniform() < .25 * severity:
         _occlude(r, scene)
+    return optics(r, scene, severity)
+
+
+def optics(r, scene, severity):
+    """What comes between a scene and the file of its photo: light, lens, sensor, JPEG. uint8 BGR [H,W,3], not changed."""
+    h, w = scene.shape[:2]
     light = scene * _light(r, w, h, severity)
     if r.uniform() < .3 * severity:
         light += _glare(r, w, h, severity)
