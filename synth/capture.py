@@ -14,7 +14,7 @@ from synth.draw import ellipse, hsv, lines, mix, pick, polygon, rng
 COARSE = 8  # light, shadow and glare are smooth, so they are computed at 1/8 of the size and enlarged
 
 
-def _surface(r, w, h):
+def surface(r, w, h):
     """A table: plain, with a grain like wood, woven, or with another printed sheet on it. uint8 [h,w,3]."""
     color = hsv(r.uniform(.02, .14), r.uniform(.05, .6), r.uniform(.1, .85)) if r.uniform() < .7 else \
         hsv(r.uniform(), r.uniform(0, .5), r.uniform(.05, .9))
@@ -50,7 +50,7 @@ def _place(r, image, severity):
     """The image on a surface, seen slightly from the side. The frame has the size of the image."""
     h, w = image.shape[:2]
     corners = _corners(r, w, h, severity)
-    scene = _surface(r, w, h)
+    scene = surface(r, w, h)
     shade = np.zeros((h // 2, w // 2), np.uint8)
     polygon(shade, (corners + r.normal(0, 3, 2)) / 2, 150)
     shade = cv2.resize(cv2.blur(shade, (7, 7)), (w, h))  # the shadow of the sheet on the surface

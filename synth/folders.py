@@ -77,16 +77,14 @@ def write_captures(source, folder, captures, seed, severity=1.0, workers=None):
     taken = Counter([*(os.path.splitext(name)[0] for name in paths), *paths])
     folders = [stem if taken[stem := os.path.splitext(name)[0]] == 1 else name for name in paths]
     jobs = [(at, seed, path, name, captures, severity) for at, (name, path) in zip(folders, paths.items())]
-    seen = [(name, status.st_size, status.st_mtime_ns) for name, status in zip(paths, map(os.stat, paths.values()))]
-    manifest = {"seed": seed, "photos_of": hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest(),
-                "captures": captures, "severity": severity}
-    return _write(folder, _write_image, jobs, len(jobs) * (captures + 1), manifest, workers)
+    manifest = {"seed": seed, "photos_of": files_digest(paths), "captures": captures, "severity": severity}
+    return write_jobs(folder, _write_image, jobs, len(jobs) * (captures + 1), manifest, workers)
 
 
 def _write_types(folder, type_ids, files, seed, workers):
     manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "files": [f[0] for f in files]}
     jobs = [(type_name(type_id), seed, type_id, files) for type_id in type_ids]
-    return _write(folder, _write_type, jobs, len(type_ids) * len(files), manifest, workers)
+    return write_jobs(folder, _write_type, jobs, len(type_ids) * len(files), manifest, workers)
 
 
 def contact_sheet(file, seed, types=2 * len(FAMILIES), cell=300):
@@ -154,9 +152,10 @@ def _write_image(job):
     return captures + 1
 
 
-def _write(folder, write, jobs, total, manifest, workers):
-    """Runs `write(job)` for all jobs, unless `folder` is the result of the same jobs already. The first element of a job is
-    the name of a folder below `folder`. Returns the number of images; `total` is the number if none is skipped."""
+def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
+    """Runs `write(job)` for all jobs, then `finish` on the folder they wrote to, unless `folder` is the result of the same
+    jobs already. The first element of a job is the name of a folder below `folder`. Returns the number of images; `total` is
+    the number if none is skipped."""
     folder, manifest = Path(os.path.abspath(folder)), {**manifest, "code": _code_version()}
     if folder.exists():
         old = _manifest_of(folder)
@@ -183,6 +182,8 @@ def _write(folder, write, jobs, total, manifest, workers):
     if not written:
         shutil.rmtree(part)
         raise UserError(f"{folder}: not written, since none of the {len(jobs)} images can be used")
+    if finish:
+        finish(part)
     (part / MANIFEST).write_text(json.dumps({**manifest, "images": written}, indent=1))
     if folder.exists():
         shutil.rmtree(folder)
@@ -205,6 +206,12 @@ def _manifest_of(folder):
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
+
+
+def files_digest(paths):
+    """A digest of {name: path} of files: of the names, sizes and times of change."""
+    seen = [(name, status.st_size, status.st_mtime_ns) for name, status in zip(paths, map(os.stat, paths.values()))]
+    return hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()
 
 
 def _code_version():
