@@ -29,15 +29,15 @@ RATE = "1e-4"
 
 
 def both(result) -> np.ndarray:
-    """float64 [N, 2 D]: vectors whose cosine is the mean of the model's cosine and the thumbnail's."""
-    return np.concatenate([fixed_point(result.embeddings), fixed_point(result.thumbnails)], axis=1)
+    """float64 [V, N, D + 768]: vectors whose cosine is the mean of the model's cosine and the thumbnail's."""
+    return fixed_point(np.concatenate([fixed_point(result.views), fixed_point(result.thumbnails)], axis=2))
 
 
 def rows(report, name, model, result):
     """The table's line of a model on a set, and its rows of the JSON document."""
     own, (thumb, thumb_found) = result.verification, result.baseline
     tpr = own.tpr_at_fpr[RATE]
-    mean = measure(count_pairs(fixed_point(both(result)), result.labels)).tpr_at_fpr[RATE]
+    mean = measure(count_pairs(both(result), result.labels, upright=result.upright)).tpr_at_fpr[RATE]
     name = f"{name}, {model}"
     ratio = report.record(f"{name}: wrong order of pairs, 1 - AUROC", 1 - own.auroc, 1 - thumb.auroc, 0.0, "share")
     report.record(f"{name}: TPR at FPR {RATE}", tpr, thumb.tpr_at_fpr[RATE], 1.0, "share", True)

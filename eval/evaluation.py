@@ -1,4 +1,5 @@
 """Evaluate a model on a folder, and the thumbnail baseline on the same images."""
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from eval.folder import Item, find_images, read_images
 from eval.gallery import Identification, identify
 from eval.open_set import OpenSet
 from eval.pairs import FPRS, Pair, Verification, count_pairs, fixed_point, measure
-from eval.thumbnail import thumbnail
+from eval.thumbnail import thumbnail, turned
 from inference.errors import UserError, printable
-from inference.image import fit_square
+from inference.image import fit_square, load_image
 
 WORST = 20      # false matches, and missed matches, kept for the report
 
@@ -24,14 +25,21 @@ class Evaluation:
     labels: np.ndarray                      # int64 [N]: index into `types`
     types: list[str]
     unreadable: list[tuple[str, str]]       # (path below the folder, reason)
-    embeddings: np.ndarray                  # float32 [N, D], as the model gave them
+    views: np.ndarray                       # float32 [V, N, D]: the embeddings of the views of each image, see `pairs`
+    upright: int                            # the first so many views are not turned
     verification: Verification
     identification: Identification
     false_matches: list[Pair]               # the highest-scoring pairs of two types, worst first
     missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
     baseline: tuple[Verification, Identification] | None
-    thumbnails: np.ndarray | None           # float32 [N, 768], what the baseline compares
+    thumbnails: np.ndarray | None           # float32 [V, N, 768], what the baseline compares
+    load: Callable[[Item], list]            # an image's views that are not turned, as BGR images of any size
     open_set: OpenSet | None = None         # where it was measured
+
+    @property
+    def embeddings(self):
+        """float32 [N, D]: the first view of each image, as the model gave them."""
+        return self.views[0]
 
     def as_dict(self):
         """For JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images, types,
@@ -86,57 +94,79 @@ class Evaluation:
         return "\n".join([printable(self.folder), *self.notes(), "", *lines])
 
 
-def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True, fit="squash"):
+def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, baseline=True, fit="squash", load=None,
+                    orientation="upright"):
     """Evaluate `embed` on DIR/<type>/*.jpg: verification over all pairs, and 1:N identification; see `Evaluation`.
 
     embed: uint8 RGB [B, S, S, 3], S = image_size, C-contiguous -> float [B, D], of any length (only cosines are used).
     baseline: also measure the thumbnail, on the same decoded images (large JPEGs at twice S or more, see `decode`).
     progress: a progress bar on stderr if that is a terminal. fit: how an image is resized, see `inference.image.fit_square`.
+    load: an `Item` -> list of one or more BGR images, of which the best counts in a comparison, see `eval.find`; None: the
+    image file. orientation: "any" also compares the four turns of one image of a pair, and those of each reference.
     Raises UserError when the folder cannot be evaluated (missing, empty, only one type, no two images of one type) or when
     an embedding is not finite. Unreadable files are skipped and listed with the reason.
     """
     items = find_images(folder)
+    load = load or (lambda item: [load_image(item.path, image_size)])  # decoded as in `classify`, for the same scores
+    turns = {"upright": 1, "any": 4}[orientation]
 
-    def prepare(image):
-        return np.ascontiguousarray(fit_square(image, image_size, fit)[..., ::-1]), thumbnail(image) if baseline else None
+    def prepare(images):
+        squares = [fit_square(image, image_size, fit)[..., ::-1] for image in images]
+        thumbnails = [thumbnail(image) for image in images] if baseline else []
+        return ([np.ascontiguousarray(np.rot90(square, turn)) for turn in range(turns) for square in squares],
+                [turned(flat, turn) for turn in range(turns) for flat in thumbnails])
 
-    used, unreadable, embeddings, thumbnails, batch = [], [], [], [], []
+    used, unreadable, counts, embeddings, thumbnails, batch = [], [], [], [], [], []
 
-    def flush():
-        if batch:
-            embeddings.append(np.asarray(embed(np.stack(batch)), dtype=np.float32))
-            batch.clear()
+    def flush(most=0):
+        while len(batch) > most:
+            embeddings.append(np.asarray(embed(np.stack(batch[:batch_size])), dtype=np.float32))
+            del batch[:batch_size]
 
-    images = read_images(items, prepare, image_size, ahead=2 * batch_size)  # decoded as in `classify`, for the same scores
-    for item, pixels, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
+    images = read_images(items, prepare, ahead=2 * batch_size, load=load)
+    for item, views, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
         if reason is not None:
             unreadable.append((item.name, reason))
             continue
         used.append(item)
-        batch.append(pixels[0])
-        thumbnails.append(pixels[1])
-        if len(batch) == batch_size:
-            flush()
+        batch += views[0]
+        counts.append(len(views[0]))
+        thumbnails += views[1]
+        flush(batch_size - 1)
     flush()
 
     types, labels = _labels(folder, used, unreadable)
-    embeddings = np.concatenate(embeddings)
+    embeddings = _by_view(np.concatenate(embeddings), counts, turns)
     _check_finite(embeddings, used)
     is_reference = np.array([item.is_reference for item in used])
-    thumbnails = np.stack(thumbnails) if baseline else None
-    verification, identification, worst = _metrics(embeddings, labels, is_reference, WORST)
+    thumbnails = _by_view(np.stack(thumbnails), counts, turns) if baseline else None
+    upright = len(embeddings) // turns
+    verification, identification, worst = _metrics(embeddings, labels, is_reference, upright, WORST)
     return Evaluation(
-        folder=str(folder), items=used, labels=labels, types=types, unreadable=unreadable, embeddings=embeddings,
+        folder=str(folder), items=used, labels=labels, types=types, unreadable=unreadable, views=embeddings, upright=upright,
         verification=verification, identification=identification,
         false_matches=worst[0], missed_matches=worst[1],
-        baseline=_metrics(thumbnails, labels, is_reference)[:2] if baseline else None, thumbnails=thumbnails)
+        baseline=_metrics(thumbnails, labels, is_reference, upright)[:2] if baseline else None, thumbnails=thumbnails,
+        load=load)
 
 
-def _metrics(embeddings, labels, is_reference, worst=0):
+def _by_view(vectors, counts, turns):
+    """[sum(counts), D], the views of an image side by side, first by turn -> [V, N, D]; V is turns times the most views.
+
+    An image with fewer views than others has its first one twice.
+    """
+    first = np.cumsum([0, *counts[:-1]])
+    each = np.array(counts) // turns                     # [N]
+    rows = [first + turn * each + np.where(view < each, view, 0) for turn in range(turns) for view in range(each.max())]
+    return vectors[np.stack(rows)]
+
+
+def _metrics(views, labels, is_reference, upright, worst=0):
     """Verification, Identification, and the two lists of worst pairs. The large histograms are freed on return."""
-    points = fixed_point(embeddings)
-    counts = count_pairs(points, labels, worst)
-    return measure(counts), identify(points, labels, is_reference), (counts.false_matches, counts.missed_matches)
+    points = fixed_point(views)
+    counts = count_pairs(points, labels, worst, upright=upright)
+    return (measure(counts), identify(points, labels, is_reference, upright=upright),
+            (counts.false_matches, counts.missed_matches))
 
 
 def _labels(folder, items, unreadable):
@@ -155,7 +185,7 @@ def _labels(folder, items, unreadable):
 
 
 def _check_finite(embeddings, items):
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=(0, 2)))
     if len(bad):
         raise UserError(f"{items[bad[0]].path}: the model's embedding is not finite (nor for {len(bad) - 1} other images); "
                         "use an earlier checkpoint, or train with a lower learning rate")

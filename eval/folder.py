@@ -29,15 +29,16 @@ def find_images(folder):
     return items
 
 
-def read_images(items, prepare, for_size=None, ahead=64):
+def read_images(items, prepare, for_size=None, ahead=64, load=None):
     """Decode each file once, in a pool of threads; yield (item, prepare(image), None) in the order of `items`.
 
-    prepare: uint8 BGR [H, W, 3] -> anything; runs in the pool. for_size: see `load_image`. A file that cannot be used
-    yields (item, None, reason). At most `ahead` results are held in memory, see `map_ahead`.
+    prepare: uint8 BGR [H, W, 3] -> anything; runs in the pool. for_size: see `load_image`. load: an Item -> what `prepare`
+    takes, instead of the decoded image. A file that cannot be used yields (item, None, reason). At most `ahead` results are
+    held in memory, see `map_ahead`.
     """
     def work(item):
         try:
-            return item, prepare(load_image(item.path, for_size)), None
+            return item, prepare(load(item) if load else load_image(item.path, for_size)), None
         except ImageError as error:
             return item, None, str(error)
 

@@ -7,7 +7,11 @@ error at all, for any block size, file order or BLAS library.
 
 Scores are then counted on a grid of 2^-24, the resolution of float32 for scores in [0.5, 1]. Two histograms (pairs of one
 type, pairs of two types) describe any number of pairs completely. AUROC, TPR and thresholds follow from integer sums.
+
+An image may have several views: the document found in a photo and the whole photo, each of them also turned. The score of
+two images is then the best of two views. Only one of the two may be a turned one, since one image is enough to turn.
 """
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,33 +58,36 @@ class Verification:
 
 
 def fixed_point(embeddings):
-    """Rows of `[N, D]` scaled to length 1 and rounded to multiples of 2^-26, as float64; a zero row stays zero.
+    """Vectors `[..., D]` scaled to length 1 and rounded to multiples of 2^-26, as float64; a zero vector stays zero.
 
     Dot products of the result are exact in float64, in any order of summation.
     """
     points = np.array(embeddings, dtype=np.float64)
-    points /= np.abs(points).max(axis=1, keepdims=True, initial=1e-300)     # so that no square overflows or underflows
-    points /= np.maximum(np.sqrt((points * points).sum(axis=1, keepdims=True)), 1e-300)
+    points /= np.abs(points).max(axis=-1, keepdims=True, initial=1e-300)    # so that no square overflows or underflows
+    points /= np.maximum(np.sqrt((points * points).sum(axis=-1, keepdims=True)), 1e-300)
     points *= 1 << 26
     np.rint(points, out=points)
     points /= 1 << 26
     return points
 
 
-def count_pairs(points, labels, worst=0, block=1024):
+def count_pairs(points, labels, worst=0, block=1024, upright=None):
     """Count every pair i < j once, in blocks of the upper triangle.
 
-    points: float64 [N, D] from `fixed_point`; labels: int [N]; worst: how many false and how many missed matches to keep.
-    Memory: 256 MiB of histograms and about 30 * block^2 bytes. Time: N^2 D flops, and one scattered count per pair.
+    points: float64 [N, D] from `fixed_point`, or [V, N, D], V views of each image, of which the first `upright` are not
+    turned (None: all); labels: int [N]; worst: how many false and how many missed matches to keep.
+    Memory: 256 MiB of histograms and about 30 * block^2 bytes. Time: N^2 D flops for two views, and one scattered count per
+    pair of images.
     """
-    n = len(points)
+    views = points[None] if points.ndim == 2 else points
+    upright, n = upright or len(views), views.shape[1]
     labels = np.asarray(labels)
     histogram = np.zeros((2, BINS), np.int64)       # row 0: two types, row 1: one type
     flat = histogram.reshape(-1)
     high, low = _Worst(worst, n), _Worst(worst, n)
     for i in range(0, n, block):
         for j in range(i, n, block):
-            bins = _to_bins(points[i:i + block] @ points[j:j + block].T)
+            bins = _to_bins(best_cosines(views[:, i:i + block], views[:, j:j + block], upright))
             same = labels[i:i + block, None] == labels[None, j:j + block]
             rows, cols = np.indices(bins.shape, sparse=True)
             if i == j:
@@ -120,6 +127,19 @@ def measure(counts):
         positive=n_positive, negative=n_negative,
         roc=np.array([operating_point(a)[:2] for a in allowed]),
         histogram=np.stack([_coarse(counts.positive), _coarse(counts.negative)]))
+
+
+def best_cosines(queries, references, upright):
+    """float64 [V, Q, D] and [W, R, D] -> float64 [Q, R]: the best cosine of a view of each.
+
+    The first `upright` views of an image are not turned; a turned view is not compared with a turned one.
+    """
+    best = None
+    for v, w in itertools.product(range(len(queries)), range(len(references))):
+        if min(v, w) < upright:
+            cosines = queries[v] @ references[w].T
+            best = cosines if best is None else np.maximum(best, cosines, out=best)
+    return best
 
 
 class _Worst:

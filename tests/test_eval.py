@@ -188,3 +188,46 @@ def test_top1_without_queries_leaves_one_out():
     points = fixed_point([[1, 0], [1, .1], [0, 1]])
     found = identify(points, [0, 0, 1], [True, True, True])
     assert (found.protocol, found.top1, found.queries, found.excluded) == ("leave-one-out", 1, 2, 1)
+
+
+# ---------------------------------------------------------------- several views of an image
+def views_of(n=40, views=6, types=8, seed=0):
+    """float64 [views, n, 8], labels, and which images are references (one of each type)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n) % types)
+    vectors = rng.standard_normal((types, 8))[labels] + rng.standard_normal((views, n, 8))
+    is_reference = np.zeros(n, bool)
+    is_reference[np.unique(labels, return_index=True)[1]] = True
+    return fixed_point(vectors), labels, is_reference
+
+
+@pytest.mark.parametrize("upright", [1, 2, 6, None])
+@pytest.mark.parametrize("block", [7, 1024])
+def test_a_pair_has_the_score_of_its_best_views(upright, block):
+    points, labels, _ = views_of()
+    allowed = upright or len(points)
+    expected = np.zeros((2, BINS), np.int64)
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        best = max(points[v, i] @ points[w, j] for v in range(6) for w in range(6) if v < allowed or w < allowed)
+        expected[int(labels[i] == labels[j]), int(np.rint((best + 1) / 2 * GRID))] += 1
+    counts = count_pairs(points, labels, block=block, upright=upright)
+    assert (counts.negative == expected[0]).all() and (counts.positive == expected[1]).all()
+
+
+def test_the_order_of_images_does_not_matter_where_they_are_turned():
+    points, labels, _ = views_of()
+    back = count_pairs(points[:, ::-1], labels[::-1], upright=2)
+    counts = count_pairs(points, labels, upright=2)
+    assert (back.positive == counts.positive).all() and (back.negative == counts.negative).all()
+
+
+@pytest.mark.parametrize("upright", [1, 2, 6])
+def test_top1_turns_references_alone(upright):
+    points, labels, is_reference = views_of(seed=1)
+    right = 0
+    for query in np.flatnonzero(~is_reference):
+        scores = {labels[one]: max(points[v, query] @ points[w, one] for v in range(upright) for w in range(6))
+                  for one in np.flatnonzero(is_reference)}
+        right += max(scores, key=scores.get) == labels[query]
+    found = identify(points, labels, is_reference, block=3, upright=upright)
+    assert found.top1 == right / (~is_reference).sum() and 0 < right < found.queries

@@ -113,6 +113,36 @@ def test_baseline_is_the_thumbnail(folder):
     assert evaluate_folder(embed, folder, SIZE, progress=False, baseline=False).as_dict()["baseline"] is None
 
 
+def test_any_way_up_finds_images_that_were_turned(folder, tmp_path):
+    """All images turned: nothing changes where the model and the thumbnail compare four turns."""
+    for item in find_images(folder):
+        quarters = 0 if item.is_reference else int(item.name[-5])        # photo1.png: by one quarter
+        save(tmp_path / "turned" / item.name, np.rot90(cv2.imread(str(item.path)), quarters))
+    scores = {name: evaluate_folder(embed, where, SIZE, progress=False, orientation=orientation).as_dict()
+              for name, where, orientation in (("upright", folder, "upright"), ("before", folder, "any"),
+                                               ("turned", tmp_path / "turned", "any"))}
+    for found in scores.values():
+        found.pop("data")
+    assert scores["turned"]["top1"] == scores["before"]["top1"]
+    assert scores["turned"]["baseline"] == scores["before"]["baseline"]
+    assert scores["turned"] == scores["before"] and scores["turned"] != scores["upright"]
+
+
+def test_an_image_may_have_several_views(folder):
+    """`load` gives one or two images of an item; of one alone, the first is there twice."""
+    plain = evaluate_folder(embed, folder, SIZE, progress=False)
+
+    def load(item):
+        image = load_image(item.path)
+        return [image] if item.is_reference else [255 - image, image]
+
+    result = evaluate_folder(embed, folder, SIZE, progress=False, batch_size=3, load=load)
+    assert result.views.shape == (2, 16, 48) and result.thumbnails.shape == (2, 16, 768) and result.upright == 2
+    references = np.array([item.is_reference for item in result.items])
+    assert np.array_equal(result.views[0, references], plain.embeddings[references])
+    assert np.array_equal(result.views[1], plain.embeddings)
+
+
 def test_unreadable_files_are_skipped_and_listed(folder):
     clean = evaluate_folder(embed, folder, SIZE, progress=False).as_dict()
     (folder / "bill" / "empty.jpg").write_bytes(b"")
