@@ -3,6 +3,7 @@
     python inference/classify.py --model M.onnx --register DIR IMAGE...   # prints a line per image
     python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below a folder
     python inference/classify.py IMAGE... --json                          # the shipped model and registry; one JSON list
+    python inference/classify.py IMAGE... --find --orientation any --show DIR     # photos as the camera took them
 
     from inference import DocClassifier
     label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
@@ -26,12 +27,16 @@ if __name__ == "__main__" and not __package__:  # run as a script: makes its fol
 from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
 from .image import ImageError, list_images  # noqa: E402
-from .model import Model, load_model  # noqa: E402
+from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
+from .show import show_folder, write_picture  # noqa: E402
+from .views import Seen, Views, read_corners  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
 DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
 DEFAULT_REGISTRY = SHIPPED / "registry"
+DEFAULT_FIND = False  # see `views.Views`
+FINDS = {"auto": "auto", "always": True, "never": False}  # the words of the command line
 # A rate per pair. An unknown image is compared with every type: with 60 types, 1e-3 could accept nearly 6 % of such images.
 DEFAULT_FPR = 1e-4
 # Two types that look alike get a threshold this far up, from the usual threshold (0) to the score of their references (1).
@@ -53,25 +58,39 @@ class DocClassifier:
     label is given. None takes the model's own, which may be 0; 0 switches it off.
     `thresholds` `{label: score}` are the thresholds in use. Types whose references look alike have a higher one, unless
     `threshold` was given.
-    `backend`, "cpu" or "cuda", runs the network. `threads` process many images at once (0: one per core); a single image
+    `find`, True or "auto", finds the document in an image with `finder` (a `Finder`, or the path of one; None: the shipped
+    one): True classifies the document instead of the image; "auto" compares both, and the better score decides, unless the
+    document is nearly all of the image. `find_references` is the same for the reference images (None: "auto" where `find`
+    is set). `corners`, {real path: four corners}, are given by hand and need no finder.
+    `orientation` "any": documents may lie any of four ways up. Each reference is registered four times, turned.
+    `backend`, "cpu" or "cuda", runs the networks. `threads` process many images at once (0: one per core); a single image
     uses one thread. `gallery` "cuda" searches the references on the GPU, for millions of them: it needs torch, and holds
     them in bf16, which changes scores by up to 1e-3. `progress`: show the progress on stderr if that is a terminal.
     `warnings` are lines about problems of the registry and the threshold. Raises UserError for mistakes of the user.
     """
 
     def __init__(self, *, model=None, register_root=None, threshold: float | None = None, fpr: float | None = None,
-                 margin: float | None = None, backend: str = "cpu", threads: int = 0, gallery: str = "cpu",
-                 progress: bool = False):
+                 margin: float | None = None, find=DEFAULT_FIND, find_references=None, finder=None,
+                 corners: dict | None = None, orientation: str = "upright", backend: str = "cpu", threads: int = 0,
+                 gallery: str = "cpu", progress: bool = False):
         if margin is not None and not 0 <= margin <= 1:
             raise UserError(f"margin {margin}: must be between 0 and 1, the difference of two scores; 0 switches it off")
+        if orientation not in TABLES:
+            raise UserError(f"orientation {orientation}: unknown; use {' or '.join(TABLES)}")
         if model is None:
             model = _shipped(DEFAULT_MODEL, "model")
         if register_root is None:
             register_root = _shipped(DEFAULT_REGISTRY, "registry")
         self.model = model if isinstance(model, Model) else load_model(model, backend, threads)
-        self.threshold, notes = _choose_threshold(self.model, threshold, fpr)
+        self.orientation = orientation
+        self.threshold, notes = _choose_threshold(self.model, threshold, fpr, orientation)
         self.margin: float = self.model.margin if margin is None else margin
-        self.registry = Registry(register_root, self.model, gallery, progress)
+        self.views = Views(self.model, find, finder, backend, corners)
+        if find_references is None:
+            find_references = "auto" if find else False
+        self._views_of_references = Views(self.model, find_references, self.views.finder or finder, backend, corners)
+        self.registry = Registry(register_root, self.model, gallery, progress, self._views_of_references,
+                                 any_way_up=orientation == "any")
         self.progress = progress
         alike = self.registry.look_alikes(self.threshold)
         self.thresholds: dict[str, float] = dict.fromkeys(self.registry.labels, self.threshold)
@@ -84,27 +103,34 @@ class DocClassifier:
 
     @property
     def bank(self) -> dict[str, np.ndarray]:
-        """{label: features of its references, float32 `[R, D]`}."""
+        """{label: features of its references as they are, not turned, float32 `[R, D]`}."""
         return self.registry.bank
 
     def get_register(self, root) -> dict[str, np.ndarray]:
         """The `bank` of another folder. The classifier's own registry does not change."""
-        return Registry(root, self.model).bank
+        return Registry(root, self.model, views=self._views_of_references).bank
 
     def extract_feature(self, image) -> np.ndarray:
-        """A path, or an array as `cv2.imread` returns it -> float32 `[D]`, L2-normalized. Raises ImageError."""
+        """A path, or an array as `cv2.imread` returns it -> float32 `[D]`, L2-normalized: the feature of the whole image,
+        whatever `find` is. Raises ImageError."""
         try:
             prepared = self.model.prepare(image)
         except ImageError as error:
             raise ImageError(f"{_name(image) or 'image'}: {error}") from None
         return self.model.embed(prepared[None])[0]
 
-    def __call__(self, image) -> tuple[str | None, float]:
+    def __call__(self, image, quad=None) -> tuple[str | None, float]:
         """A path, or an array as `cv2.imread` returns it -> (label, score). The label is None below the threshold or the
         runner-up gap; the score is always that of the best type. Raises ImageError.
+
+        quad: the document's four corners where they are known, [x, y] in pixels of the upright image, clockwise from the
+        document's top left. They need no finder.
         """
-        (scores,), (types,) = self.registry.top(self.extract_feature(image)[None], 2)
-        result = self._result(image, scores, types, 1)
+        try:
+            squares, seen = self.views(image, quad)
+        except ImageError as error:
+            raise ImageError(f"{_name(image) or 'image'}: {error}") from None
+        result = self._result(image, zip(*self.registry.search(self.model.embed(np.stack(squares)), 2)), seen, 1)
         return result["label"], result["score"]
 
     def classify(self, images, top_k: int = 1) -> list[dict]:
@@ -114,6 +140,12 @@ class DocClassifier:
         cannot be used has an `error`, no label and no score; the other images are still classified. When the label is None
         although the score reaches the threshold of the best type, the runner-up gap is below `self.margin`; a `top_k` of 2
         shows both types.
+
+        With `find` or `corners` also: `quad`, the document's corners, four [x, y] in pixels of the upright image, clockwise
+        from the one that becomes the top left under the least turn (None: none was found); `found`, the finder's score of
+        it, 0..1 (None: none was found, or the corners were given); `view`, "document" or "image", which of the two scored
+        best. With `orientation` "any" also: `orientation`, 0, 90, 180 or 270: by so many degrees clockwise the best type's
+        document is turned in the image (from the first corner as its top left, where corners were given).
         """
         return list(self.stream(images, top_k))
 
@@ -121,20 +153,42 @@ class DocClassifier:
         """The results of `classify`, in order, each as soon as it is known, in bounded memory."""
         if top_k < 1:
             raise UserError(f"top-k {top_k}: must be at least 1")
-        for part in counted(self.model.stream(images), len(images), "classifying", self.progress):
-            found = zip(part.positions, *self.registry.top(part.features, max(top_k, 2)))
-            results = {position: self._result(images[position], scores, types, top_k) for position, scores, types in found}
+        for part in counted(self.model.stream(images, self.views), len(images), "classifying", self.progress):
+            rows = {}  # position: what the search found for each of its views
+            for position, *found in zip(part.positions, *self.registry.search(part.features, max(top_k, 2))):
+                rows.setdefault(position, []).append(found)
+            results = {position: self._result(images[position], found, part.notes[position], top_k)
+                       for position, found in rows.items()}
             for position, reason in part.reasons.items():
-                results[position] = dict(image=_name(images[position]), label=None, score=None, top_k=[], error=reason)
+                results[position] = dict(image=_name(images[position]), label=None, score=None, top_k=[], error=reason,
+                                         **self._described(Seen(None, None, ()), None, None))
             yield from (results[position] for position in sorted(results))
 
-    def _result(self, image, scores, types, top_k):  # scores and types: (K,), best first; K >= 2 if there are two types
-        ranking = [dict(label=self.registry.labels[index], score=float(score)) for index, score in zip(types, scores)]
-        best, others = ranking[0], ranking[1:]
-        accepted = (best["score"] >= self.thresholds[best["label"]]
-                    and not (others and best["score"] - others[0]["score"] < self.margin))
-        return dict(image=_name(image), label=best["label"] if accepted else None, score=best["score"],
-                    top_k=ranking[:top_k], error=None)
+    def _result(self, image, rows, seen, top_k):
+        """rows: for each view of the image scores, types and turns, `(K,)` each, best first; K >= 2 if there are two types.
+        The score of a type is that of its best view."""
+        best = {}  # type: (score, place of the view, turn)
+        for view, row in enumerate(rows):
+            for score, index, turn in zip(*row):
+                if index not in best or score > best[index][0]:
+                    best[index] = score, view, turn
+        ranked = sorted(best, key=lambda index: -best[index][0]) if len(seen.views) > 1 else list(best)
+        ranking = [dict(label=self.registry.labels[index], score=float(best[index][0])) for index in ranked]
+        score, others = ranking[0]["score"], ranking[1:]
+        accepted = (score >= self.thresholds[ranking[0]["label"]]
+                    and not (others and score - others[0]["score"] < self.margin))
+        _, view, turn = best[ranked[0]]
+        return dict(image=_name(image), label=ranking[0]["label"] if accepted else None, score=score,
+                    top_k=ranking[:top_k], error=None, **self._described(seen, seen.views[view], turn))
+
+    def _described(self, seen, view, turn):
+        """What a result says besides, where the classifier was asked for it."""
+        more = {}
+        if self.views.find or self.views.corners:
+            more |= dict(quad=None if seen.quad is None else np.round(seen.quad, 2).tolist(), found=seen.score, view=view)
+        if self.orientation == "any":
+            more |= dict(orientation=None if turn is None else int(turn) * 90)
+        return more
 
 
 def _shipped(path, what):
@@ -157,7 +211,7 @@ def _name(image):
     return None if isinstance(image, np.ndarray) else str(image)
 
 
-def _choose_threshold(model, threshold, fpr):
+def _choose_threshold(model, threshold, fpr, orientation):
     """(threshold, warnings)."""
     if threshold is not None:
         if not 0 <= threshold <= 1:
@@ -165,18 +219,24 @@ def _choose_threshold(model, threshold, fpr):
         return threshold, []
     if fpr is not None and not 0 < fpr <= 1:
         raise UserError(f"fpr {fpr}: must be above 0 and at most 1; it is the share of wrong matches to allow")
-    chosen = model.threshold_at(DEFAULT_FPR if fpr is None else fpr)
+    rate = DEFAULT_FPR if fpr is None else fpr
+    table, allowed, bounded = orientation, rate, ""
+    if orientation == "any" and model.lowest_rate("any") is None:
+        # The best of four scores passes at most four times as often as one.
+        table, allowed, bounded = "upright", rate / TURNS, " / 4, since it was not calibrated for orientation any"
+    chosen = model.threshold_at(allowed, table)
     if chosen is not None:
-        return chosen, []
+        return chosen, [f"using {chosen:.4f}, the model's threshold for a false positive rate of {rate:g}{bounded}: "
+                        "python -m eval --calibrate measures what is needed"] if bounded else []
     if fpr is not None:
-        raise UserError(f"fpr {fpr:g}: the model has no threshold for such a low rate; give --threshold, "
+        raise UserError(f"fpr {fpr:g}: the model has no threshold for such a low rate{bounded}; give --threshold, "
                         "or calibrate the model on more images: python -m eval --calibrate")
-    missing = f"the model has no threshold for a false positive rate of {DEFAULT_FPR:g}; "
-    lowest = model.lowest_rate
+    missing = f"the model has no threshold for a false positive rate of {rate:g}{bounded}; "
+    lowest = model.lowest_rate(table)
     if lowest is None:
         return FALLBACK_THRESHOLD, [f"{missing}using {FALLBACK_THRESHOLD}"]
     # A table without low rates comes from few images. Its threshold for 1e-1 of the pairs would accept nearly everything.
-    chosen = max(model.threshold_at(lowest), FALLBACK_THRESHOLD)
+    chosen = max(model.threshold_at(lowest, table), FALLBACK_THRESHOLD)
     return chosen, [f"{missing}using {chosen:.4f}, since the lowest rate of its table is {lowest:g}"]
 
 
@@ -194,6 +254,21 @@ def main(arguments=None) -> int:
     parser.add_argument("--gap", "--margin", dest="margin", type=float, metavar="G",
                         help="runner-up gap: least difference between the scores of the best and the second best type at "
                              "which a label is given; 0 switches it off (default: the model's own)")
+    parser.add_argument("--find", nargs="?", choices=list(FINDS), const="auto", metavar="auto|always|never",
+                        default=next(word for word, find in FINDS.items() if find is DEFAULT_FIND),
+                        help="find the document in each image and rectify it: always; or compare the image as it is too and "
+                             "take the better score: auto, also --find alone (default: %(default)s)")
+    parser.add_argument("--find-references", choices=list(FINDS), metavar="auto|always|never",
+                        help="the same for the reference images (default: auto with --find, else never)")
+    parser.add_argument("--finder", metavar="F.onnx", help="model that finds documents (default: the shipped one)")
+    parser.add_argument("--corners", metavar="FILE.csv",
+                        help="corners of documents given by hand, of images and of references: the columns "
+                             "file,x0,y0,x1,y1,x2,y2,x3,y3, the file below the folder of FILE.csv, the corners clockwise "
+                             "from the document's top left")
+    parser.add_argument("--orientation", default="upright", metavar="upright|any",
+                        help="any: documents may lie any of four ways up, and the answer says which")
+    parser.add_argument("--show", metavar="DIR", help="write a picture of each result there: the image with the corners "
+                                                      "drawn, and the document beside it")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
     parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="device that runs the network")
     parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="device that searches the references; cuda is "
@@ -207,24 +282,31 @@ def main(arguments=None) -> int:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
 
     images = [path for image in args.images for path in _expanded(image)]
+    show = args.show and show_folder(args.show, images, args.register or DEFAULT_REGISTRY)
     progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
-                               margin=args.margin, backend=args.backend, threads=args.threads, gallery=args.gallery,
-                               progress=progress)
+                               margin=args.margin, find=FINDS[args.find], find_references=FINDS.get(args.find_references),
+                               finder=args.finder, corners=read_corners(args.corners) if args.corners else None,
+                               orientation=args.orientation, backend=args.backend, threads=args.threads,
+                               gallery=args.gallery, progress=progress)
     choices = (args.model, DEFAULT_MODEL), (args.register, DEFAULT_REGISTRY)
     shipped = [str(path) for given, path in choices if given is None]
     if shipped:
         print(printable(f"using the shipped files: {' and '.join(shipped)}"), file=sys.stderr)
     for warning in classifier.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
-    if args.json:
-        results = classifier.classify(images, args.top_k)
-        print(json.dumps(results, indent=2))
-        return 0 if any(result["error"] is None for result in results) else 2
-    usable = False
-    for result in classifier.stream(images, max(args.top_k, 2)):  # the second type may be the reason for no label
-        print(printable(_line(result, args.top_k, classifier.thresholds)))
+    results, usable = [], False
+    top_k = args.top_k if args.json else max(args.top_k, 2)  # the second type may be the reason for no label
+    for number, result in enumerate(classifier.stream(images, top_k)):
+        if show:
+            write_picture(show, number, result)
+        if args.json:
+            results.append(result)
+        else:
+            print(printable(_line(result, args.top_k, classifier.thresholds)))
         usable |= result["error"] is None
+    if args.json:
+        print(json.dumps(results, indent=2))
     return 0 if usable else 2
 
 
@@ -238,6 +320,8 @@ def _line(result, top_k, thresholds):
     if result["error"]:
         return f"{result['image']}: cannot be used: {result['error']}"
     line = f"{result['image']}: {result['label'] or 'not registered'} {result['score']:.4f}"
+    if result.get("orientation"):
+        line += f" turned by {result['orientation']}"
     if result["label"] is None and result["score"] >= thresholds[result["top_k"][0]["label"]]:
         line += " (too close to {} and {})".format(*(entry["label"] for entry in result["top_k"][:2]))
     if top_k > 1:

@@ -71,6 +71,11 @@ def load_image(path, for_size: int | None = None) -> np.ndarray:
     for_size: the side it will be resized to; a JPEG far larger is then decoded at a fraction of its size (`decode`).
     Raises ImageError with the reason alone ("truncated JPEG"): the caller knows the path.
     """
+    return load_reduced(path, for_size)[0]
+
+
+def load_reduced(path, for_size: int | None = None) -> tuple[np.ndarray, int]:
+    """`load_image`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -83,7 +88,7 @@ def load_image(path, for_size: int | None = None) -> np.ndarray:
         raise ImageError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return decode(data, for_size)
+    return decode_reduced(data, for_size)
 
 
 def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
@@ -94,6 +99,11 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
     low frequencies of its blocks give that directly, in a third of the time for a phone's photo; what
     `resize` then makes of it differs from the whole image's average by under one level of 255 in the mean (tests: photos).
     """
+    return decode_reduced(data, for_size)[0]
+
+
+def decode_reduced(data: bytes, for_size: int | None = None) -> tuple[np.ndarray, int]:
+    """`decode`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
     if not data:
         raise ImageError("empty file")
     header = read_header(data)
@@ -121,7 +131,8 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
             image = None
         if image is None:
             raise ImageError(f"damaged or unsupported {header.format}")
-        return _upright(_to_bgr(image, header.premultiplied and image.dtype == np.uint8), header.orientation)
+        image = _to_bgr(image, header.premultiplied and image.dtype == np.uint8)
+        return _upright(image, header.orientation), divisor
 
 
 def as_bgr(array: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -16,17 +16,22 @@ METADATA_KEY = "docmetric"
 FORMAT = 1
 AGAIN = "export it again with onnx_export.py"
 MAX_BYTES = 2 << 30  # no ONNX file can be larger
+USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents"}  # what other tasks lack
+TABLES = {"upright": "thresholds", "any": "thresholds_any"}  # of the metadata, by how the documents may lie
+TURNS = 4  # quarter turns that a document of orientation "any" may have
 PART = {"cpu": 16, "cuda": 64}  # images per run; on a CPU more no longer fit the cache: each then takes longer
 
 
 class Part(NamedTuple):
-    """Some of the images that `Model.stream` was given, in order: `positions` in its sources of the n that can be used,
-    their `images` (uint8 RGB `[n, S, S, 3]`) and `features` (float32 `[n, D]`); {position: reason} of the others.
+    """Some of the images that `Model.stream` was given, in order: of n resized images their `positions` in the sources (one
+    source may give several), their `images` (uint8 RGB `[n, S, S, 3]`) and `features` (float32 `[n, D]`); {position: reason}
+    of the sources that cannot be used; {position: note} as `views` gave it.
     """
     positions: list[int]
     images: np.ndarray
     features: np.ndarray
     reasons: dict[int, str]
+    notes: dict[int, Any] = {}
 
 
 class Model:
@@ -47,7 +52,8 @@ class Model:
         self.image_size: int = metadata["image_size"]
         self.embedding_size: int = metadata["embedding_size"]
         self.fit: str = metadata.get("fit", "squash")
-        self._thresholds = {float(rate): entry["threshold"] for rate, entry in (metadata.get("thresholds") or {}).items()}
+        self._thresholds = {way: {float(rate): entry["threshold"] for rate, entry in (metadata.get(table) or {}).items()}
+                            for way, table in TABLES.items()}
         self.margin: float = metadata.get("margin") or 0.0
         self._idle: dict[int, list[_Bound]] = {}  # by their number of images; as many as ran at the same time
 
@@ -56,26 +62,35 @@ class Model:
         image = load_image(image, self.image_size) if isinstance(image, (str, os.PathLike)) else as_bgr(image)
         return fit_square(image, self.image_size, self.fit)[:, :, ::-1]
 
-    def stream(self, sources: Sequence) -> Iterator[Part]:
+    def stream(self, sources: Sequence, views: Callable | None = None) -> Iterator[Part]:
         """Prepare and embed many paths or arrays: yields a `Part` at a time, in order, the next ones under way.
 
+        views: source -> (resized images as `prepare` gives them, a note); it may raise ImageError. None: the whole image.
         Each thread decodes a part and runs the network on it, by itself: whatever the two cost, no core waits and
         none is fought over. Memory: two parts a thread, however many sources.
         """
         def work(start):
-            images, reasons = {}, {}
+            positions, squares, reasons, notes = [], [], {}, {}
             for position in range(start, min(start + size, len(sources))):
                 try:
-                    images[position] = self.prepare(sources[position])
+                    made, note = views(sources[position]) if views else ([self.prepare(sources[position])], None)
                 except ImageError as error:
                     reasons[position] = str(error)
-            stacked = np.empty((len(images), self.image_size, self.image_size, 3), np.uint8)
-            for row, image in enumerate(images.values()):
+                    continue
+                notes[position] = note
+                squares += made
+                positions += [position] * len(made)
+            stacked = np.empty((len(squares), self.image_size, self.image_size, 3), np.uint8)
+            for row, image in enumerate(squares):
                 stacked[row] = image
-            return Part(list(images), stacked, self.embed(stacked), reasons)
+            features = np.empty((len(squares), self.embedding_size), np.float32)
+            for row in range(0, len(squares), most):
+                features[row:row + most] = self._run(stacked[row:row + most])
+            return Part(positions, stacked, features, reasons, notes)
 
         # A few images are shared out as well: a part is no larger than an even share.
-        size = max(1, min(PART[self.device], -(-len(sources) // self.threads)))
+        most = PART[self.device]
+        size = max(1, min(most, -(-len(sources) // self.threads)))
         return map_ahead(work, range(0, len(sources), size), ahead=2 * self.threads, threads=self.threads)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -112,17 +127,18 @@ class Model:
         idle.append(bound)
         return features
 
-    def threshold_at(self, fpr: float) -> float | None:
+    def threshold_at(self, fpr: float, orientation: str = "upright") -> float | None:
         """The score from which at most `fpr` of the pairs of different types passed when the model was evaluated:
         the table's nearest rate that is not above `fpr`; None when the model has no such entry.
-        """
-        allowed = [rate for rate in self._thresholds if rate <= fpr]
-        return self._thresholds[max(allowed)] if allowed else None
 
-    @property
-    def lowest_rate(self) -> float | None:
+        orientation: with "any", the score of a pair is the best of the four turns of its reference.
+        """
+        allowed = [rate for rate in self._thresholds[orientation] if rate <= fpr]
+        return self._thresholds[orientation][max(allowed)] if allowed else None
+
+    def lowest_rate(self, orientation: str = "upright") -> float | None:
         """The lowest false positive rate of pairs that the model has a threshold for; None without any."""
-        return min(self._thresholds, default=None)
+        return min(self._thresholds[orientation], default=None)
 
 
 class _Bound:
@@ -153,6 +169,16 @@ def load_model(path, backend: str = "cpu", threads: int = 0) -> Model:
     """
     if threads < 0:
         raise UserError(f"threads {threads}: must be at least 1, or 0 for one each core")
+    session = open_session(path, backend)
+    model = Model(path, session, _checked_metadata(path, session), backend, threads or default_threads())
+    features = model.embed(np.full((2, model.image_size, model.image_size, 3), 128, np.uint8))
+    if not np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-3:
+        raise UserError(f"{path}: its features are not L2-normalized; {AGAIN}")
+    return model
+
+
+def open_session(path, backend: str = "cpu") -> onnxruntime.InferenceSession:
+    """An ONNX file as a session whose runs take one thread each. Raises UserError."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors reach the user as one line, through the exception
     # One thread for a run, several runs at once. Networks this small gain nothing from more threads within one image
@@ -173,11 +199,7 @@ def load_model(path, backend: str = "cpu", threads: int = 0) -> Model:
     if backend not in session.get_providers()[0].lower():  # it falls back to the CPU by itself
         why = first_line(chatter.getvalue().strip() or "no usable device")
         raise UserError(f"backend cuda: CUDA does not start on this machine ({why}); use backend cpu")
-    model = Model(path, session, _checked_metadata(path, session), backend, threads or default_threads())
-    features = model.embed(np.full((2, model.image_size, model.image_size, 3), 128, np.uint8))
-    if not np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-3:
-        raise UserError(f"{path}: its features are not L2-normalized; {AGAIN}")
-    return model
+    return session
 
 
 def _read(path):
@@ -205,29 +227,44 @@ def _providers(backend):
     return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
 
 
-def _checked_metadata(path, session):
-    """What the file says about itself, if it says what `onnx_export.py` wrote and the network agrees."""
-    not_ours = UserError(f"{path}: not a model of this project; make one with onnx_export.py")
+def read_metadata(path, session, task: str) -> dict:
+    """What the file says about itself, checked as far as all tasks have it in common: `task`, `format`, `image_size`, `fit`,
+    and the input. Raises UserError."""
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-        version = metadata["format"]
-        if (task := metadata.get("task", "registration")) != "registration":
-            raise UserError(f"{path}: a model of task={task}, which has no embeddings to compare; give one of "
-                            "task=registration")
+        version, other = metadata["format"], metadata.get("task", "registration")
+        if other != task:
+            raise UserError(f"{path}: a model of task={other}, which {USELESS[task]}; give one of task={task}")
         if version != FORMAT:
             raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
-        size, width = metadata["image_size"], metadata["embedding_size"]
+        size = metadata["image_size"]
         inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
-        outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
-        ours = (type(size) is type(width) is int and 1 <= size <= MAX_INPUT
-                and metadata.get("fit", "squash") in FITS
-                and are_thresholds(metadata.get("thresholds") or {}) and 0 <= (metadata.get("margin") or 0) <= 1
-                and inputs == [("img", "tensor(float)", [3, size, size])]
-                and outputs == [("feats", "tensor(float)", [width])])
+        ours = (type(size) is int and 1 <= size <= MAX_INPUT and metadata.get("fit", "squash") in FITS
+                and inputs == [("img", "tensor(float)", [3, size, size])])
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
-        raise not_ours from None
+        ours = False
     if not ours:
-        raise not_ours
+        raise not_ours(path)
+    return metadata
+
+
+def not_ours(path) -> UserError:
+    return UserError(f"{path}: not a model of this project; make one with onnx_export.py")
+
+
+def _checked_metadata(path, session):
+    """The metadata of a model with embeddings, if it says what `onnx_export.py` wrote and the network agrees."""
+    metadata = read_metadata(path, session, "registration")
+    try:
+        width = metadata["embedding_size"]
+        outputs = [(port.name, port.type, port.shape[1:]) for port in session.get_outputs()]
+        ours = (type(width) is int and outputs == [("feats", "tensor(float)", [width])]
+                and all(are_thresholds(metadata.get(table) or {}) for table in TABLES.values())
+                and 0 <= (metadata.get("margin") or 0) <= 1)
+    except (LookupError, ValueError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise not_ours(path)
     return metadata
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from .cli import counted
 from .errors import UserError
 from .image import list_images, type_label
-from .model import Model
-from .search import top_k
+from .model import TURNS, Model
+from .search import top_rows
 
 COMPARED = 20_000  # most references that are compared with each other: seconds on 2 cores; 1 M would take an hour
 
@@ -20,18 +20,24 @@ class Registry:
 
     `labels` are the T types, sorted; `bank` maps each to the features of its references, float32 `[R, D]`; `warnings` are
     lines about skipped files, labels that collide, and images that are registered twice. `gallery` is the device that
-    searches the references: "cpu", or "cuda", see `search_cuda`. `progress`: show the progress on a terminal.
+    searches the references: "cpu", or "cuda", see `search_cuda`. `progress`: show the progress on a terminal. `views` says
+    what of an image is registered (`views.Views`; None: the image as it is); an image with two views has two references.
+    `any_way_up`: each reference is registered four times, turned by 0, 90, 180 and 270 degrees; `bank` has the first.
     Raises UserError when there is nothing to register.
     """
 
-    def __init__(self, root, model: Model, gallery: str = "cpu", progress: bool = False):
+    def __init__(self, root, model: Model, gallery: str = "cpu", progress: bool = False, views: Callable | None = None,
+                 any_way_up: bool = False):
         files = list_images(root)
-        features, digests, self.warnings = {}, {}, _label_collisions(files)
-        parts = model.stream([os.path.join(root, file) for file in files])
+        turns = TURNS if any_way_up else 1
+        features, digests, self.warnings = {}, {}, _label_collisions(files)  # features: of a file, (turns, D) for each view
+        parts = model.stream([os.path.join(root, file) for file in files],
+                             _turned(views or (lambda image: ([model.prepare(image)], None))) if any_way_up else views)
         for part in counted(parts, len(files), "registering", progress):
-            for position, image, feature in zip(part.positions, part.images, part.features):
-                features[files[position]] = feature
-                digests.setdefault(hashlib.sha256(image).digest(), []).append(files[position])
+            for row in range(0, len(part.positions), turns):
+                file, image = files[part.positions[row]], part.images[row]
+                features.setdefault(file, []).append(part.features[row:row + turns])
+                digests.setdefault(hashlib.sha256(image).digest(), []).append(file)
             self.warnings += [f"{files[position]}: {reason}; skipped" for position, reason in part.reasons.items()]
         if not features:
             why = f"none of its {len(files)} images can be read ({self.warnings[-1]})" if files else "no image in it"
@@ -39,38 +45,57 @@ class Registry:
         self.warnings += _same_images(digests.values())
 
         references = {}  # label: features
-        for file, feature in features.items():
-            references.setdefault(type_label(file), []).append(feature)
+        for file, of_file in features.items():
+            references.setdefault(type_label(file), []).extend(of_file)
         self.labels = sorted(references)
-        # (M, D), the references of a type side by side, and (T,), the first row of each type
-        self._stacked = stacked = np.concatenate([references[label] for label in self.labels])
+        # (M, turns, D), the references of a type side by side, and (T,), the first reference of each type
+        stacked = np.concatenate([references[label] for label in self.labels])
         self._starts = starts = np.cumsum([0] + [len(references[label]) for label in self.labels[:-1]])
-        self.bank = dict(zip(self.labels, np.split(stacked, starts[1:])))
-        self._top = searcher(stacked, None if len(starts) == len(stacked) else starts, gallery)
+        self._upright, self._turns = stacked[:, 0], turns
+        self.bank = dict(zip(self.labels, np.split(self._upright, starts[1:])))
+        rows = stacked.reshape(-1, stacked.shape[-1])
+        self._search = searcher(rows, None if len(starts) == len(rows) else starts * turns, gallery)
 
     def top(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """float32 `[N, D]` -> the best K = min(k, T) types, best first: scores (cos + 1) / 2, float32 `[N, K]`, and indices
-        in `labels`, int64 `[N, K]`. The score of a type is that of its best reference. Ties go to the first label.
+        """(scores, types) of `search`."""
+        return self.search(features, k)[:2]
+
+    def search(self, features: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float32 `[N, D]` -> the best K = min(k, T) types, best first: scores (cos + 1) / 2, float32 `[N, K]`, indices in
+        `labels`, int64 `[N, K]`, and by how many quarter turns clockwise their best reference was turned, int64 `[N, K]`.
+        The score of a type is that of its best reference. Ties go to the first label.
         """
-        cosines, types = self._top(features, k)
-        return np.clip((cosines + 1) / 2, 0, 1), types
+        cosines, types, rows = self._search(features, k)
+        return np.clip((cosines + 1) / 2, 0, 1), types, rows % self._turns
 
     def look_alikes(self, threshold: float) -> list[tuple[str, str, float]] | None:
         """Pairs of types whose references could be mistaken for each other: (label, label, score), highest score first.
 
-        Each reference is searched among all M references. Where the best one of another type scores `threshold` or more,
-        the two types are a pair. Exact and in bounded memory, but M^2 D multiplications: None for more than COMPARED.
+        Each reference, upright, is searched among all M references, in all their turns. Where the best one of another type
+        scores `threshold` or more, the two types are a pair. Exact and in bounded memory, but M^2 D multiplications for each
+        turn: None for more than COMPARED.
         """
-        if len(self._stacked) > COMPARED:
+        count = len(self._upright)
+        if count > COMPARED:
             return None
-        scores, types = self.top(self._stacked, 2)  # (M, 2): the reference's own type, usually first, and another
-        own = np.searchsorted(self._starts, np.arange(len(self._stacked)), "right") - 1
+        scores, types = self.top(self._upright, 2)  # (M, 2): the reference's own type, usually first, and another
+        own = np.searchsorted(self._starts, np.arange(count), "right") - 1
         alike = {}
         for row, column in zip(*np.nonzero((types != own[:, None]) & (scores >= threshold))):
             pair = tuple(sorted((own[row], types[row, column])))
             alike[pair] = max(alike.get(pair, 0.0), float(scores[row, column]))
         return [(self.labels[first], self.labels[second], score)
                 for (first, second), score in sorted(alike.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _turned(views):
+    """`views`, each of them turned by 0, 90, 180 and 270 degrees clockwise. Turning the resized image is resizing the turned
+    image (`fitted_sides`)."""
+    def four_of_each(image):
+        squares, note = views(image)
+        return [np.rot90(square, -turn) for square in squares for turn in range(TURNS)], note
+
+    return four_of_each
 
 
 def _label_collisions(files):
@@ -96,15 +121,15 @@ def _same_images(groups):
 
 
 def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: str = "cpu") -> Callable:
-    """A function (queries, k) -> `top_k` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
+    """A function (queries, k) -> `top_rows` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
     holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is missing.
     """
     if gallery == "cpu":
-        return lambda queries, k: top_k(queries, references, k, starts)
+        return lambda queries, k: top_rows(queries, references, k, starts)
     if gallery != "cuda":
         raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")
     try:
         from .search_cuda import CudaGallery
     except ImportError as error:
         raise UserError(f"gallery cuda: needs torch ({error}); install it, or use gallery cpu") from None
-    return CudaGallery(references, starts).top_k
+    return CudaGallery(references, starts).top_rows

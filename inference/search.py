@@ -14,11 +14,18 @@ SPARE = 8  # candidates kept beyond k for the re-scoring
 
 def top_k(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarray | None = None,
           block_bytes: int = BLOCK_BYTES) -> tuple[np.ndarray, np.ndarray]:
-    """float32 `[N, D]` and `[M, D]` -> (inner products float32 `[N, K]`, indices int64 `[N, K]`), best first.
+    """(scores, indices) of `top_rows`."""
+    return top_rows(queries, references, k, starts, block_bytes)[:2]
+
+
+def top_rows(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarray | None = None,
+             block_bytes: int = BLOCK_BYTES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 `[N, D]` and `[M, D]` -> (inner products float32 `[N, K]`, indices and rows int64 `[N, K]`), best first.
 
     With `starts`, ascending int `[T]`, `starts[0] == 0`, the references are T types: type t is rows
-    `starts[t]:starts[t + 1]`, at least one. Its best reference counts and the indices are those of distinct types.
-    K is k, or the number of references (types) where there are fewer.
+    `starts[t]:starts[t + 1]`, at least one. Its best reference counts: the indices are those of distinct types, the rows
+    those of their best references (of references within 1e-7 of each other: any). Without, both are the same. K is k, or the
+    number of references (types) where there are fewer.
 
     Equal scores: the lower index first. Blocks are searched in float32, whose last bits depend on a block's shape;
     the best k + 8 are scored again in float64 and rounded to float32, so results do not depend on what is searched
@@ -30,16 +37,16 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarra
     if k < 1:
         raise ValueError(f"k {k}: must be at least 1")
     k = min(k, len(references) if starts is None else len(starts))
-    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    scores, (indices, rows) = np.empty((len(queries), k), np.float32), np.empty((2, len(queries), k), np.int64)
     for first in range(0, len(queries), QUERIES):
         part = slice(first, first + QUERIES)
-        scores[part], indices[part] = _search(np.ascontiguousarray(queries[part], np.float32), references, k, starts,
-                                              block_bytes)
-    return scores, indices
+        scores[part], indices[part], rows[part] = _search(np.ascontiguousarray(queries[part], np.float32), references, k,
+                                                          starts, block_bytes)
+    return scores, indices, rows
 
 
 def _search(queries, references, k, starts, block_bytes):
-    """`top_k` for as many queries as one matmul takes."""
+    """`top_rows` for as many queries as one matmul takes."""
     count, total = len(queries), len(references)
     types = total if starts is None else len(starts)
     kept = min(k + SPARE, types)
@@ -56,7 +63,7 @@ def _search(queries, references, k, starts, block_bytes):
     exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), references[best.reference].astype(np.float64))
     exact = exact.astype(np.float32)
     order = np.lexsort((best.type, -exact), axis=1)[:, :k]
-    return np.take_along_axis(exact, order, axis=1), np.take_along_axis(best.type, order, axis=1)
+    return tuple(np.take_along_axis(values, order, axis=1) for values in (exact, best.type, best.reference))
 
 
 def _hits(block, size, first, best):

@@ -34,14 +34,18 @@ class CudaGallery:
         begins = np.unique(starts // ROWS, return_index=True)[1]  # blocks of whole types: the first type of each
         self.edges = [*starts[begins].tolist(), len(references)]
 
-    @torch.inference_mode()
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `search.top_k`: float32 `[N, D]` -> (scores float32 `[N, K]`, indices int64 `[N, K]`), best first; equal
-        scores: the lower index first."""
+        """(scores, indices) of `top_rows`."""
+        return self.top_rows(queries, k)[:2]
+
+    @torch.inference_mode()
+    def top_rows(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `search.top_rows`: float32 `[N, D]` -> (scores float32 `[N, K]`, indices and rows int64 `[N, K]`), best first;
+        equal scores: the lower index first."""
         queries = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(self.references.device)
         found = [self._search(part, min(k, len(self.starts))) for part in queries.split(QUERIES)]
-        scores, types = (torch.cat(parts).cpu().numpy() for parts in zip(*found))
-        return scores, types
+        scores, types, rows = (torch.cat(parts).cpu().numpy() for parts in zip(*found))
+        return scores, types, rows
 
     def _search(self, queries, k):
         kept = min(k + SPARE, len(self.starts))
@@ -58,7 +62,7 @@ class CudaGallery:
         scores = (self.references[rows].double() * queries[:, None].double()).sum(dim=2).float()
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         rows = rows.gather(1, order)[:, :k]
-        return scores[:, :k], rows if self.row_type is None else self.row_type[rows]
+        return scores[:, :k], rows if self.row_type is None else self.row_type[rows], rows
 
 
 def _keys(scores: torch.Tensor, first: int) -> torch.Tensor:

@@ -230,7 +230,7 @@ def test_the_best_types_are_those_of_the_plain_maximum(tmp_path):
 def registry_of(bank, folder):
     """A registry of these features: one empty image file per reference, for which a fake model gives the feature."""
     class Given:
-        def stream(self, sources):
+        def stream(self, sources, views):
             names = [Path(source).relative_to(folder / "bank").parts for source in sources]
             features = np.stack([bank[label][int(Path(file).stem)] for label, file in names])
             images = np.arange(len(names)).astype(np.uint64).view(np.uint8).reshape(len(names), 8)

@@ -1,0 +1,79 @@
+"""Pictures of results: the image with the document's corners drawn, and beside it the document seen from the front."""
+import os
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .errors import UserError
+from .files import replacing
+from .image import ImageError, load_reduced, resize
+from .rectify import rectify
+
+SIDE, GAP, TEXT = 400, 8, 24  # pixels: the longer side of image and document, the space around them, a line of text
+GREEN, RED, BLACK, WHITE = (70, 150, 30), (50, 50, 210), (20, 20, 20), 255  # BGR
+
+
+def show_folder(folder, images, references) -> Path:
+    """Make the folder for pictures. Raises UserError where it cannot be made, or where one of the `images` (paths) or the
+    folder of `references` lies in it: a picture must not replace an image, nor become a reference."""
+    folder = Path(folder)
+    real = os.path.realpath(folder)
+    if os.path.commonpath([real, root := os.path.realpath(references)]) == root:
+        raise UserError(f"--show {folder}: lies among the reference images, {references}; name another folder")
+    inside = next((path for path in images if os.path.dirname(os.path.realpath(path)) == real), None)
+    if inside is not None:
+        raise UserError(f"--show {folder}: {inside} lies in it; name another folder, so that no image is replaced")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--show {folder}: cannot be made ({error.strerror}); name a folder that can be written") from None
+    return folder
+
+
+def write_picture(folder: Path, number: int, result: dict) -> None:
+    """Write the picture of a result of `DocClassifier.classify` for a path, as `NUMBER_NAME.jpg`: the number keeps images of
+    one name apart. None is written for an image that cannot be used. Raises UserError."""
+    if result["error"]:
+        return
+    try:
+        picture = draw(result)
+    except ImageError:  # read a moment ago, and gone or changed since
+        return
+    name = re.sub(r"[^\w.-]", "_", Path(result["image"]).stem, flags=re.ASCII)[:80]
+    with replacing(folder / f"{number:05}_{name}.jpg") as partial:
+        partial.write_bytes(cv2.imencode(".jpg", picture)[1])
+
+
+def draw(result: dict) -> np.ndarray:
+    """A result of `DocClassifier.classify` for a path -> uint8 BGR. Green: a registered type. What is beside the image is
+    upright where the result has an orientation. Raises ImageError."""
+    image, divisor = load_reduced(result["image"], SIDE)
+    color = RED if result["label"] is None else GREEN
+    parts = [_shrunk(image)]
+    if (quad := result.get("quad")) is not None:
+        quad = np.array(quad) / divisor
+        scale = parts[0].shape[1] / image.shape[1]
+        points = np.rint((quad * scale - 0.5) * 16).astype(np.int32)  # in sixteenths of a pixel
+        parts[0] = parts[0].copy()
+        cv2.polylines(parts[0], [points], True, color, 2, cv2.LINE_AA, shift=4)
+        cv2.circle(parts[0], points[0].tolist(), 5 * 16, color, cv2.FILLED, cv2.LINE_AA, shift=4)  # the first corner
+        turns = (result.get("orientation") or 0) // 90
+        parts.append(np.rot90(rectify(image, quad, SIDE), turns))  # counterclockwise
+    width = sum(part.shape[1] + GAP for part in parts) + GAP
+    sheet = np.full((max(part.shape[0] for part in parts) + 2 * GAP + TEXT, max(width, SIDE), 3), WHITE, np.uint8)
+    left = GAP
+    for part in parts:
+        sheet[GAP:GAP + part.shape[0], left:left + part.shape[1]] = part
+        left += part.shape[1] + GAP
+    said = f"{result['label'] or 'not registered'} {result['score']:.4f}"
+    if result.get("view") == "image" and result["quad"] is not None:
+        said += " (by the whole image)"
+    cv2.putText(sheet, said, (GAP, sheet.shape[0] - GAP), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+    return sheet
+
+
+def _shrunk(image):
+    scale = min(1, SIDE / max(image.shape[:2]))
+    return resize(image, *(max(1, round(side * scale)) for side in image.shape[1::-1]))
