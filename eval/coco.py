@@ -1,10 +1,12 @@
-"""Boxes of images, out of a COCO file (https://cocodataset.org/#format-data)."""
+"""Boxes and quads in images, out of a COCO file (https://cocodataset.org/#format-data)."""
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from inference import boxes as on_boxes
+from inference import quads as on_quads
 from inference.errors import UserError, first_line
 from inference.image import MAX_PIXELS
 
@@ -13,18 +15,27 @@ SLACK = 1.0  # pixels by which a box may lie beyond its image: tools round
 
 class Boxes(NamedTuple):
     """The objects of an image of `width` x `height` pixels, upright: `boxes` float64 `[n,4]` (x0, y0, x1, y1) in pixels,
-    from edge to edge, and their `classes`, int64 `[n]`."""
+    from edge to edge, their `classes`, int64 `[n]`, and `quads`, float64 `[n,4,2]` as `inference.quads` has them, NaN for an
+    object whose four corners the file does not say."""
     width: int
     height: int
     boxes: np.ndarray
     classes: np.ndarray
+    quads: np.ndarray = np.zeros((0, 4, 2))
+
+    def resized(self, size: int, fit: str) -> "Boxes":
+        """The same objects in the resized image, `[size, size]`."""
+        place = self.width, self.height, size, fit
+        return Boxes(size, size, on_boxes.to_square(self.boxes, *place), self.classes,
+                     on_quads.to_square(self.quads, *place))
 
 
 def read_coco(file, names: list[str] | None = None) -> tuple[list[str], dict[str, Boxes]]:
     """(names of the classes, {file_name: its `Boxes`}) of a COCO file. An image without annotations shows no object.
 
     It needs `images` (id, file_name, width, height), `categories` (id, name) and `annotations` (image_id, category_id,
-    bbox: left, top, width, height in pixels). Crowds (iscrowd) are skipped. Classes are numbered in the order of the
+    bbox: left, top, width, height in pixels). An annotation whose `segmentation` is one convex polygon of four points has a
+    quad; its corners may lie outside of the image. Crowds (iscrowd) are skipped. Classes are numbered in the order of the
     categories' ids; or as `names`, those of a network, has them. Raises UserError with the file, and what is wrong there.
     """
     try:
@@ -44,7 +55,7 @@ def read_coco(file, names: list[str] | None = None) -> tuple[list[str], dict[str
     labels = names or labels
     number = {category: labels.index(entry["name"]) for category, entry in categories.items()}
 
-    found = {image: ([], []) for image in images}
+    found = {image: ([], [], []) for image in images}
     for at, entry in enumerate(_entries(file, content, "annotations", {"image_id": int, "category_id": int, "bbox": list})):
         where = f"{file}: annotations[{at}]"
         if entry["image_id"] not in images or entry["category_id"] not in number:
@@ -52,9 +63,10 @@ def read_coco(file, names: list[str] | None = None) -> tuple[list[str], dict[str
             raise UserError(f"{where}: {key} {entry[key]} is not in the file; was it cut out of a larger one?")
         if entry.get("iscrowd"):
             continue
-        boxes, classes = found[entry["image_id"]]
+        boxes, classes, quads = found[entry["image_id"]]
         boxes.append(_box(where, entry["bbox"], images[entry["image_id"]]))
         classes.append(number[entry["category_id"]])
+        quads.append(_quad(entry.get("segmentation")))
     boxes = {}
     for image, entry in images.items():
         if not 0 < entry["width"] * entry["height"] <= MAX_PIXELS or entry["width"] < 0:
@@ -62,7 +74,8 @@ def read_coco(file, names: list[str] | None = None) -> tuple[list[str], dict[str
         if entry["file_name"] in boxes:
             raise UserError(f"{file}: images: {entry['file_name']} twice; put its boxes under one id")
         boxes[entry["file_name"]] = Boxes(entry["width"], entry["height"], np.array(found[image][0], float).reshape(-1, 4),
-                                          np.array(found[image][1], np.int64))
+                                          np.array(found[image][1], np.int64),
+                                          np.array(found[image][2], float).reshape(-1, 4, 2))
     return labels, boxes
 
 
@@ -92,3 +105,12 @@ def _box(where: str, bbox: list, image: dict) -> tuple[float, float, float, floa
         raise UserError(f"{where}: bbox {bbox} lies outside its image {image['file_name']} of {width} x {height} pixels; "
                         "boxes are left, top, width, height in pixels of the upright image")
     return max(left, 0), max(top, 0), min(left + wide, width), min(top + high, height)
+
+
+def _quad(polygons) -> np.ndarray:
+    """The corners `[4,2]` of an annotation's `segmentation`; NaN where it is anything but one convex polygon of four."""
+    try:
+        quad = on_quads.ordered(np.array(polygons, float).reshape(4, 2))
+    except (ValueError, TypeError):  # run-length encoding, several polygons, other things than numbers
+        quad = np.full((4, 2), np.nan)
+    return quad if on_quads.is_quad(quad) else np.full((4, 2), np.nan)

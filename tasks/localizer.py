@@ -1,9 +1,6 @@
 """Localization: boxes of objects of some classes, from heatmaps of their centers at several strides."""
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
@@ -12,48 +9,28 @@ from augment.geometry import move_boxes
 from backbones.localizer import get_localizer
 from engine.distributed import global_mean
 from engine.keys import Key
-from eval.coco import Boxes, read_coco
 from eval.detection import detection_report
-from inference.boxes import decode, to_image, to_square
+from inference.boxes import decode, to_image
 from inference.errors import UserError
-from inference.image import ImageError, fit_square, list_images, load_image, map_ahead
 from losses.heatmap import heatmap_focal
-from tasks import images
 from tasks.base import Evaluation, Export
+from tasks.objects import KEYS, Objects, ObjectTask, cells, heatmaps
 
 LARGEST = 8  # objects of sqrt(area) up to 8 cells of a stride belong to it, larger ones to the next: FCOS's limits
-SHARPNESS = 6  # the Gaussian of an object has 1/6 of its side as deviation: three of them reach from its center to its edge
 MIN_VISIBLE = 0.4  # share of an object that augmentation must leave in the image; one of which less is left is none
 MIN_SCORE = 0.05  # what scores less counts neither for nor against the detector
-AT_ONCE = 64  # images that go through the network together, and objects that are drawn together
 MAX_CLASSES = 10_000  # more is a slip, or meant to fill the memory of whoever opens an untrusted run
-CHECKED = 32  # images whose size is compared with what the COCO file says
 
 
-class Objects(NamedTuple):
-    """N objects in a batch: the number of their image, of their class, int64 `[N]`, and their boxes (x0, y0, x1, y1) in
-    pixels of the network's input, float64 `[N,4]`. On the host, so that only torchvision's loss waits for the device, once
-    for each stride."""
-    image: torch.Tensor
-    kind: torch.Tensor
-    box: torch.Tensor
-
-
-class LocalizerTask(images.ImageTask):
+class LocalizerTask(ObjectTask):
     """A heatmap detector (`backbones.localizer.Localizer`), trained with two terms, each over the number of objects in the
     global batch: penalty-reduced focal loss of the heatmaps (CenterNet, https://arxiv.org/abs/1904.07850) and generalized
     IoU loss of the boxes (https://arxiv.org/abs/1902.09630)."""
 
     defaults = {
-        **images.KEYS,
-        "boxes": Key("", "COCO file: the boxes in the images of data; its file_name is an image's id"),
-        "expansion": Key(1, "samples made of an image: 8 is quarter turns x flip, 24 also x whole, top half, bottom half",
-                         choices=(1, 8, 24)),
+        **KEYS,
         "strides": Key([8, 16], "of the heatmaps, pixels; the sides of objects should not be shorter than the first"),
-        "width": Key(64, "channels of the neck and the head", choices=(32, 48, 64, 96, 128, 192, 256)),
         "box_weight": Key(1.0, "of the boxes' loss beside the heatmaps'", least=0),
-        "eval_data": Key("", "folder of images to evaluate on"),
-        "eval_boxes": Key("", "COCO file: the boxes in the images of eval_data"),
         "overlap": Key(0.5, "where two boxes of a class have a larger IoU, one is a duplicate", least=0, most=1),
     }
 
@@ -63,19 +40,14 @@ class LocalizerTask(images.ImageTask):
         whole = all(type(stride) is int and stride > 0 for stride in cfg.strides)
         if not cfg.strides or not whole or cfg.strides != sorted(set(cfg.strides)):
             raise UserError(f"strides={cfg.strides}: must be whole numbers that grow, such as [8, 16]")
-        if bool(cfg.eval_data) != bool(cfg.eval_boxes):
-            raise UserError("eval_data, eval_boxes: give both or neither")
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
-        if not cfg.boxes:
-            raise UserError("boxes: no file given; write boxes=FILE, a COCO file with the boxes in the images of data")
-        self.names, listed = read_coco(cfg.boxes)
         self.model = self.published = get_localizer(cfg, len(self.names), None if ranks.rank == 0 else False)
         self.check_batch(self.model)
-        self.held_out = self._held_out() if cfg.eval_data else {}
-        self.read_images()
-        self.boxes = self._boxes(listed)
+        listed, side = self.read_boxes(), self.images.side
+        self.boxes = {name: (torch.from_numpy(truth.boxes) * 2 / side - 1, torch.from_numpy(truth.classes))
+                      for name, truth in listed.items()}  # {id: (boxes, classes)}, as in `batches`
         self.cache_images()
 
     @classmethod
@@ -136,66 +108,12 @@ class LocalizerTask(images.ImageTask):
         """Objects of `eval_data` found with an IoU of .5; the highest F1 over all scores decides."""
         if not self.evaluates:
             return None
-        cfg, found, names = self.cfg, [], list(self.held_out)
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start:start + AT_ONCE]
-            outputs = self.outputs(np.stack(list(map_ahead(self._prepare, part))))
-            if not all(np.isfinite(out).all() for out in outputs):
-                raise UserError("the network's outputs are not finite")
-            for name, *of_image in zip(part, *outputs):
-                truth, one = self.held_out[name], decode(of_image, cfg.strides, MIN_SCORE, cfg.overlap)
-                found.append(one._replace(boxes=to_image(one.boxes, truth.width, truth.height, cfg.image_size, cfg.fit)))
+        cfg, found = self.cfg, []
+        for truth, outputs in self.evaluated():
+            one = decode(outputs, cfg.strides, MIN_SCORE, cfg.overlap)
+            found.append(one._replace(boxes=to_image(one.boxes, truth.width, truth.height, cfg.image_size, cfg.fit)))
         report = detection_report(found, list(self.held_out.values()), self.names)
         return Evaluation({key: report[key] for key in ("f1", "precision", "recall")}, decides="f1", document=report)
-
-    def _prepare(self, name: str) -> np.ndarray:
-        """An image of `eval_data` as the network takes it."""
-        image = _load(Path(self.cfg.eval_data, name), self.held_out[name], self.cfg.eval_boxes)
-        return fit_square(image, self.cfg.image_size, self.cfg.fit)[:, :, ::-1]
-
-    def _held_out(self) -> dict[str, Boxes]:
-        """{path below `eval_data`: its boxes}."""
-        cfg = self.cfg
-        listed, names = read_coco(cfg.eval_boxes, self.names)[1], list_images(cfg.eval_data)
-        _check_listed(cfg.eval_boxes, listed, names, "eval_data")
-        return {name: listed[name] for name in names}
-
-    def _boxes(self, listed: dict[str, Boxes]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """{id of an image: (boxes, classes)}, as in `batches`."""
-        cfg, known, side = self.cfg, self.images.unique_ids(), self.images.side
-        _check_listed(cfg.boxes, listed, list(known), "data")
-        if len(known) < len(listed):
-            self.notes.append(f"boxes: {len(listed) - len(known)} of {len(listed)} images of {cfg.boxes} are not used")
-        spread = {name: known[name] for name in list(known)[::-(-len(known) // CHECKED)]}
-        for _ in map_ahead(lambda name: _load(Path(self.images.paths[spread[name]]), listed[name], cfg.boxes), spread):
-            pass
-        return {name: (torch.from_numpy(to_square(truth.boxes, truth.width, truth.height, side, cfg.fit)) * 2 / side - 1,
-                       torch.from_numpy(truth.classes))
-                for name, truth in ((name, listed[name]) for name in known)}
-
-
-def _check_listed(file: str, listed: dict[str, Boxes], names: list[str], key: str) -> None:
-    """Raises UserError unless `file` lists every image of `key`: one that it does not list may show anything."""
-    missing = [name for name in names if name not in listed]
-    if missing and len(missing) == len(names):
-        raise UserError(f"{file}: none of its images is in {key}: it lists {next(iter(listed), 'none')}, {key} has "
-                        f"{missing[0]}; file_name must be the image's path below its folder")
-    if missing:
-        raise UserError(f"{file}: does not list {missing[0]}, nor {len(missing) - 1} other images of {key}; list them too, "
-                        "without annotations where they show no object")
-
-
-def _load(path: Path, truth: Boxes, file: str) -> np.ndarray:
-    """The image at `path`, which must be as large as `file` says. Raises UserError."""
-    try:
-        image = load_image(path)
-    except ImageError as error:
-        raise UserError(f"{path}: {error}") from None
-    height, width = image.shape[:2]
-    if (width, height) != (truth.width, truth.height):
-        raise UserError(f"{file}: says that {path} has {truth.width} x {truth.height} pixels, and it has {width} x {height} "
-                        "(upright, as EXIF says); boxes must be in the image's own pixels")
-    return image
 
 
 # ---------------------------------------------------------------- what the network should say
@@ -204,31 +122,6 @@ def levels(box: torch.Tensor, strides: list[int]) -> torch.Tensor:
     large a box, or the last."""
     size = (box[:, 2:] - box[:, :2]).prod(1).sqrt()
     return torch.bucketize(size, size.new_tensor([LARGEST * stride for stride in strides[:-1]]))
-
-
-def cells(box: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:
-    """(column, row) of the cells that hold the centers of boxes `[N,4]`, int64 `[N,2]`."""
-    center = (box[:, :2] + box[:, 2:]) / 2 / stride
-    return center.long().clamp(torch.zeros(2).long(), torch.tensor([width - 1, height - 1]))
-
-
-def heatmaps(objects: Objects, stride: int, like: torch.Tensor) -> torch.Tensor:
-    """What the heatmaps `like`, `[B,C,h,w]`, should be: 1 in the cell of an object's center, around it a Gaussian as wide
-    and high as the object; the largest, where there are several of a class."""
-    height, width = like.shape[2:]
-    target = torch.zeros(like.shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
-    planes = target.view(-1, height, width)                                                   # [BC,h,w]
-    plane, cell, deviation = (value.to(like.device, non_blocking=True) for value in (
-        objects.image * like.shape[1] + objects.kind, cells(objects.box, stride, height, width),
-        (objects.box[:, 2:] - objects.box[:, :2]) / stride / SHARPNESS))                      # [N], [N,2], [N,2] in cells
-    for start in range(0, len(plane), AT_ONCE):  # what this takes does not grow with the number of objects
-        at = slice(start, start + AT_ONCE)
-        across, down = (torch.exp(-((torch.arange(count, device=like.device) - cell[at, axis, None])
-                                    / deviation[at, axis, None]).square() / 2).to(target.dtype)
-                        for axis, count in ((0, width), (1, height)))                         # [n,w], [n,h]
-        drawn = down[:, :, None] * across[:, None]                                            # [n,h,w]
-        planes.scatter_reduce_(0, plane[at, None, None].expand_as(drawn), drawn, "amax")
-    return target
 
 
 def box_loss(objects: Objects, stride: int, sides: torch.Tensor) -> torch.Tensor:

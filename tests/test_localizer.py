@@ -22,7 +22,8 @@ from inference.boxes import Detections, decode, overlaps, to_image, to_square
 from inference.errors import UserError
 from inference.image import fit_square
 from tasks import build_task
-from tasks.localizer import LocalizerTask, Objects, box_loss, heatmaps, levels
+from tasks.localizer import LocalizerTask, box_loss, levels
+from tasks.objects import Objects, heatmaps
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CPU, rows, train_until
 from train_v2 import train
