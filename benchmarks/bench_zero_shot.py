@@ -1,6 +1,8 @@
 """How well networks tell apart types that they were never trained on: several test sets, several models, one table.
 
     python benchmarks/bench_zero_shot.py [--model M.onnx|OUTPUT_DIR]... [SET]... [--quick] [--json]
+    python benchmarks/bench_zero_shot.py SET... --find auto --orientation any      # as `python -m eval` takes them
+    python benchmarks/bench_zero_shot.py SCENES --corners SCENES/corners.csv      # the upper bound of a finder
 
 A SET is a folder SET/<type>/*.jpg, evaluated as `python -m eval` does; without one, synthetic types are made. A SET with a
 corners.csv is a folder of photos as a camera took them: the references of its types are in --references.
@@ -19,7 +21,7 @@ import numpy as np
 from side_by_side import Report, run_cli
 
 from eval import evaluate_folder
-from eval.__main__ import load_embed
+from eval.__main__ import add_photo_options, load_embed, photo_options, seen
 from eval.pairs import count_pairs, fixed_point, measure
 from eval.scenes import CORNERS, link_scenes
 from inference.classify import DEFAULT_MODEL
@@ -60,12 +62,16 @@ def names_of(models):
 
 
 def main():
+    options = []
+    add_photo_options(lambda flag, **settings: options.append((flag, settings)))
     report = Report(
         __doc__, ("sets", {"nargs": "*", "metavar": "SET", "help": "folder of images (default: synthetic types)"}),
         ("--model", {"action": "append", "metavar": "M.onnx|OUTPUT_DIR", "help": "model; may be given several times "
                                                                               "(default: the shipped one)"}),
         ("--references", {"metavar": "DIR", "help": f"DIR/<type>/reference.jpg for sets with a {CORNERS} "
-                                                    "(default: covers, beside the set)"}), head=False)
+                                                    "(default: covers, beside the set)"}),
+        *options, head=False)
+    photos = photo_options(report.args)
     models = {model: load_embed(model) for model in report.args.model or [str(DEFAULT_MODEL)]}
     names, few = names_of(list(models)), False
     with contextlib.ExitStack() as stack:
@@ -80,7 +86,8 @@ def main():
                 references = report.args.references or Path(folder).resolve().parent / "covers"
                 folder = link_scenes(folder, references, stack.enter_context(tempfile.TemporaryDirectory()))
             for model, (embed, size, fit) in models.items():
-                result = evaluate_folder(embed, folder, size, fit=fit, progress=not report.args.json)
+                result = evaluate_folder(embed, folder, size, fit=fit, progress=not report.args.json,
+                                         load=seen(size, fit, **photos), orientation=report.args.orientation)
                 if model == next(iter(models)):
                     found = result.verification
                     report.say(f"{name}: {len(result.items):,} images of {len(result.types):,} types, {found.positive:,} "

@@ -4,6 +4,7 @@
     python -m eval --model OUTPUT_DIR --data DIR --report DIR     # a training run; writes report.html and its figures
     python -m eval --model model.onnx --data DIR --json           # prints one JSON document and nothing else
     python -m eval --model model.onnx --data DIR --open-set       # also measures the rejection of unknown types
+    python -m eval --model model.onnx --data DIR --find auto --orientation any      # photos as a camera took them
     python -m eval --model model.onnx --calibrate DIR             # also writes DIR's thresholds into model.onnx
 
 A file named reference* is a gallery image of its type. A mistake in the arguments or the data gives one line on stderr
@@ -20,6 +21,8 @@ from eval.open_set import open_set
 from inference.cli import Parser, run_cli
 from inference.errors import UserError, printable
 
+OTHER = {"upright": "any", "any": "upright"}   # a calibration measures both
+
 
 def main(argv=None):
     parser = Parser(prog="python -m eval", description=__doc__)
@@ -31,6 +34,7 @@ def main(argv=None):
                                                                 "correct identification and the unknown rejection rate")
     parser.add_argument("--fpr", type=float, metavar="F", help="for --open-set: use the model's threshold for this false "
                                                                "positive rate (default: as inference/classify.py)")
+    add_photo_options(parser.add_argument)
     parser.add_argument("--report", metavar="DIR", help="write report.html, its figures and metrics.json there "
                                                         "(default: no report)")
     parser.add_argument("--json", action="store_true", help="print one JSON document (default: a table)")
@@ -50,17 +54,52 @@ def main(argv=None):
             from eval.report import make_folder, write_report
             make_folder(args.report)
         embed, image_size, fit = load_embed(args.model)
-        result = evaluate_folder(embed, args.data or args.calibrate, image_size, args.batch_size, fit=fit)
+        photos = photo_options(args)
+
+        def evaluate(orientation):
+            return evaluate_folder(embed, args.data or args.calibrate, image_size, args.batch_size, fit=fit,
+                                   orientation=orientation, load=seen(image_size, fit, **photos))
+
+        result = evaluate(args.orientation)
         if args.calibrate:
             from eval.calibrate import calibrate
-            written = calibrate(args.model, result)
+            other = evaluate(OTHER[args.orientation])
+            written = calibrate(args.model, *((result, other) if args.orientation == "upright" else (other, result)))
             print(printable(f"{args.model}: now has the thresholds of {args.calibrate} for FPR "
                             f"{', '.join(written['thresholds'])}, and a runner-up gap of {written['margin']:g}"))
         if args.open_set:
-            result = dataclasses.replace(result, open_set=open_set(args.model, result, args.fpr))
+            result = dataclasses.replace(result, open_set=open_set(args.model, result, args.fpr,
+                                                                   orientation=args.orientation, **photos))
         if args.report:
             print(f"report: {write_report(result, args.report, model_name=args.model)}")
     print(json.dumps(result.as_dict()) if args.json else result.table())
+
+
+def add_photo_options(add):
+    """`--find`, `--finder`, `--corners` and `--orientation`, by `add`, as a parser's add_argument."""
+    add("--find", choices=("auto", "always", "never"), default="never",
+        help="find the document in each image: always compare it alone, or (auto) it and the whole image")
+    add("--finder", metavar="F.onnx", help="model for --find (default: the shipped one)")
+    add("--corners", metavar="FILE.csv", help="the documents' corners where they are known: file,x0,y0,...,x3,y3, a line an "
+                                              "image")
+    add("--orientation", choices=tuple(OTHER), default="upright", help="any: documents may lie any of four ways up")
+
+
+def photo_options(args) -> dict:
+    """`find`, `finder` and `corners` as `DocClassifier` takes them; empty where none was given."""
+    if args.find == "never" and not args.corners:
+        return {}
+    from inference.classify import FINDS
+    from inference.views import read_corners
+    return {"find": FINDS[args.find], "finder": args.finder, "corners": read_corners(args.corners) if args.corners else None}
+
+
+def seen(image_size, fit, **photos):
+    """The argument `load` of `evaluate_folder`: None where no option of `photo_options` was given."""
+    if not photos:
+        return None
+    from eval.find import Seen
+    return Seen(image_size, fit, **photos)
 
 
 def load_embed(model):

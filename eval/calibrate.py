@@ -3,7 +3,9 @@
     python -m eval --model model.onnx --calibrate DIR
 
     model = load_model("model.onnx")
-    calibrate("model.onnx", evaluate_folder(model.embed, "DIR", model.image_size, fit=model.fit))
+    upright, turned = (evaluate_folder(model.embed, "DIR", model.image_size, fit=model.fit, orientation=orientation)
+                       for orientation in ("upright", "any"))
+    calibrate("model.onnx", upright, turned)
 
 The runner-up gap is the least difference between the scores of the best and the second best type at which a label is given.
 The model's metadata call it `margin`.
@@ -28,11 +30,12 @@ MOST_LOST = 0.01        # share of the right labels that the gap may reject
 PRICE = 2               # right labels that may be lost for each wrong one rejected: a wrong label is worse than none
 
 
-def calibrate(path, result) -> dict:
-    """Write the thresholds and the runner-up gap of `result`, an `Evaluation` of the ONNX file `path`, into that file.
+def calibrate(path, result, turned) -> dict:
+    """Write the thresholds and the runner-up gap, measured on a folder, into the ONNX file `path`.
 
-    Returns the metadata entries that were written:
-    - `thresholds`, see `threshold_table`
+    result: an `Evaluation` of that model; turned: one of the same folder with orientation="any". Returns the metadata
+    entries that were written:
+    - `thresholds` of `result` and `thresholds_any` of `turned`, see `threshold_table`
     - `margin`, the runner-up gap, see `choose_gap`; 0.0 also where the table has no entry for 1e-3
     - `thresholds_from`, the origin: `data` (name of the folder), `types`, `images`, `pairs`, `too_few_negatives` (the rates
       that were skipped), and the labels given at 1e-3 without a gap: `named_right` of them are right, `named_wrong` wrong.
@@ -48,10 +51,11 @@ def calibrate(path, result) -> dict:
     right = wrong = np.empty(0)
     if GAP_FPR in table:
         right, wrong = gaps(result, table[GAP_FPR]["threshold"])
-    entries = {"thresholds": table, "margin": choose_gap(right, wrong), "thresholds_from": {
-        "data": os.path.basename(os.path.abspath(result.folder)),
-        **{key: report[key] for key in ("types", "images", "pairs", "too_few_negatives")},
-        "named_right": len(right), "named_wrong": len(wrong)}}
+    entries = {"thresholds": table, "thresholds_any": threshold_table(turned.as_dict()),
+               "margin": choose_gap(right, wrong), "thresholds_from": {
+                   "data": os.path.basename(os.path.abspath(result.folder)),
+                   **{key: report[key] for key in ("types", "images", "pairs", "too_few_negatives")},
+                   "named_right": len(right), "named_wrong": len(wrong)}}
     _replace_metadata(Path(os.path.realpath(path)), model.metadata | entries)  # a symbolic link stays one
     return entries
 
@@ -76,12 +80,16 @@ def gaps(result, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(result.labels[rows], kind="stable")]  # the references of a type side by side
     starts = np.unique(result.labels[rows], return_index=True)[1]  # every type has one, so row i belongs to label i
-    cosines, types = top_k(result.embeddings[~kept], result.embeddings[rows], 2, starts)  # (N, 2) each
+    references = result.views[:, rows].swapaxes(0, 1)  # (R, V, D)
+    found = [top_k(view[~kept], references.reshape(-1, view.shape[1]), 2, starts * len(result.views))
+             for view in result.views[:result.upright]]
+    cosines, types = (np.concatenate(parts, axis=1) for parts in zip(*found))  # (N, 2 * upright), two of each view
+    best = types[np.arange(len(types)), cosines.argmax(axis=1)]
     scores = (cosines + 1) / 2
-    passes = scores[:, 0] >= threshold
-    gap = (scores[:, 0] - scores[:, 1])[passes]
-    is_right = (types[:, 0] == result.labels[~kept])[passes]
-    return gap[is_right], gap[~is_right]
+    first, second = scores.max(axis=1), np.where(types == best[:, None], -np.inf, scores).max(axis=1)
+    gap, is_right = first - second, best == result.labels[~kept]
+    passes = first >= threshold
+    return gap[passes & is_right], gap[passes & ~is_right]
 
 
 def choose_gap(right: np.ndarray, wrong: np.ndarray) -> float:

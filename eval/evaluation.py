@@ -33,13 +33,13 @@ class Evaluation:
     missed_matches: list[Pair]              # the lowest-scoring pairs of one type, worst first
     baseline: tuple[Verification, Identification] | None
     thumbnails: np.ndarray | None           # float32 [V, N, 768], what the baseline compares
-    load: Callable[[Item], list]            # an image's views that are not turned, as BGR images of any size
+    load: Callable[[Item], list] | None     # the argument of `evaluate_folder`
     open_set: OpenSet | None = None         # where it was measured
 
     @property
     def embeddings(self):
-        """float32 [N, D]: the first view of each image, as the model gave them."""
-        return self.views[0]
+        """float32 [N, D]: the last view that is not turned of each image: the document, where one was found in a photo."""
+        return self.views[self.upright - 1]
 
     def as_dict(self):
         """For JSON: auroc, tpr_at_fpr, thresholds, pairs, too_few_negatives, top1 (a share) and its protocol, images, types,
@@ -75,6 +75,10 @@ class Evaluation:
         notes.append(f"top-1: {one_to_n.queries:,} queries {how[one_to_n.protocol]}"
                      + (f"; {one_to_n.excluded:,} images are excluded, since no other image of their type can be found."
                         if one_to_n.excluded else "."))
+        if self.load:
+            notes.append("Compared are the documents found in the images, or both (then the better score counts).")
+        if self.upright < len(self.views):
+            notes.append("A pair's score is the best of the four turns of one of its images.")
         if v.too_few_negatives:
             notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold is just "
                          "above the highest negative score.")
@@ -107,7 +111,6 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
     an embedding is not finite. Unreadable files are skipped and listed with the reason.
     """
     items = find_images(folder)
-    load = load or (lambda item: [load_image(item.path, image_size)])  # decoded as in `classify`, for the same scores
     turns = {"upright": 1, "any": 4}[orientation]
 
     def prepare(images):
@@ -123,7 +126,8 @@ def evaluate_folder(embed, folder, image_size, batch_size=64, progress=True, bas
             embeddings.append(np.asarray(embed(np.stack(batch[:batch_size])), dtype=np.float32))
             del batch[:batch_size]
 
-    images = read_images(items, prepare, ahead=2 * batch_size, load=load)
+    images = read_images(items, prepare, ahead=2 * batch_size,  # decoded as in `classify`, for the same scores
+                         load=load or (lambda item: [load_image(item.path, image_size)]))
     for item, views, reason in tqdm(images, "embed", len(items), unit="img", disable=None if progress else True):
         if reason is not None:
             unreadable.append((item.name, reason))

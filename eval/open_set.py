@@ -35,14 +35,14 @@ class OpenSet:
                 f"rejection rate {self.unknown_rejected:.1%}.")
 
 
-def open_set(model, result, fpr: float | None = None) -> OpenSet:
+def open_set(model, result, fpr: float | None = None, **options) -> OpenSet:
     """Evaluate `DocClassifier` on a folder where half of the types are not registered.
 
     model: the path of an ONNX file, or a `Model`. result: an `Evaluation` of the folder; its readable images are used.
-    fpr: as in classify; None takes its default. Every other type, in sorted order, is registered with its references (of a
-    type without any, its first image). Its other images, and all images of the unregistered types, are classified. Then the
-    halves are swapped, so that all images count. Raises UserError when all images are references, or when the model has no
-    threshold for `fpr`.
+    fpr: as in classify; None takes its default. options: others of `DocClassifier`, such as find and orientation. Every
+    other type, in sorted order, is registered with its references (of a type without any, its first image). Its other
+    images, and all images of the unregistered types, are classified. Then the halves are swapped, so that all images count.
+    Raises UserError when all images are references, or when the model has no threshold for `fpr`.
     """
     from inference.classify import DocClassifier  # here, because training imports `eval` too and needs no ONNX Runtime
 
@@ -59,7 +59,7 @@ def open_set(model, result, fpr: float | None = None) -> OpenSet:
                 link = Path(root, str(result.labels[row]), f"{row}{Path(path).suffix}")
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(path)
-            classifier = DocClassifier(model=model, register_root=root, fpr=fpr, progress=True)
+            classifier = DocClassifier(model=model, register_root=root, fpr=fpr, progress=True, **options)
             model = classifier.model
             if half == 0:
                 for warning in classifier.warnings:

@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from inference.errors import UserError
 from inference.image import load_image
@@ -47,9 +48,9 @@ def writing(folder):
                         "--report another folder") from None
 
 
-def small_jpeg(path):
-    """An image file as a data URL, its longest side at most 240 pixels. Raises ImageError."""
-    image = load_image(path, 240)
+def small_jpeg(image):
+    """An image file, or BGR uint8 [H, W, 3], as a data URL, its longest side at most 240 pixels. Raises ImageError."""
+    image = image if isinstance(image, np.ndarray) else load_image(image, 240)
     shrink = min(1, 240 / max(image.shape[:2]))
     if shrink < 1:
         width, height = (max(1, round(side * shrink)) for side in image.shape[1::-1])

@@ -56,11 +56,12 @@ def _table(result):
 def _pairs(result, pairs):
     cards = []
     for pair in pairs:
-        figures = "".join(_figure(result.items[row]) for row in (pair.first, pair.second))
+        figures = "".join(_figure(result.items[row], result.load) for row in (pair.first, pair.second))
         cards.append(f'<div class="pair"><b>score {pair.score:.4f}</b><div>{figures}</div></div>\n')
     return f'<div class="pairs">{"".join(cards)}</div>'
 
 
-def _figure(item):
-    return (f'<figure><img alt="" src="{small_jpeg(item.path)}"><figcaption><strong>{escape(item.type)}</strong>'
+def _figure(item, load):
+    image = load(item)[-1] if load else item.path  # the document, where one was found
+    return (f'<figure><img alt="" src="{small_jpeg(image)}"><figcaption><strong>{escape(item.type)}</strong>'
             f'<br>{escape(item.name)}</figcaption></figure>')

@@ -39,9 +39,13 @@ def folder(tmp_path_factory):
     return root
 
 
-def evaluated(model, folder):
+def evaluated(model, folder, orientation="upright"):
     loaded = load_model(model)
-    return evaluate_folder(loaded.embed, folder, loaded.image_size, progress=False, baseline=False)
+    return evaluate_folder(loaded.embed, folder, loaded.image_size, progress=False, baseline=False, orientation=orientation)
+
+
+def calibrated(model, folder):
+    return calibrate(model, evaluated(model, folder), evaluated(model, folder, "any"))
 
 
 def metadata_of(path):
@@ -62,22 +66,25 @@ def test_registered_are_the_references_or_the_first():
     assert np.flatnonzero(registered(labels, is_reference)).tolist() == [1, 3, 6, 7]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_runner_up_gaps_equal_a_plain_loop(seed):
+@pytest.mark.parametrize("upright, turns", [(1, 1), (2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_runner_up_gaps_equal_a_plain_loop(seed, upright, turns):
     """Random embeddings, some types with several references, one with none, in any order of the images."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.concatenate([np.arange(7), rng.integers(0, 7, 40)]))
-    embeddings = (rng.standard_normal((7, 6))[labels] + rng.standard_normal((len(labels), 6))).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    views = upright * turns
+    embeddings = (rng.standard_normal((7, 6))[labels] + rng.standard_normal((views, len(labels), 6))).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
     is_reference = (rng.random(len(labels)) < .3) & (labels != 4)
-    result = SimpleNamespace(labels=labels, embeddings=embeddings,
+    result = SimpleNamespace(labels=labels, views=embeddings, upright=upright,
                              items=[SimpleNamespace(is_reference=flag) for flag in is_reference])
     gallery = {kind: [i for i in np.flatnonzero(labels == kind) if is_reference[i]] or [np.flatnonzero(labels == kind)[0]]
                for kind in range(7)}
     kept = {i for rows in gallery.values() for i in rows}
     expected = {True: [], False: []}
     for i in set(range(len(labels))) - kept:
-        scores = {kind: max((float(embeddings[i] @ embeddings[j]) + 1) / 2 for j in rows) for kind, rows in gallery.items()}
+        scores = {kind: max((float(embeddings[q, i] @ embeddings[v, j]) + 1) / 2
+                            for j in rows for q in range(upright) for v in range(views)) for kind, rows in gallery.items()}
         first, second = sorted(scores, key=scores.get)[:-3:-1]
         if scores[first] >= .7:
             expected[first == labels[i]].append(scores[first] - scores[second])
@@ -109,15 +116,18 @@ def test_the_gap_by_hand():
 
 # ---------------------------------------------------------------- into the file
 def test_the_file_has_the_figures_of_the_folder(model, folder, tmp_path):
-    before, result = onnx.load(model), evaluated(model, folder)
+    before, result, turned = onnx.load(model), evaluated(model, folder), evaluated(model, folder, "any").verification
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
     features = load_model(model).embed(images)
     os.chmod(model, 0o640)
-    written = calibrate(model, result)
+    written = calibrated(model, folder)
 
     expected = {rate: {"threshold": result.verification.thresholds[rate], "tpr": result.verification.tpr_at_fpr[rate]}
                 for rate in ("1e-1", "1e-2", "1e-3")}
     assert written["thresholds"] == expected
+    assert written["thresholds_any"] == {rate: {"threshold": turned.thresholds[rate], "tpr": turned.tpr_at_fpr[rate]}
+                                         for rate in expected}
+    assert all(entry["threshold"] > expected[rate]["threshold"] for rate, entry in written["thresholds_any"].items())
     assert written["margin"] == choose_gap(*gaps(result, expected["1e-3"]["threshold"]))
     origin = written["thresholds_from"]
     assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (VIEWS - 1)
@@ -125,20 +135,20 @@ def test_the_file_has_the_figures_of_the_folder(model, folder, tmp_path):
                       "too_few_negatives": ["1e-4", "1e-5"]}
     after = onnx.load(model)
     assert after.graph == before.graph and np.array_equal(load_model(model).embed(images), features)
-    assert metadata_of(model) == json.loads(before.metadata_props[0].value) | calibrate(model, result)
+    assert metadata_of(model) == json.loads(before.metadata_props[0].value) | calibrated(model, folder)
     assert list(tmp_path.iterdir()) == [model] and stat.S_IMODE(model.stat().st_mode) == 0o640
     assert DocClassifier(model=model, register_root=folder).threshold == expected["1e-3"]["threshold"]
 
 
 def test_a_link_stays_a_link(model, folder, tmp_path):
     (tmp_path / "link.onnx").symlink_to(model)
-    calibrate(tmp_path / "link.onnx", evaluated(model, folder))
+    calibrated(tmp_path / "link.onnx", folder)
     assert (tmp_path / "link.onnx").is_symlink() and "1e-3" in metadata_of(model)["thresholds"]
 
 
 def test_the_gap_goes_into_the_file(model, folder, monkeypatch):
     monkeypatch.setattr("eval.calibrate.choose_gap", lambda right, wrong: .0123)
-    calibrate(model, evaluated(model, folder))
+    calibrated(model, folder)
     assert DocClassifier(model=model, register_root=folder).margin == load_model(model).margin == .0123
 
 
@@ -151,7 +161,7 @@ def test_a_file_that_cannot_be_written_does_not_change(model, folder, tmp_path, 
     for name in ("os.replace", "shutil.copymode", "pathlib.Path.write_bytes"):
         with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .No space left") as caught:
             patch.setattr(name, full)
-            calibrate(model, result)
+            calibrate(model, result, result)
         assert "\n" not in str(caught.value) and str(model) in str(caught.value)
         assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
 
@@ -162,7 +172,7 @@ def test_a_file_that_cannot_be_written_does_not_change(model, folder, tmp_path, 
 
     monkeypatch.setattr("eval.calibrate.load_model", broken)
     with pytest.raises(UserError, match="broken"):
-        calibrate(model, result)
+        calibrate(model, result, result)
     assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
 
 
@@ -171,9 +181,9 @@ def test_too_few_pairs_for_any_threshold(model, tmp_path):
     for name in ("a/1", "a/2", "b/1", "b/2", "b/3"):
         save(tmp_path / "few" / f"{name}.png", view_of(ord(name[0]), int(name[2])))
     with pytest.raises(UserError, match="its 6 pairs of different types are too few"):
-        calibrate(model, evaluated(model, tmp_path / "few"))
+        calibrated(model, tmp_path / "few")
     save(tmp_path / "few" / "c" / "1.png", view_of(0, 0))     # 11 pairs: no threshold for 1e-3, so no gap either
-    written = calibrate(model, evaluated(model, tmp_path / "few"))
+    written = calibrated(model, tmp_path / "few")
     assert list(written["thresholds"]) == ["1e-1"] and written["margin"] == 0
     assert model.read_bytes() != before
 

@@ -1,4 +1,5 @@
 """`evaluate_folder` and `python -m eval` on folders of synthetic images. An ONNX file needs no torch."""
+import base64
 import json
 import re
 from html import unescape
@@ -209,6 +210,17 @@ def test_report_is_one_file_and_escapes_names(tmp_path):
     for name in ["roc.png", "scores.png", "pca.png", "tsne.png"]:
         assert cv2.imread(str(tmp_path / "report" / name)).std() > 5      # not a blank image
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == result.as_dict()
+
+
+def test_the_report_shows_the_documents_that_were_found(folder, tmp_path):
+    document = np.full((30, 30, 3), (0, 0, 255), np.uint8)
+    result = evaluate_folder(embed, folder, SIZE, progress=False, load=lambda item: [load_image(item.path), document])
+    page = write_report(result, tmp_path / "report", "m").read_text()
+    shown = re.findall(r'<img alt="" src="data:image/jpeg;base64,([^"]*)"', page)
+    assert len(shown) == 2 * 40
+    for image in shown:
+        image = cv2.imdecode(np.frombuffer(base64.b64decode(image), np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == document.shape and np.abs(image.astype(int) - document).max() < 5
 
 
 @pytest.mark.parametrize("vectors", [np.ones((3, 4)), [[1.], [-1.], [2.]], [[1, 0], [1, 0], [0, 1]]],
