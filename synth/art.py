@@ -8,7 +8,23 @@ import math
 import cv2
 import numpy as np
 
-from synth.draw import SANS, box, ellipse, hsv, ink, lines, pick, polygon, text, text_mask, text_width
+from synth.draw import (
+    box,
+    ellipse,
+    hsv,
+    ink,
+    lines,
+    mix,
+    pick,
+    polygon,
+    readable,
+    rounded,
+    text,
+    text_mask,
+    text_width,
+    tight_mask,
+)
+from synth.fonts import HEAVY, ITALIC, LEANING, MONO, NARROW, RUBIK, SANS, SERIF, TIMES, WIDE
 
 WHITE, BLACK = (255, 255, 255), (20, 20, 20)
 
@@ -220,6 +236,167 @@ def emblem(r, canvas, x, y, radius, colors, letter=None):
     else:
         for part in pick(r, CHARGES):
             polygon(canvas, np.asarray(part) * scale + at, inside)
+
+
+DISPLAY = (HEAVY[1], HEAVY[1], RUBIK[1], LEANING[1], SERIF[1], TIMES[1], NARROW[1], WIDE[1], ITALIC[1], SANS[0], MONO[1])
+
+
+def wordmark(r, canvas, x, y, w, h, string, colors, align="center"):
+    """The name of a company as its logo, as large as the box (x, y, w, h) allows: in a display font, perhaps slanted, on a
+    plate, in an outline, in two colors or underlined."""
+    face, style, first = pick(r, DISPLAY), int(r.integers(8)), pick(r, colors)
+    second = pick(r, [c for c in (*colors, WHITE) if c != first] or [BLACK])
+    string = pick(r, (str, str.upper, str.upper, str.lower))(string)
+    margin = h * .16 if style in (0, 1, 2) else h * .1 if style == 3 else 0
+    mask = np.pad(tight_mask(string, face, w - 3 * margin, h - 2 * margin, 1.5), 1)
+    lean = pick(r, (0, 0, 0, .2))
+    if lean:
+        wide = mask.shape[1] + math.ceil(lean * mask.shape[0])
+        mask = cv2.warpAffine(mask, np.float32([(1, -lean, lean * mask.shape[0]), (0, 1, 0)]), (wide, mask.shape[0]))
+    left = x + {"left": margin * 1.5, "center": (w - mask.shape[1]) / 2, "right": w - mask.shape[1] - margin * 1.5}[align]
+    top = y + (h - mask.shape[0]) / 2
+    plate = left - margin * 1.5, top - margin, mask.shape[1] + 3 * margin, mask.shape[0] + 2 * margin
+    if style < 3:
+        if style == 2:
+            ellipse(canvas, plate[0] + plate[2] / 2, plate[1] + plate[3] / 2, plate[2] * .56, plate[3] * .62, first)
+        else:
+            rounded(canvas, *plate, pick(r, (1, h * .15, h)), first)
+        ink(canvas, mask, readable(first), left, top)
+    elif style == 3:
+        rounded(canvas, *plate, pick(r, (1, h * .3)), first, max(1, round(h / 20)))
+        ink(canvas, mask, first, left, top)
+    elif style == 4:
+        outline = cv2.dilate(np.pad(mask, 3), np.ones((3, 3), np.uint8), iterations=1 + (h > 40))
+        ink(canvas, outline, second if second != WHITE else BLACK, left - 3, top - 3)
+        ink(canvas, mask, first, left, top)
+    elif style == 5:
+        cut = int(mask.shape[1] * r.uniform(.25, .7))
+        ink(canvas, mask[:, :cut], first, left, top)
+        ink(canvas, mask[:, cut:], second if second != WHITE else BLACK, left + cut, top)
+    else:
+        ink(canvas, mask, first, left, top)
+        if style == 6:
+            box(canvas, left, top + mask.shape[0] + 1, mask.shape[1], max(1, h // 14), second if second != WHITE else first)
+
+
+# -- pictures: drawings without text, uint8 [h,w,3] -------------------------------------------------------------------
+
+def palette(r, hue, n=5):
+    """n colors around a hue and its opposite, from dark to light."""
+    values = np.sort(r.uniform(.15, 1, n))
+    return [hsv(hue + pick(r, (0, 0, .08, .5)) + r.normal(0, .03), r.uniform(.15, .95), v) for v in values]
+
+
+def _landscape(r, view, colors):
+    """Sky, sun, ranges of hills."""
+    h, w = view.shape[:2]
+    view[:] = gradient(r, w, h, colors[-1], colors[-2])
+    ellipse(view, w * r.uniform(.15, .85), h * r.uniform(.15, .45), *[min(w, h) * r.uniform(.07, .18)] * 2, colors[1])
+    x = np.linspace(0, w, 40)
+    for i, color in enumerate(colors[-2::-1][:int(r.integers(2, 5))]):
+        y = h * (.45 + .14 * i) + h * r.uniform(.04, .16) * np.sin(x / w * r.uniform(3, 14) + r.uniform(0, 6))
+        y += h * r.uniform(0, .08) * np.abs((x / w * r.uniform(2, 9)) % 2 - 1)
+        polygon(view, [*zip(x, y), (w, h), (0, h)], color)
+
+
+def _still_life(r, view, colors):
+    """Fruits or bowls on a table."""
+    h, w = view.shape[:2]
+    view[:] = colors[-1]
+    box(view, 0, h * r.uniform(.55, .8), w, h, colors[int(r.integers(3))])
+    for i in range(int(r.integers(1, 6))):
+        x, y, a = w * r.uniform(.15, .85), h * r.uniform(.45, .75), min(w, h) * r.uniform(.12, .32)
+        b, color = a * r.uniform(.7, 1.2), colors[i % (len(colors) - 1)]
+        ellipse(view, x, y, a, b, color)
+        ellipse(view, x - a * .35, y - b * .4, a * .25, b * .2, mix(color, WHITE, .6))
+        polygon(view, _LEAF * a * .3 @ _turn(r.uniform(-1, 1)) + (x, y - b * 1.1), colors[(i + 2) % len(colors)])
+
+
+def _figure(r, view, colors):
+    """A creature: a mirrored outline with eyes and spots."""
+    h, w = view.shape[:2]
+    view[:] = gradient(r, w, h, colors[-1], colors[0])
+    t = np.linspace(-np.pi / 2, np.pi / 2, 24)
+    radius = .75 + sum(r.uniform(-.22, .22) * np.sin(k * t + r.uniform(0, 6)) for k in (2, 3, 5, 7))
+    half = np.stack([radius * np.cos(t), radius * np.sin(t) * r.uniform(.9, 1.3)], 1)
+    size = min(w, h) * r.uniform(.34, .46)
+    body = np.concatenate([half, half[::-1] * (-1, 1)]) * size + (w / 2, h * .54)
+    polygon(view, body, colors[int(r.integers(1, 4))])
+    apart, eye = size * r.uniform(.15, .4), size * r.uniform(.07, .18)
+    for side in (-1, 1):
+        ellipse(view, w / 2 + side * apart, h * .45, eye, eye, WHITE)
+        ellipse(view, w / 2 + side * apart, h * .45, eye * .5, eye * .6, BLACK)
+        polygon(view, pick(r, CHARGES)[0] * np.array((side, 1)) * size * .22 + (w / 2 + side * size * .45, h * .72),
+                colors[-2])
+
+
+def _cubist(r, view, colors):
+    """Overlapping flat shapes."""
+    h, w = view.shape[:2]
+    view[:] = colors[-1]
+    for _ in range(int(r.integers(5, 13))):
+        shape = pick(r, PLATES) * r.uniform(.1, .5) * min(w, h) * r.uniform(.5, 1.5, 2)
+        polygon(view, shape @ _turn(r.uniform(0, 6)) + (w * r.uniform(), h * r.uniform()), pick(r, colors))
+
+
+def _sunburst(r, view, colors):
+    """Rays around a large symbol."""
+    h, w = view.shape[:2]
+    view[:] = colors[-1]
+    n, c = int(r.integers(8, 20)), np.array((w * .5, h * r.uniform(.4, .6)))
+    for a in np.arange(n) * 2 * np.pi / n:
+        ray = np.array([(0, 0), (math.cos(a), math.sin(a)), (math.cos(a + np.pi / n), math.sin(a + np.pi / n))])
+        polygon(view, ray * (w + h) + c, colors[-2])
+    polygon(view, pick(r, PLATES) * min(w, h) * .36 + c, colors[1])
+    for part in pick(r, CHARGES):
+        polygon(view, np.asarray(part) * min(w, h) * .26 + c, colors[-1])
+
+
+def _tiles(r, view, colors):
+    """A grid of quarter discs and squares."""
+    h, w = view.shape[:2]
+    step = max(w, h) / r.integers(3, 9)
+    view[:] = colors[0]
+    for j in range(math.ceil(h / step)):
+        for i in range(math.ceil(w / step)):
+            x, y = i * step, j * step
+            box(view, x, y, step + 1, step + 1, pick(r, colors))
+            corner = np.array(pick(r, ((0, 0), (1, 0), (0, 1), (1, 1)))) * step
+            ellipse(view, x + corner[0], y + corner[1], step, step, pick(r, colors), -1,
+                    *{(0, 0): (0, 90), (1, 0): (90, 180), (1, 1): (180, 270), (0, 1): (270, 360)}[
+                        tuple((corner > 0).astype(int))])
+
+
+def _pixels(r, view, colors):
+    """A mirrored figure of large pixels."""
+    n = int(r.integers(7, 13))
+    half = r.integers(0, len(colors) - 1, (n, (n + 1) // 2)) * (r.random((n, (n + 1) // 2)) < .6)
+    grid = np.uint8(colors)[np.concatenate([half, half[:, ::-1][:, n % 2:]], 1) - 1]
+    view[:] = cv2.resize(grid, view.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _clouds(r, view, colors):
+    """Smooth noise in the colors, like a blurred photo."""
+    h, w = view.shape[:2]
+    rough = sum(cv2.resize(r.normal(0, 1 / k, (2 * k, 2 * k)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+                for k in (2, 4, 8))
+    level = np.clip(rough * .5 + .5, 0, .999) * (len(colors) - 1)
+    low = level.astype(np.uint8)
+    table, t = np.float32(colors), (level - low)[..., None]
+    view[:] = table[low] * (1 - t) + table[low + 1] * t
+
+
+PICTURES = (_landscape, _still_life, _figure, _cubist, _sunburst, _tiles, _pixels, _clouds)
+
+
+def picture(r, canvas, x, y, w, h, colors, kind=None):
+    """Fills the box (x, y, w, h) with a picture in the colors, a list from dark to light; kind: an index of PICTURES."""
+    x, y = max(round(x), 0), max(round(y), 0)
+    view = canvas[y:y + round(h), x:x + round(w)]
+    kind = int(r.integers(len(PICTURES))) if kind is None else kind
+    PICTURES[kind % len(PICTURES)](r, view, colors)
+    if r.uniform() < .3:
+        ink(view, pick(r, LINE_WORK)(r, *view.shape[1::-1]), pick(r, colors), alpha=r.uniform(.1, .4))
 
 
 def watermark(r, canvas, x, y, radius, color, alpha):

@@ -1,25 +1,16 @@
-"""The basic drawing operations: random numbers by key, fonts, text, blending, polygons.
+"""The basic drawing operations: random numbers by key, text, blending, polygons.
 
 A canvas is a uint8 BGR array [H,W,3], changed in place. A mask is uint8 [h,w]. A color is a BGR tuple of ints.
 """
 import colorsys
-import functools
 import hashlib
 import math
-import os
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-SANS = ("DejaVuSans", "DejaVuSans-Bold")  # every font is (regular, bold)
-SERIF = ("DejaVuSerif", "DejaVuSerif-Bold")
-MONO = ("DejaVuSansMono", "DejaVuSansMono-Bold")
-TIMES = ("STIXGeneral", "STIXGeneralBol")
-ITALIC = ("STIXGeneralItalic", "STIXGeneralBolIta")
-OBLIQUE = ("DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
-SLANTED = ("DejaVuSerif-Italic", "DejaVuSerif-BoldItalic")
+from synth.fonts import find, script_of
+
 SUBPIXEL = 4  # fractional bits of the coordinates given to OpenCV
 
 
@@ -45,15 +36,14 @@ def mix(a, b, t):
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b))
 
 
-@functools.lru_cache(maxsize=256)
-def font(face, size):
-    """A Pillow font from the TrueType files that come with matplotlib."""
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", face + ".ttf")
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # raqm is not installed everywhere
+def readable(color):
+    """Black or white, whichever is readable on the color."""
+    return (20, 20, 20) if .11 * color[0] + .59 * color[1] + .3 * color[2] > 140 else (255, 255, 255)
 
 
 def text_width(string, face, size):
-    return math.ceil(font(face, size).getlength(string))
+    font, stretch = find(face, script_of(string))
+    return math.ceil(font.width(string, size) * stretch)
 
 
 def fit(string, face, size, width, smallest=7):
@@ -63,10 +53,11 @@ def fit(string, face, size, width, smallest=7):
 
 def text_mask(string, face, size):
     """Mask [ascent + descent, width] of one line of text; all lines in the same font have the same baseline."""
-    f = font(face, size)
-    image = Image.new("L", (text_width(string, face, size) + 2, sum(f.getmetrics())))
-    ImageDraw.Draw(image).text((0, 0), string, fill=255, font=f)
-    return np.asarray(image)
+    font, stretch = find(face, script_of(string))
+    mask = font.mask(string, size)
+    if stretch != 1 and mask.shape[1] > 1:
+        mask = cv2.resize(mask, (max(1, round(mask.shape[1] * stretch)), mask.shape[0]), interpolation=cv2.INTER_AREA)
+    return mask
 
 
 def ink(canvas, mask, color, x=0, y=0, alpha=1.0):
@@ -89,6 +80,27 @@ def text(canvas, x, y, string, face, size, color, align="left", width=None, alph
     ink(canvas, mask, color, x - {"left": 0, "center": mask.shape[1] / 2, "right": mask.shape[1]}[align], y, alpha)
 
 
+def tight_mask(string, face, w, h, stretch=1.25):
+    """Mask [<= h, <= w] of the string without margins, as large as the box allows. To fill it, letters may become up to
+    `stretch` times wider or narrower than in the font."""
+    mask = text_mask(string, face, max(8, round(1.25 * h)))
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask[:1, :1]
+    mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    wide, high = w / mask.shape[1], h / mask.shape[0]
+    wide, high = min(wide, high * stretch), min(high, wide * stretch)
+    size = max(1, int(mask.shape[1] * wide)), max(1, int(mask.shape[0] * high))
+    return cv2.resize(mask, size, interpolation=cv2.INTER_AREA if wide < 1 else cv2.INTER_LINEAR)
+
+
+def large_text(canvas, x, y, w, h, string, face, color, align="center", stretch=1.25):
+    """Draws one line of text as large as the box allows, centered in height; see tight_mask."""
+    mask = tight_mask(string, face, w, h, stretch)
+    left = {"left": 0, "center": (w - mask.shape[1]) / 2, "right": w - mask.shape[1]}[align]
+    ink(canvas, mask, color, x + left, y + (h - mask.shape[0]) / 2)
+
+
 def fixed(points):
     """Float points [..., 2] -> the fixed-point integers that OpenCV takes with shift=SUBPIXEL."""
     return np.round(np.asarray(points, np.float64) * 2 ** SUBPIXEL).astype(np.int32)
@@ -108,6 +120,19 @@ def ellipse(canvas, x, y, a, b, color, thickness=-1, start=0, end=360):
     """Draws an antialiased ellipse with half axes a and b, or its arc from `start` to `end` in degrees."""
     cv2.ellipse(canvas, tuple(map(int, fixed((x, y)))), tuple(map(int, fixed((a, b)))), 0, start, end, color,
                 thickness, cv2.LINE_AA, SUBPIXEL)
+
+
+def rounded(canvas, x, y, w, h, radius, color, thickness=-1):
+    """Draws a rectangle of w x h pixels with round corners, filled or outlined."""
+    radius = min(radius, w / 2, h / 2)
+    t = np.radians(np.arange(0, 91, 15))
+    arcs = [np.stack([cx + radius * np.cos(t + turn), cy + radius * np.sin(t + turn)], 1) for cx, cy, turn in (
+        (x + w - 1 - radius, y + h - 1 - radius, 0), (x + radius, y + h - 1 - radius, math.pi / 2),
+        (x + radius, y + radius, math.pi), (x + w - 1 - radius, y + radius, -math.pi / 2))]
+    if thickness < 0:
+        polygon(canvas, np.concatenate(arcs), color)
+    else:
+        lines(canvas, [np.concatenate(arcs)], color, thickness, closed=True)
 
 
 def box(canvas, x, y, w, h, color, thickness=-1):

@@ -8,8 +8,24 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from synth import words
-from synth.draw import SANS, box, ellipse, fit, hsv, ink, lines, mix, pick, polygon, text, text_mask
+from synth import art, words
+from synth.draw import (
+    box,
+    ellipse,
+    fit,
+    hsv,
+    ink,
+    large_text,
+    lines,
+    mix,
+    pick,
+    polygon,
+    rounded,
+    text,
+    text_mask,
+    tight_mask,
+)
+from synth.fonts import SANS
 
 INKS = ((140, 40, 20), (60, 30, 30), (150, 60, 60), (40, 40, 40))  # ballpoint, BGR
 
@@ -17,8 +33,9 @@ INKS = ((140, 40, 20), (60, 30, 30), (150, 60, 60), (40, 40, 40))  # ballpoint, 
 @dataclass(frozen=True)
 class Field:
     """kind: a key of TEXT or of DRAWINGS. pattern: for numbers, `9` is any digit, `A` any letter, other characters stay;
-    for dates, `d`, `m` and `y` in some order; for amounts, the currency; for handwriting, the kind of text. person: fields
-    of one copy with the same `person` use the same random numbers (such as two portraits of the holder on a card)."""
+    for dates, `d`, `m` and `y` in some order; for amounts, the currency; for handwriting and large text, the kind of text,
+    as kind or kind:pattern. person: fields of one copy with the same `person` use the same random numbers (such as two
+    portraits of the holder on a card). fill: the least share of the rows of a list that are used."""
     kind: str
     x: int
     y: int
@@ -31,6 +48,7 @@ class Field:
     pattern: str = ""
     language: int = 0
     person: str = ""
+    fill: float = .45
 
 
 def filled(r, pattern):
@@ -53,6 +71,12 @@ def _machine_readable(r, f):
     return (known[:5] + "<" + known[5:12] + "<<" + known[12:] + "<" * 60)[:int(f.pattern or 36)]
 
 
+def _content(r, f):
+    """The text of a field whose pattern is kind or kind:pattern."""
+    kind, _, pattern = f.pattern.partition(":")
+    return TEXT[kind](r, replace(f, pattern=pattern))
+
+
 TEXT = {
     "name": lambda r, f: words.name(r, f.language) + " " + words.name(r, f.language),
     "word": lambda r, f: words.name(r, f.language),
@@ -60,6 +84,9 @@ TEXT = {
     "number": lambda r, f: filled(r, f.pattern or "99999999"),
     "date": _date,
     "address": _address,
+    "time": lambda r, f: f"{r.integers(24):02}:{r.integers(60):02}",
+    "price": lambda r, f: f"{f.pattern}{r.integers(1, 10 ** int(r.integers(1, 4)))}.{r.integers(100):02}",
+    "words": lambda r, f: words.phrase(r, f.language, int(f.pattern or r.integers(1, 5))),
     "remarks": lambda r, f: words.sentence(r, f.language, int(r.integers(2, 6))),
     "letter": lambda r, f: pick(r, "MFX"),
     "amount": lambda r, f: f"{f.pattern}{r.integers(1, 9999)}.{r.integers(100):02}",
@@ -97,6 +124,14 @@ def _portrait(view, f, r):
         view[:] = cv2.cvtColor(view, cv2.COLOR_BGR2GRAY)[..., None]
 
 
+def _avatar(view, f, r):
+    """A portrait in a disc."""
+    face, mask, (h, w) = view.copy(), np.zeros(view.shape[:2], np.uint8), view.shape[:2]
+    _portrait(face, f, r)
+    ellipse(mask, w / 2, h / 2, w / 2 - 1, h / 2 - 1, 255)
+    view[mask > 127] = face[mask > 127]
+
+
 def _ghost(view, f, r):
     """The portrait once more, small, faint and in one color."""
     face = np.empty_like(view)
@@ -120,7 +155,7 @@ def _signature(view, f, r):
 
 def _handwriting(view, f, r):
     """A line of italic text, slanted, on a wavy baseline."""
-    string = TEXT[f.pattern](r, replace(f, pattern=""))
+    string = _content(r, f)
     size = fit(string, f.face, f.size, view.shape[1] * .85)
     mask = text_mask(string, f.face, size)
     mask = np.pad(mask, ((4, 4), (2, 8)))
@@ -160,13 +195,119 @@ def _matrix(view, f, r):
 
 
 def _items(view, f, r):
-    """The rows of a receipt or an invoice, each with an item and a price; a random number of rows."""
+    """The rows of a receipt, an invoice or a menu, each with an item and a price. The number of rows is random where there
+    is room. pattern: how a row is written."""
     h, w = view.shape[:2]
     step = f.size + 4
-    rows = max(1, int(h / step * r.uniform(.45, 1)))
-    for i in range(rows):
-        text(view, 0, i * step, f"{r.integers(1, 9)} {words.name(r, f.language)}", f.face, f.size, f.color)
-        text(view, w - 1, i * step, f"{r.integers(1, 300)}.{r.integers(100):02}", f.face, f.size, f.color, "right")
+    rows = max(1, int(h / step * r.uniform(f.fill, 1)))
+    most = int(r.integers(1, 4))
+
+    def row(i, string, align="left"):
+        text(view, 0 if align == "left" else w - 1, i * step, string, f.face, f.size, f.color, align)
+
+    i = 0
+    while i < rows:
+        item, price = words.phrase(r, f.language, int(r.integers(1, 3))), f"{r.integers(1, 10 ** most)}.{r.integers(100):02}"
+        if f.pattern == "two" and i + 1 < rows and r.uniform() < .8:  # the item above, its count and price below
+            row(i, item)
+            row(i + 1, f"  {r.integers(1, 9)} x {price}")
+            i += 1
+        elif f.pattern == "code":
+            row(i, f"{r.integers(10 ** 5, 10 ** 6)} {item}")
+            price += pick(r, " AB")
+        elif f.pattern == "dots":
+            row(i, (item + " " + ". " * 60)[:int(w / f.size * 1.25)])
+        elif f.pattern == "capitals":
+            row(i, item.upper())
+        else:
+            row(i, f"{r.integers(1, 9)} {item}" if not f.pattern else item)
+        row(i, price, "right")
+        i += 1
+
+
+def _prose(view, f, r):
+    """Paragraphs of running text that fill a random part of the box. pattern: "1." numbers them, "-" lists them."""
+    h, w = view.shape[:2]
+    step, wide, y, number = f.size + 2, w / (f.size * .56), 0, 1
+    end = h * r.uniform(.55, 1)
+    while y + step <= end:
+        lead = {"1.": f"{number}. ", "-": "- "}.get(f.pattern, "")
+        number, left = number + 1, int(r.integers(12, 60))
+        for line in words.lines(r, f.language, left, int(wide), lead):
+            if y + step > end:
+                break
+            text(view, 0, y, line, f.face, f.size, f.color)
+            y += step
+        y += step // 2
+
+
+def _cells(view, f, r):
+    """A table of times or numbers in a monospaced font. pattern: COLUMNS:time:STEP or COLUMNS:number:STEP, with the
+    distance of rows in pixels."""
+    columns, kind, step = f.pattern.split(":")
+    h, w = view.shape[:2]
+    step, chars, minute = int(step), int(w / (f.size * .602)), np.sort(r.integers(300, 1430, (int(columns), 40)), axis=1)
+    each = chars / int(columns)
+    for i in range(min(h // step, 40)):
+        line = ""
+        for j in range(int(columns)):
+            value = f"{minute[j, i] // 60:02}:{minute[j, i] % 60:02}" if kind == "time" else f"{r.integers(1, 10 ** 4)}"
+            line = line.ljust(round(j * each)) + (value if r.uniform() < .9 else "-")
+        text(view, 0, i * step, line, f.face, f.size, f.color)
+
+
+def _stops(view, f, r):
+    """A column of words, beside a table. pattern: the distance of rows in pixels."""
+    step = int(f.pattern)
+    for i in range(view.shape[0] // step):
+        text(view, 0, i * step, words.name(r, f.language), f.face, f.size, f.color)
+
+
+def _large(view, f, r):
+    """Text as large as the box."""
+    large_text(view, 0, 0, f.w, f.h, _content(r, f), f.face, f.color, f.align, 1.3)
+
+
+def _price(view, f, r):
+    """A large price with small raised cents, before or after the currency."""
+    whole, cents = str(r.integers(1, 10 ** int(r.integers(1, 4)))), f"{r.integers(100):02}"
+    big = tight_mask(whole, f.face, f.w * .66, f.h, 1.5)
+    small = tight_mask(cents, f.face, f.w * .22, f.h * .5)
+    sign = tight_mask(f.pattern or "€", f.face, f.w * .1, f.h * .3)
+    x = {"left": 0, "center": .5, "right": 1}[f.align] * (f.w - big.shape[1] - small.shape[1] - sign.shape[1] - f.w * .02)
+    top = (f.h - big.shape[0]) / 2
+    ink(view, sign, f.color, x, top)
+    ink(view, big, f.color, x + sign.shape[1] + f.w * .01, top)
+    ink(view, small, f.color, x + sign.shape[1] + big.shape[1] + f.w * .02, top)
+
+
+def _photo(view, f, r):
+    """A picture in any colors."""
+    art.picture(r, view, 0, 0, f.w, f.h, art.palette(r, r.uniform()))
+
+
+def _chart(view, f, r):
+    """Bars or a line over a base line, for random values."""
+    h, w = view.shape[:2]
+    n = int(r.integers(5, 14))
+    values = np.clip(np.cumsum(r.normal(0, .18, n)) + r.uniform(.3, .7), .04, .96) if f.pattern else r.uniform(.05, .95, n)
+    x, y = (np.arange(n) + .5) * w / n, h - 3 - values * (h - 6)
+    if f.pattern:
+        lines(view, [np.stack([x, y], 1)], f.color, 2)
+    else:
+        for a, b in zip(x, y):
+            box(view, a - w / n * .35, b, w / n * .7, h - 2 - b, f.color)
+    box(view, 0, h - 2, w, 1, mix(f.color, (30, 30, 30), .5))
+
+
+def _price_sticker(view, f, r):
+    """A price on a small sticker at a random place in the box, or none."""
+    if r.uniform() < .4:
+        return
+    w, h = min(f.w, r.uniform(44, 62)), min(f.h, r.uniform(18, 30))
+    x, y = r.uniform(0, f.w - w), r.uniform(0, f.h - h)
+    rounded(view, x, y, w, h, r.uniform(0, 8), pick(r, ((255, 255, 255), (90, 220, 250), (70, 150, 250), (120, 240, 160))))
+    large_text(view, x + 4, y + 4, w - 8, h - 8, f"{r.integers(1, 60)}.{r.integers(100):02}", SANS[1], (30, 30, 30))
 
 
 def _check(view, f, r):
@@ -190,7 +331,9 @@ def _postmark(view, f, r):
 
 
 DRAWINGS = {"portrait": _portrait, "ghost": _ghost, "signature": _signature, "handwriting": _handwriting,
-            "barcode": _barcode, "matrix": _matrix, "items": _items, "check": _check, "postmark": _postmark}
+            "barcode": _barcode, "matrix": _matrix, "items": _items, "check": _check, "postmark": _postmark,
+            "avatar": _avatar, "prose": _prose, "cells": _cells, "stops": _stops, "large": _large, "cost": _price,
+            "photo": _photo, "chart": _chart, "price_sticker": _price_sticker}
 
 
 def draw_field(canvas, field, r):

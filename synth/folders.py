@@ -216,5 +216,5 @@ def files_digest(paths):
 
 def _code_version():
     """A digest of this package's source files, since other code may draw other images."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.blake2b(b"".join(s.read_bytes() for s in sources), digest_size=8).hexdigest()

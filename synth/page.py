@@ -1,15 +1,15 @@
-"""A document type while it is drawn: its canvas, its fields, and the choices that apply to the whole page."""
+"""A document type while it is drawn: its random numbers by aspect, its canvas, its fields, and the choices for the page."""
 from dataclasses import dataclass
 
 import numpy as np
 
 from synth import art, words
-from synth.draw import MONO, SANS, SERIF, TIMES, ellipse, hsv, mix, pick, text
+from synth.draw import ellipse, hsv, mix, pick, rng, text
 from synth.fields import Field
+from synth.fonts import HEAVY, MONO, NARROW, RUBIK, SANS, SERIF, TIMES
 
-HUES = {"id_card": (.55, .33, .95, .12), "passport": (.58, .98, .3), "bank_card": (.6, .45, .03, .75, .12),
-        "form": (.6, .35, 0.), "receipt": (0.,), "ticket": (.08, .55, .9), "label": (.13, .33, .6),
-        "certificate": (.1, .55, .3), "invoice": (.6, .0, .35, .08)}  # typical hues of a family
+ASPECTS = ("color", "layout", "name", "art")
+GROUP = 4  # types whose numbers in their family follow each other; in some groups they are look-alikes
 NUMBERS = ("AA 999999", "A9999999", "999-999-999", "99 99 999999", "AAA-9999-A", "9999/9999", "99999999 A")
 DATES = ("d.m.y", "d/m/y", "y-m-d", "d m y", "m/y")
 VALUES = {"surname": "word", "given": "word", "name": "name", "birth": "date", "place": "word", "number": "number",
@@ -19,30 +19,73 @@ VALUES = {"surname": "word", "given": "word", "name": "name", "birth": "date", "
           "remarks": "remarks"}  # the kind of field that goes with a label, or kind:pattern
 
 
+class Chance:
+    """The random numbers of a type, one Generator for each aspect of it:
+
+    color: inks and papers. layout: format, places, fonts. name: emblem, names and other fixed words. art: line work,
+    drawings. In a group of look-alikes the types share all of these but those named in `differs`, so that they can only be
+    told apart by, say, their colors. Other types share nothing: `differs` has all aspects."""
+
+    def __init__(self, seed, family, number, alike, share):
+        """number: of the type in its family; alike: what may differ in a group of look-alikes, each a string of aspects;
+        share: the share of groups that are look-alikes."""
+        group, self.member = divmod(number, GROUP)
+        key = "type", seed, family, group
+        whole = rng(*key)
+        self.look_alike = whole.uniform() < share
+        self.differs = tuple(pick(whole, alike).split()) if self.look_alike else ASPECTS
+        self._group = {}
+        for aspect in ASPECTS:
+            setattr(self, aspect, rng(*key, aspect, self.member if aspect in self.differs else "all"))
+            self._group[aspect] = rng(*key, aspect, "group", "all" if self.look_alike else self.member)
+
+    def turn(self, aspect):
+        """The number of the type in a group of look-alikes that differ in this aspect, else 0."""
+        return self.member if self.look_alike and aspect in self.differs else 0
+
+    def choose(self, aspect, options):
+        """One of the options. Look-alikes that differ in this aspect have different ones, as long as there are enough."""
+        return options[(int(self._group[aspect].integers(len(options))) + self.turn(aspect)) % len(options)]
+
+    def hue(self, usual):
+        """One of the usual hues; look-alikes that differ in color are at least .17 apart on the circle of hues."""
+        return pick(self._group["color"], usual) + .25 * self.turn("color") + np.clip(self.color.normal(0, .02), -.04, .04)
+
+    def language(self):
+        return words.usable(int(self._group["name"].integers(len(words.LANGUAGES))))
+
+
 @dataclass(frozen=True)
 class Template:
-    """A document type. art: uint8 BGR [H,W,3], read-only; fields: those to fill in, in drawing order."""
+    """A document type. art: uint8 BGR [H,W,3], read-only; fields: those to fill in, in drawing order; cut: rows (first,
+    last) of the art of which a copy may lack the lower part, as a till receipt is as long as its items need."""
     family: str
     art: np.ndarray
     fields: tuple
+    cut: tuple = ()
 
 
 class Page:
     """A type while it is drawn: the canvas, the fields so far, and the choices that apply to the whole page."""
 
-    def __init__(self, r, family, w, h, pale=.07, layers=2, strength=.4):
-        self.r, self.family, self.w, self.h = r, family, w, h
-        hue = pick(r, HUES[family]) + r.normal(0, .02)
-        second = hue + pick(r, (.06, -.08, .45))
+    def __init__(self, chance, family, w, h, hues, pale=.07, layers=2, strength=.4):
+        self.chance, self.r, self.family, self.w, self.h = chance, chance.layout, family, w, h
+        color = chance.color
+        hue = chance.hue(hues)
+        second = hue + pick(color, (.06, -.08, .45))
         self.hues = (hue, second)
-        self.dark, self.other = hsv(hue, .75, r.uniform(.35, .6)), hsv(second, .65, r.uniform(.4, .7))
+        self.dark, self.other = hsv(hue, .75, color.uniform(.35, .6)), hsv(second, .65, color.uniform(.4, .7))
         self.ink = mix(self.dark, (15, 15, 15), .75)
-        self.language = int(r.integers(len(words.LANGUAGES)))
-        self.face, self.body = pick(r, (SANS, SERIF, TIMES, SANS)), pick(r, (SANS, SANS, SERIF, MONO))
-        self.number, self.date = pick(r, NUMBERS), pick(r, DATES)
+        self.language = chance.language()
+        self._emblem = int(chance.name.integers(2 ** 32))
+        self._title = chance.choose("name", range(60))
+        self.initial = self.word()[0]
+        self.face = pick(self.r, (SANS, SERIF, TIMES, SANS, RUBIK, HEAVY, NARROW))
+        self.body = pick(self.r, (SANS, SANS, SERIF, MONO, RUBIK))
+        self.number, self.date = pick(self.r, NUMBERS), pick(self.r, DATES)
         papers = hsv(hue, pale, .97), hsv(second, pale * 1.6, .94)
-        self.canvas = art.background(r, w, h, papers, (self.dark, self.other), layers, strength)
-        self.fields = []
+        self.canvas = art.background(chance.art, w, h, papers, (self.dark, self.other), layers, strength)
+        self.fields, self.cut = [], ()
 
     def text(self, x, y, string, size, width, color=None, align="left", face=None, bold=True):
         """Draws fixed text in the font and ink of the page; see draw.text."""
@@ -62,16 +105,43 @@ class Page:
             options.setdefault("pattern", pattern)
         self.field(options.pop("kind", kind), x, y + 10, w, size + 4, size=size, **options)
 
-    def emblem(self, x, y, radius, disc=False):
-        """Draws an emblem in the colors of the page; `disc` puts it on a white disc, to be visible on a dark band."""
+    def emblem(self, x, y, radius, disc=False, colors=()):
+        """Draws the emblem of the page, the same one each time; `disc` puts it on a white disc, to be visible on a dark
+        band."""
         if disc:
             ellipse(self.canvas, x, y, radius + 4, radius + 4, art.WHITE)
-        art.emblem(self.r, self.canvas, x, y, radius, (self.dark, self.other), words.name(self.r, self.language)[0])
+        art.emblem(rng(self._emblem), self.canvas, x, y, radius, colors or (self.dark, self.other), self.initial)
+
+    def wordmark(self, x, y, w, h, string, colors=(), align="center"):
+        """Draws a name as a logo in a box; see art.wordmark."""
+        art.wordmark(rng(self._emblem), self.canvas, x, y, w, h, string, colors or (self.dark, self.other), align)
+
+    def word(self):
+        """A name or word that is fixed for the type."""
+        return words.name(self.chance.name, self.language)
+
+    def initials(self):
+        """One to three fixed capital letters."""
+        return self.word().upper()[:int(self.chance.name.integers(1, 4))]
+
+    def sentence(self, n=9):
+        """Fixed text of n words."""
+        return words.sentence(self.chance.name, self.language, n)
 
     def heading(self, kind):
         """The name of the organization that issues the document (kind: a key of words.ORGANIZATIONS) and the title."""
-        return words.organization(self.r, kind, self.language), words.title(self.r, self.family, self.language)
+        organization = words.organization(self.chance.name, kind, self.language)
+        return organization, self.title() if self.family in words.TITLES else organization
+
+    def title(self, family=None, i=0):
+        """The i-th fixed word of those that are usual in a family of documents, by default in that of the page."""
+        options = words.TITLES[family or self.family][self.language]
+        return options[(self._title + i) % len(options)]
+
+    def keys(self, first, rest, n):
+        """n keys: `first`, then some of `rest` in random order."""
+        return list(first) + [rest[i] for i in self.r.permutation(len(rest))[:n - len(first)]]
 
     def done(self):
         self.canvas.flags.writeable = False
-        return Template(self.family, self.canvas, tuple(self.fields))
+        return Template(self.family, self.canvas, tuple(self.fields), self.cut)

@@ -2,7 +2,10 @@
 
 A language is an index into LANGUAGES. Every tuple below has one entry per language.
 """
-from synth.draw import pick
+import functools
+import textwrap
+
+from synth.draw import pick, rng
 
 LANGUAGES = ("en", "fr", "de", "es", "ru", "el")
 
@@ -65,6 +68,34 @@ TITLES = {
     "invoice": (("Invoice", "Tax invoice", "Credit note", "Statement"), ("Facture", "Avoir", "Relevé"),
                 ("Rechnung", "Gutschrift", "Lieferschein"), ("Factura", "Abono", "Albarán"), ("Счёт", "Накладная", "Акт"),
                 ("Τιμολόγιο", "Πιστωτικό", "Δελτίο αποστολής")),
+    "plate": (("Republic", "State", "City", "Taxi", "Test", "Export"), ("Région", "Taxi"), ("Land", "Kreis", "Probe"),
+              ("Región", "Taxi"), ("Россия", "Такси", "Область"), ("Ελλάς", "Ταξί", "Νομός")),
+    "badge": (("Hello my name is", "Visitor", "Staff", "Guest", "Speaker", "Press"),
+              ("Bonjour je suis", "Visiteur", "Invité", "Presse"), ("Mein Name ist", "Besucher", "Gast", "Personal"),
+              ("Me llamo", "Visitante", "Invitado", "Prensa"), ("Меня зовут", "Посетитель", "Гость", "Пресса"),
+              ("Με λένε", "Επισκέπτης", "Προσωπικό", "Τύπος")),
+    "price": (("Sale", "Offer", "New price", "Only", "Today", "Fresh"), ("Promo", "Offre", "Prix bas", "Frais"),
+              ("Aktion", "Angebot", "Nur", "Neu", "Frisch"), ("Oferta", "Rebaja", "Solo hoy", "Fresco"),
+              ("Скидка", "Акция", "Цена", "Новинка"), ("Προσφορά", "Έκπτωση", "Νέα τιμή", "Μόνο")),
+    "package": (("Tea", "Biscuits", "Soap", "Rice", "Coffee", "Cereal", "Toys"),
+                ("Thé", "Biscuits", "Savon", "Café", "Jouets"),
+                ("Tee", "Kekse", "Seife", "Kaffee", "Spielzeug"), ("Té", "Galletas", "Jabón", "Arroz", "Café"),
+                ("Чай", "Печенье", "Мыло", "Кофе", "Рис"), ("Τσάι", "Μπισκότα", "Σαπούνι", "Καφές", "Ρύζι")),
+    "cheque": (("Cheque", "Pay to"), ("Chèque", "Payez à"), ("Scheck", "Zahlen Sie an"), ("Cheque", "Páguese a"),
+               ("Чек", "Заплатите"), ("Επιταγή", "Πληρώσατε")),
+    "letter": (("Letter", "Contract", "Report", "Minutes", "Memo", "Notice"), ("Lettre", "Contrat", "Rapport", "Note"),
+               ("Brief", "Vertrag", "Bericht", "Protokoll"), ("Carta", "Contrato", "Informe", "Acta"),
+               ("Письмо", "Договор", "Отчёт", "Протокол"), ("Επιστολή", "Σύμβαση", "Έκθεση", "Πρακτικά")),
+    "menu": (("Menu", "Starters", "Mains", "Desserts", "Drinks"), ("Carte", "Entrées", "Plats", "Desserts", "Boissons"),
+             ("Speisekarte", "Vorspeisen", "Hauptgerichte", "Getränke"), ("Menú", "Entrantes", "Platos", "Postres"),
+             ("Меню", "Закуски", "Горячее", "Напитки"), ("Κατάλογος", "Ορεκτικά", "Κυρίως", "Ποτά")),
+    "timetable": (("Timetable", "Departures", "Schedule", "Opening hours"), ("Horaires", "Départs"), ("Fahrplan", "Abfahrt"),
+                  ("Horario", "Salidas"), ("Расписание", "Отправление"), ("Δρομολόγια", "Αναχωρήσεις")),
+    "screen": (("Home", "Search", "Messages", "Settings", "Orders", "Profile", "News", "Help"),
+               ("Accueil", "Recherche", "Messages", "Réglages", "Profil"), ("Start", "Suche", "Nachrichten", "Profil",
+                                                                            "Hilfe"),
+               ("Inicio", "Buscar", "Mensajes", "Ajustes", "Perfil"), ("Главная", "Поиск", "Сообщения", "Профиль"),
+               ("Αρχική", "Αναζήτηση", "Μηνύματα", "Προφίλ")),
     "certificate": (("Certificate", "Diploma", "Award", "Licence"), ("Certificat", "Diplôme", "Prix", "Brevet"),
                     ("Urkunde", "Diplom", "Zeugnis", "Zertifikat"), ("Certificado", "Diploma", "Premio", "Título"),
                     ("Свидетельство", "Диплом", "Грамота", "Аттестат"),
@@ -122,6 +153,29 @@ def title(r, family, language):
     return pick(r, TITLES[family][language])
 
 
-def sentence(r, language, words=9):
-    """Words without a meaning, for the running text of a document."""
-    return " ".join([name(r, language)] + [name(r, language).lower() for _ in range(words - 1)]) + "."
+@functools.lru_cache(maxsize=len(LANGUAGES))
+def _pool(language):
+    """Words to draw running text from, since a name costs as much as drawing it."""
+    r = rng("words", language)
+    return [name(r, language).lower() for _ in range(600)]
+
+
+def phrase(r, language, n):
+    """n words without a meaning, the first with a capital letter."""
+    pool = _pool(language)
+    return " ".join(pool[i] for i in r.integers(len(pool), size=n)).capitalize()
+
+
+def sentence(r, language, n=9):
+    """A phrase with a full stop, for the running text of a document."""
+    return phrase(r, language, n) + "."
+
+
+def lines(r, language, n, wide, lead=""):
+    """A paragraph of n words, in lines of at most `wide` letters; the first begins with `lead`."""
+    return textwrap.wrap(lead + sentence(r, language, n), wide)
+
+
+def usable(language):
+    """The language itself, as there are letters for all of them."""
+    return language

@@ -1,5 +1,6 @@
 """Synthetic documents and captures are pure functions of their numbers, and types differ in their fixed art."""
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from inference.errors import UserError
 from synth.__main__ import main
 from synth.draw import rng
 from synth.families import FAMILIES
+from synth.page import ASPECTS, GROUP
+from synth.templates import chance_of, shape_of
 
 ROOT = Path(__file__).parent.parent
 CAPTURE = sys.modules["synth.capture"]  # synth.capture is the function
@@ -33,12 +36,80 @@ def _field_mask(kind):
 
 @pytest.mark.parametrize("type_id", ONE_OF_EACH)
 def test_copies_share_their_art_and_differ_in_their_fields(type_id):
-    kind, a, b = synth.template(1, type_id), synth.render(1, type_id, 0), synth.render(1, type_id, 1)
-    assert a.dtype == np.uint8 and a.shape == kind.art.shape and 320 <= max(a.shape) <= 400
-    differ, fields = (a != b).any(2), _field_mask(kind)
-    assert not differ[~fields].any()
-    assert (a[~fields] == kind.art[~fields]).all()
-    assert differ.sum() > .02 * fields.sum()
+    kind, copies = synth.template(1, type_id), [synth.render(1, type_id, n) for n in range(4)]
+    assert 320 <= max(kind.art.shape) <= 400
+    shapes = [shape_of(kind, 1, type_id, n) for n in range(4)]  # only till receipts have copies of different length
+    for shape, image in zip(shapes, copies):
+        outside = ~_field_mask(shape)
+        assert image.dtype == np.uint8 and image.shape == shape.art.shape
+        assert (image[outside] == shape.art[outside]).all()
+    top = min(image.shape[0] for image in copies)
+    differ = np.any([(copies[0][:top] != image[:top]).any(2) for image in copies[1:]], 0)
+    assert differ.sum() > .02 * _field_mask(shapes[0])[:top].sum()
+
+
+def test_a_receipt_is_as_long_as_its_items_need():
+    type_id = list(FAMILIES).index("receipt")
+    kind = synth.template(0, type_id)
+    first, last = kind.cut
+    heights = {synth.render(0, type_id, n).shape[0] for n in range(12)}
+    assert len(heights) > 4 and kind.art.shape[0] - (last - first) < min(heights) < max(heights) <= kind.art.shape[0]
+    for n in range(12):
+        shape = shape_of(kind, 0, type_id, n)
+        below = kind.art.shape[0] - last
+        assert (shape.art[:first] == kind.art[:first]).all() and (shape.art[-below:] == kind.art[last:]).all()
+        assert [f.kind for f in shape.fields] == [f.kind for f in kind.fields]
+        assert all(f.y + f.h <= shape.art.shape[0] for f in shape.fields)
+
+
+def _groups(alike, n=3):
+    """(Chance, type ids) of some groups of look-alikes of every family that differ in the aspects `alike` alone."""
+    for family in range(len(FAMILIES)):
+        groups = ([family + len(FAMILIES) * (GROUP * g + i) for i in range(GROUP)] for g in range(200))
+        found = (ids for ids in groups if chance_of(0, ids[0]).look_alike and chance_of(0, ids[0]).differs == alike)
+        yield from ((synth.type_name(ids[0]), ids) for ids in itertools.islice(found, n))
+
+
+def _thumbnail(type_id):
+    art = cv2.resize(synth.template(0, type_id).art, (64, 64), interpolation=cv2.INTER_AREA)
+    return art.astype(float)
+
+
+@pytest.mark.parametrize("alike", sorted({tuple(a.split()) for family in FAMILIES.values() for a in family.alike}))
+def test_look_alikes_differ_in_what_they_say_and_are_no_doubles(alike):
+    """Every aspect that a group shares has the same random numbers in all its types, and those it does not have others;
+    and two types of a group can be told apart even in a thumbnail."""
+    count = 0
+    for name, ids in _groups(alike):
+        chances = [chance_of(0, i) for i in ids]
+        for aspect in ASPECTS:
+            drawn = {getattr(chance, aspect).integers(2 ** 62) for chance in chances}
+            assert len(drawn) == (GROUP if aspect in alike else 1), (name, aspect)
+            chosen = [chance.choose(aspect, range(GROUP)) for chance in chances]
+            assert len(set(chosen)) == (GROUP if aspect in alike else 1), (name, aspect)
+        small = [_thumbnail(i) for i in ids]
+        apart = [np.abs(a - b).max() for i, a in enumerate(small) for b in small[:i]]
+        assert min(apart) > 12, (name, apart)  # of 255, at the place where they differ most
+        count += 1
+    assert count >= 3
+
+
+@pytest.mark.parametrize("alike", [("color",), ("name",), ("art",), ("layout",)])
+def test_look_alikes_have_the_same_fields_unless_they_differ_in_layout(alike):
+    for name, ids in _groups(alike, 2):
+        boxes = [tuple((f.kind, f.x, f.y, f.w, f.h) for f in synth.template(0, i).fields) for i in ids]
+        assert (len(set(boxes)) > 1) == (alike == ("layout",)), (name, ids)
+
+
+def test_the_families_alternate_and_a_share_of_types_are_look_alikes():
+    n = len(FAMILIES)
+    for start in (0, 7, synth.NEVER_TRAINED):
+        assert {synth.type_name(i).rsplit("_", 1)[0] for i in range(start, start + n)} == set(FAMILIES)
+    chances = [chance_of(0, i) for i in range(2000, 2000 + 40 * n)]
+    share = np.mean([chance.look_alike for chance in chances])
+    wanted = np.mean([family.share for family in FAMILIES.values()])
+    assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / (len(chances) / GROUP)) ** .5  # 4 standard deviations
+    assert all(chance.differs == ASPECTS for chance in chances if not chance.look_alike)
 
 
 def test_fields_lie_on_the_page_and_apart_from_each_other():
@@ -55,7 +126,8 @@ def test_fields_lie_on_the_page_and_apart_from_each_other():
 
 def test_types_of_one_family_have_different_art():
     for family in range(len(FAMILIES)):
-        arts = [synth.template(0, family + len(FAMILIES) * i).art for i in range(6)]
+        ids = [family + len(FAMILIES) * i for i in range(60)]
+        arts = [synth.template(0, i).art for i in [i for i in ids if not chance_of(0, i).look_alike][:6]]
         for i, a in enumerate(arts):
             for b in arts[:i]:
                 b = cv2.resize(b, a.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -85,7 +157,7 @@ def test_images_depend_on_nothing_but_their_numbers():
 
 def test_another_seed_type_copy_or_capture_is_another_image():
     image = synth.render(0, 5, 0)
-    others = [synth.render(*key) for key in ((1, 5, 0), (0, 14, 0), (0, 5, 1))]
+    others = [synth.render(*key) for key in ((1, 5, 0), (0, 5 + len(FAMILIES), 0), (0, 5, 1))]
     photos = [synth.capture(image, *key) for key in ((0, 5, 0), (0, 5, 1), (1, 5, 0), (0, 51, 0), (0, 5, "x"))]
     assert len({_digest(x) for x in [image, *others, *photos]}) == 9
 
@@ -135,9 +207,11 @@ def test_folders_are_complete_for_any_number_of_processes(tmp_path):
 
 
 def test_eval_types_follow_the_training_types(tmp_path):
-    assert synth.write_eval(tmp_path / "eval", 3, 2, seed=0, first_type=9) == 9
+    first = 2 * len(FAMILIES)
+    assert synth.write_eval(tmp_path / "eval", 3, 2, seed=0, first_type=first) == 9
     files = _files(tmp_path / "eval")
-    assert {name.split("/")[0] for name in files} == {"id_card_00009", "passport_00010", "bank_card_00011"}
+    assert {name.split("/")[0] for name in files} == {f"id_card_{first:05}", f"passport_{first + 1:05}",
+                                                      f"bank_card_{first + 2:05}"}
     assert {name.split("/")[1] for name in files} == {"reference.jpg", "capture_1.jpg", "capture_2.jpg"}
 
 
