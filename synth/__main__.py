@@ -5,6 +5,8 @@
     python -m synth OUT --train-types 4000 --copies 2 --train-captures 3 --eval-types 60 --captures 4 --seed 1
     python -m synth --captures-of DIR2 --out DIR --copies 3  # synthetic captures of your own images, DIR/<name>/ as above
     python -m synth --sheet sheet.png                        # an overview image: one type per row, copies and captures
+    python -m synth --scenes DIR --number 20000 --documents DIR2... --backgrounds DIR3... --first-type 0
+                                                             # documents somewhere in photos, and DIR/corners.json (COCO)
 
 All images of a type have different content: names, numbers, portraits. References and copies are clean; a capture is a
 synthetic photo. OUT/train and an evaluation set never have a type in common: the types of an evaluation set have the
@@ -14,6 +16,7 @@ numbers from 1,000,000 on (--first-type).
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from synth import NEVER_TRAINED, contact_sheet, write_captures, write_eval, write_train
+from synth.scenes import Sources, files_below, write_scenes
 
 
 def _arguments(argv):
@@ -27,16 +30,25 @@ def _arguments(argv):
                                                                                  "captures, to 4; 2 is poor")
     parser.add_argument("--copies", type=int, metavar="K", help="images per type: in DIR a clean reference and K-1 captures "
                                                                 "(default: 5), in OUT/train K clean copies (default: 8)")
-    parser.add_argument("--first-type", type=int, default=NEVER_TRAINED, metavar="I", help="first type of an evaluation set")
+    parser.add_argument("--first-type", type=int, default=NEVER_TRAINED, metavar="I",
+                        help="first type of an evaluation set, or of scenes")
     parser.add_argument("--train-types", type=int, default=400, metavar="N", help="document types in OUT/train, from 0 on")
     parser.add_argument("--train-captures", type=int, default=0, metavar="K", help="captures per type in OUT/train")
     parser.add_argument("--eval-types", type=int, default=60, metavar="M", help="document types in OUT/eval")
     parser.add_argument("--captures", type=int, default=4, metavar="K", help="captures per type in OUT/eval")
+    parser.add_argument("--scenes", metavar="DIR", help="folder for scenes, to train and evaluate a finder of documents")
+    parser.add_argument("--number", type=int, default=2000, metavar="N", help="scenes in DIR")
+    parser.add_argument("--documents", nargs="+", default=[], metavar="DIR2", help="for --scenes: images below these "
+                                                                                   "folders are documents too")
+    parser.add_argument("--backgrounds", nargs="+", default=[], metavar="DIR3", help="for --scenes: photos below these "
+                                                                                     "folders are backgrounds")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--sheet", metavar="FILE", help="write an overview image (.jpg or .png)")
     args = parser.parse_args(argv)
-    if not (args.both or args.out or args.sheet):
-        parser.error("give a folder to write to, --out DIR or OUT, or --sheet FILE")
+    if not (args.both or args.out or args.sheet or args.scenes):
+        parser.error("give a folder to write to, --out DIR, OUT or --scenes DIR, or --sheet FILE")
+    if (args.documents or args.backgrounds) and not args.scenes:
+        parser.error("--documents, --backgrounds: need --scenes DIR, the folder to write to")
     if args.captures_of and not args.out:
         parser.error("--captures-of DIR2 needs --out DIR, the folder to write to")
     if args.both and args.train_types > args.first_type:
@@ -52,6 +64,10 @@ def main(argv=None):
     try:
         if args.sheet:
             contact_sheet(args.sheet, args.seed)
+        if args.scenes:
+            sources = Sources(files_below(args.documents), files_below(args.backgrounds), args.first_type)
+            count = write_scenes(args.scenes, args.number, args.seed, sources)
+            print(f"{args.scenes}: {count} scenes")
         captures = (args.copies or 5) - 1  # beside the reference of each type
         if args.captures_of:
             count = write_captures(args.captures_of, args.out, captures, args.seed, args.severity)
