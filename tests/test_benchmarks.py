@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "head", "inference", "loader", "search", "zero_shot"])
+@pytest.mark.parametrize("name", ["checkpoint", "head", "inference", "loader", "photo", "search", "zero_shot"])
 def test_quick_rows(name):
     done = subprocess.run([sys.executable, f"benchmarks/bench_{name}.py", "--quick", "--json"], cwd=ROOT, text=True,
                           capture_output=True)
