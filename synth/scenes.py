@@ -210,8 +210,7 @@ def _place(r, sheet, w, h, size):
 
 
 def _put(r, image, sheet, quad):
-    """Draws a document at `quad`, in place, with its shadow, its edge and the case it may be in. Returns its corners: those
-    of `quad`, but where the sheet is curled."""
+    """Draws a document at `quad`, in place, with its shadow, its edge and the case it may be in. Returns its corners."""
     h, w = image.shape[:2]
     kind = r.uniform()
     if r.uniform() < .7:
@@ -228,16 +227,13 @@ def _put(r, image, sheet, quad):
         polygon(image, hull, hsv(r.uniform(), r.uniform(0, .5), r.uniform(.05, .9)))
     rounded = r.uniform(.02, .09) if r.uniform() < .2 else 0
     bend = _bend(r, quad, w, h) if r.uniform() < .2 else None
-    _paste(image, sheet, quad, rounded, bend)
-    if bend is not None:
-        x, y = (np.clip(quad, 0, (w - 1, h - 1)).astype(int)).T
-        quad = quad - bend[y, x]
-    return quad
+    return _paste(image, sheet, quad, rounded, bend)
 
 
 def _paste(image, sheet, quad, rounded=0.0, bend=None):
     """Draws the sheet with its corners at `quad`, antialiased, in place. rounded: radius of its corners as a share of its
-    longest side. bend: where each pixel's content comes from, beside the homography, float32 [h,w,2] pixels."""
+    longest side. bend: how far from each pixel lies what it shows of the flat sheet, float32 [h,w,2] pixels. Returns where
+    the corners are: at `quad`, but for the bend."""
     h, w = image.shape[:2]
     sheet = _reduced(sheet, 1.3 * max(np.linalg.norm(quad - np.roll(quad, 1, 0), axis=1)))
     high, wide = sheet.shape[:2]
@@ -263,6 +259,10 @@ def _paste(image, sheet, quad, rounded=0.0, bend=None):
         layer = cv2.convertScaleAbs(layer * (1 + np.clip(.6 * slope, -.4, .3))[..., None])
     weight = mask.astype(np.float32) / 255
     image[:] = cv2.blendLinear(layer, image, weight, 1 - weight)
+    if bend is None:
+        return quad
+    x, y = np.clip(quad, 0, (w - 1, h - 1)).astype(int).T
+    return quad - bend[y, x]
 
 
 def _bend(r, quad, w, h):
