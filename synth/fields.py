@@ -228,12 +228,12 @@ def _items(view, f, r):
 def _prose(view, f, r):
     """Paragraphs of running text that fill a random part of the box. pattern: "1." numbers them, "-" lists them."""
     h, w = view.shape[:2]
-    step, wide, y, number = f.size + 2, w / (f.size * .56), 0, 1
+    step, wide, y, number = f.size + 2, w / f.size, 0, 1
     end = h * r.uniform(.55, 1)
     while y + step <= end:
         lead = {"1.": f"{number}. ", "-": "- "}.get(f.pattern, "")
         number, left = number + 1, int(r.integers(12, 60))
-        for line in words.lines(r, f.language, left, int(wide), lead):
+        for line in words.lines(r, f.language, left, wide, lead):
             if y + step > end:
                 break
             text(view, 0, y, line, f.face, f.size, f.color)

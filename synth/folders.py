@@ -23,6 +23,7 @@ from inference.files import replacing
 from inference.image import ImageError, list_images, load_image
 from synth.capture import capture
 from synth.draw import text
+from synth.fonts import available
 from synth.templates import FAMILIES, render, type_name
 
 MANIFEST = "synth.json"
@@ -156,7 +157,8 @@ def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
     """Runs `write(job)` for all jobs, then `finish` on the folder they wrote to, unless `folder` is the result of the same
     jobs already. The first element of a job is the name of a folder below `folder`. Returns the number of images; `total` is
     the number if none is skipped."""
-    folder, manifest = Path(os.path.abspath(folder)), {**manifest, "code": _code_version()}
+    fonts = {script: os.path.basename(font) for script, font in available().items()}
+    folder, manifest = Path(os.path.abspath(folder)), {**manifest, "code": _code_version(), "fonts": fonts}
     if folder.exists():
         old = _manifest_of(folder)
         if old is None and any(folder.iterdir()):

@@ -5,9 +5,11 @@ font of the system. Arabic and Devanagari need shaping, so Pillow must have raqm
 `available()` tells which are, and words.py then takes another language. No file is downloaded.
 """
 import functools
+import glob
 import math
 import os
 import re
+import sysconfig
 from pathlib import Path
 
 import cv2
@@ -30,11 +32,12 @@ WIDE = ("opencv:sans:400@135", "opencv:sans:800@135")
 
 SCRIPTS = {"cjk": "\u3000-\u30ff\u3400-\u9fff\uac00-\ud7a3", "arabic": "\u0600-\u06ff", "devanagari": "\u0900-\u097f"}
 _PATTERNS = {script: re.compile(f"[{letters}]") for script, letters in SCRIPTS.items()}
-_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts",
+_FOLDERS = (sysconfig.get_path("purelib") + "/fontpkg_*",  # fonts from PyPI
+            "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts",
             "/System/Library/Fonts", "C:/Windows/Fonts")
 _FILES = {"cjk": ("NotoSansCJK*Regular*", "NotoSansCJK*Bold*", "wqy-*.tt?", "DroidSansFallback*.ttf", "msyh.tt?"),
-          "devanagari": ("NotoSansDevanagari*Regular*", "NotoSansDevanagari*", "*ohit*evanagari*.ttf", "angal.ttf",
-                         "*evanagari*.tt?")}  # the first that is found
+          "devanagari": ("NotoSansDevanagari*Regular*", "NotoSansDevanagari*", "Lohit-Devanagari.ttf",
+                         "mangal.ttf", "*Devanagari*.tt?")}  # the first that is found
 
 
 class _File:
@@ -89,7 +92,8 @@ def available():
     if shaping:
         found["arabic"] = "DejaVuSans"
     wanted = {script: files for script, files in _FILES.items() if script not in found and (script == "cjk" or shaping)}
-    files = [path for folder in _FOLDERS for path in sorted(Path(folder).expanduser().rglob("*.[to]t?"))] if wanted else []
+    folders = [match for folder in _FOLDERS for match in sorted(glob.glob(os.path.expanduser(folder)))] if wanted else []
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*.[to]t?"))]
     for script, patterns in wanted.items():
         path = next((path for pattern in patterns for path in files if path.match(pattern)), None)
         if path:

@@ -52,7 +52,7 @@ class Chance:
         return pick(self._group["color"], usual) + .25 * self.turn("color") + np.clip(self.color.normal(0, .02), -.04, .04)
 
     def language(self):
-        return words.usable(int(self._group["name"].integers(len(words.LANGUAGES))))
+        return words.drawn(self._group["name"])
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Page:
 
     def entry(self, key, x, y, w, size=12, **options):
         """Adds a field for a value, with a small label above it; both together are size + 14 high."""
-        self.text(x, y, words.LABELS[key][self.language], 8, w, mix(self.dark, self.ink, .3), face=SANS, bold=False)
+        self.text(x, y, words.label(key, self.language), 8, w, mix(self.dark, self.ink, .3), face=SANS, bold=False)
         kind, _, pattern = VALUES[key].partition(":")
         if pattern:
             options.setdefault("pattern", pattern)
@@ -129,13 +129,13 @@ class Page:
         return words.sentence(self.chance.name, self.language, n)
 
     def heading(self, kind):
-        """The name of the organization that issues the document (kind: a key of words.ORGANIZATIONS) and the title."""
+        """The name of the organization that issues the document (kind: a key of Language.organizations) and the title."""
         organization = words.organization(self.chance.name, kind, self.language)
-        return organization, self.title() if self.family in words.TITLES else organization
+        return organization, self.title() if self.family in words.LANGUAGES[0].titles else organization
 
     def title(self, family=None, i=0):
         """The i-th fixed word of those that are usual in a family of documents, by default in that of the page."""
-        options = words.TITLES[family or self.family][self.language]
+        options = words.titles(family or self.family, self.language)
         return options[(self._title + i) % len(options)]
 
     def keys(self, first, rest, n):

@@ -1,6 +1,7 @@
 """Synthetic documents and captures are pure functions of their numbers, and types differ in their fixed art."""
 import hashlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 
 import synth
 from inference.errors import UserError
+from synth import fonts, words
 from synth.__main__ import main
-from synth.draw import rng
+from synth.draw import rng, text_mask, text_width
 from synth.families import FAMILIES
+from synth.languages import LABEL_KEYS
 from synth.page import ASPECTS, GROUP
 from synth.templates import chance_of, shape_of
 
@@ -371,3 +374,56 @@ def test_captures_of_own_images(tmp_path):
                     ["--photos-of", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]):
         with pytest.raises(UserError):
             main(refused)
+
+
+@pytest.fixture
+def other_fonts():
+    """Calls `use(dict)` to say which scripts have fonts, as on another machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        def use(found):
+            patch.setattr("synth.words.available", lambda: found)
+            synth.template.cache_clear()
+        yield use
+    synth.template.cache_clear()
+
+
+def test_without_fonts_for_a_script_its_types_take_another_language(other_fonts):
+    """A machine without such fonts draws every type, those of other languages exactly as elsewhere."""
+    ids = range(3 * len(FAMILIES))
+    scripts = [words.LANGUAGES[chance_of(0, i).language()].script for i in ids]
+    drawn = [_digest(synth.render(0, i, 1)) for i in ids]
+    other_fonts({})
+    assert {words.LANGUAGES[chance_of(0, i).language()].script for i in ids} == {None}
+    for i, script, before in zip(ids, scripts, drawn):
+        assert (_digest(synth.render(0, i, 1)) == before) == (script is None), (i, script)
+
+
+def test_every_language_has_all_words_and_every_script_its_letters():
+    for number, language in enumerate(words.LANGUAGES):
+        assert {len(language.labels.split("|"))} == {len(LABEL_KEYS)} and len(language.phrases.split("|")) == 4
+        for other in words.LANGUAGES[:number]:
+            assert language.titles.keys() == other.titles.keys()
+            assert language.organizations.keys() == other.organizations.keys()
+        assert fonts.script_of(words.label("name", number)) == language.script
+        if language.script is None or language.script in fonts.available():
+            masks = [text_mask(letter, fonts.SANS[1], 24).tobytes() for letter in language.syllables.replace(" ", "")]
+            assert len(set(masks)) > .6 * len(set(language.syllables))  # a missing letter would be the same box each time
+
+
+def test_letters_that_are_joined_are_shaped():
+    """Arabic letters have other forms within a word; drawn from left to right one by one, they would be wider."""
+    if "arabic" not in fonts.available():
+        pytest.skip("no font, or Pillow without raqm")
+    word = "سلمى"
+    assert text_width(word, fonts.SANS[0], 40) < .9 * sum(text_width(letter, fonts.SANS[0], 40) for letter in word)
+
+
+def test_the_manifest_names_the_fonts(tmp_path, monkeypatch):
+    synth.write_train(tmp_path / "train", 1, 1, seed=0)
+    manifest = json.loads((tmp_path / "train" / "synth.json").read_text())
+    assert manifest["fonts"].keys() == fonts.available().keys()
+    (tmp_path / "train" / "mark").touch()
+    monkeypatch.setattr("synth.folders.available", lambda: {"cjk": "/fonts/other.ttf"})
+    synth.write_train(tmp_path / "train", 1, 1, seed=0)
+    assert not (tmp_path / "train" / "mark").exists()  # written anew, as other fonts draw other images
+    assert json.loads((tmp_path / "train" / "synth.json").read_text())["fonts"] == {"cjk": "other.ttf"}

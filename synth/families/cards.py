@@ -144,7 +144,8 @@ def ticket(chance):
     for i, key in enumerate(keys):
         p.entry(key, x + w / 3 * (i % 3), 76 + 31 * (i // 3), w / 3 - 8, 13)
     if p.h > 170:
-        p.text(x, p.h - 16, words.PHRASES[p.language][pick(r, (0, 2, 3))], 8, w, bold=False)
+        notice = pick(r, (words.PROPERTY, words.VALIDITY, words.THANKS))
+        p.text(x, p.h - 16, words.notice(notice, p.language), 8, w, bold=False)
     if r.uniform() < .5:
         p.field("matrix", side + 8, 12, 72, 72, pattern="25")
         p.text(side, 90, title, 12, stub - 16, p.dark)

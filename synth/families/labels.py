@@ -42,7 +42,7 @@ def label(chance):
         p.field("barcode", 22, h - 64, w - 44, 46)
     else:
         p.field("matrix", 22, h - 66, 50, 50, pattern="21")
-        p.text(84, h - 52, words.PHRASES[p.language][1], 9, w - 110, bold=False)
+        p.text(84, h - 52, words.notice(words.CARE, p.language), 9, w - 110, bold=False)
     return p.done()
 
 

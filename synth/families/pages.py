@@ -142,13 +142,13 @@ def invoice(chance):
         1 if total == "framed" else -1)
     p.field("amount", right - 66, low + 8, 62, 16, size=12, pattern=pick(r, ("", "€", "$", "£")), align="right",
             color=art.WHITE if total == "inverse" else p.ink)
-    p.text(left, low + 10, words.LABELS["total"][p.language], 12, wide - 130)
+    p.text(left, low + 10, words.label("total", p.language), 12, wide - 130)
     if r.uniform() < .5:
         p.field("matrix", left, 334, 44, 44, pattern="21")
         left += 52
     for i in range(2):
         p.text(left, 338 + 11 * i, p.sentence(4), 8, right - left - 90, bold=False)
-    p.text(left, 364, words.PHRASES[p.language][3], 9, right - left - 90, p.dark)
+    p.text(left, 364, words.notice(words.THANKS, p.language), 9, right - left - 90, p.dark)
     if r.uniform() < .6:
         p.entry("signature", right - 84, 336, 80, 30)
     else:
@@ -327,7 +327,7 @@ def menu(chance):
         if style in ("plain", ""):
             box(p.canvas, x, top + 20, wide, 1, p.other)
         p.field("items", x, top + 24, wide, high - 30, size=size, face=face[0], pattern=style, fill=pick(r, (.5, .9)))
-    p.text(w / 2, h - 17, words.PHRASES[p.language][3], 8, w * .7, p.dark, "center", bold=False)
+    p.text(w / 2, h - 17, words.notice(words.THANKS, p.language), 8, w * .7, p.dark, "center", bold=False)
     return p.done()
 
 
@@ -377,5 +377,5 @@ def timetable(chance):
         p.field("stops", 12, y, first - 6, rows * step, size=size, face=p.body[0], pattern=str(step))
     p.field("cells", left, y, w - left - 12, rows * step, size=size, face=MONO[0],
             pattern=f"{columns}:{pick(r, ('time', 'time', 'number'))}:{step}")
-    p.text(12, h - 17, words.PHRASES[p.language][1], 8, w - 24, bold=False)
+    p.text(12, h - 17, words.notice(words.CARE, p.language), 8, w - 24, bold=False)
     return p.done()

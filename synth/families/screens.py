@@ -49,14 +49,12 @@ def _content(p, kind, x, y, w, h, panel):
         p.field("photo", x + 4, y + 30, w - 8, h * .34)
         p.field("prose", x + 4, y + 38 + h * .34, w - 8, h * .66 - 42, **small)
     else:
-        n = int(h // 40)
-        for i in range(n):
-            p.text(x + 4, y + 40 * i, words.LABELS[("name", "address", "number", "date", "amount",
-                                                    "remarks")[i % 6]][p.language], 9, w)
+        keys = "name", "address", "number", "date", "amount", "remarks"
+        for i in range(int(h // 40)):
+            p.text(x + 4, y + 40 * i, words.label(keys[i % 6], p.language), 9, w)
             rounded(p.canvas, x + 3, y + 13 + 40 * i, w - 6, 21, 4, panel[0])
             rounded(p.canvas, x + 3, y + 13 + 40 * i, w - 6, 21, 4, panel[1], 1)
-            p.field(("name", "address", "number", "date", "amount", "remarks")[i % 6], x + 9, y + 16 + 40 * i, w - 18,
-                    15, **{**small, "size": 10})
+            p.field(keys[i % 6], x + 9, y + 16 + 40 * i, w - 18, 15, **{**small, "size": 10})
 
 
 def screen(chance):
@@ -127,7 +125,7 @@ def screen(chance):
         left, right = (wide, w) if place == "left" else (0, w - wide)
     if r.uniform() < .4:
         rounded(p.canvas, left + 10, top + 7, right - left - 20, 18, 9, panel[1], 1)
-        p.text(left + 20, top + 9, words.TITLES["screen"][p.language][1], 9, 80, mix(p.ink, paper, .4), bold=False)
+        p.text(left + 20, top + 9, words.titles("screen", p.language)[1], 9, 80, mix(p.ink, paper, .4), bold=False)
         top += 28
     kind = chance.choose("layout", ("list", "cards", "board", "article", "form", "chat"))
     _content(p, kind, left + 8, top + 6, right - left - 16, bottom - top - 10, panel)

@@ -74,7 +74,7 @@ def receipt(chance):
             pattern=pick(r, ("", "two", "code", "plain", "capitals")))
     p.cut = y + 30, low - 4
     y = low
-    total, large = words.LABELS["total"][p.language], pick(r, (11, 14, 17))
+    total, large = words.label("total", p.language), pick(r, (11, 14, 17))
     currency = pick(chance.name, ("", "€", "$", "£", "¥"))
     if r.uniform() < .7:
         draw_rule(y)
@@ -102,7 +102,7 @@ def receipt(chance):
     if r.uniform() < .6:
         draw_rule(y)
     y += 11
-    p.text(w / 2, y, words.PHRASES[p.language][3], size + 1, w - 20, align="center", face=face, bold=False)
+    p.text(w / 2, y, words.notice(words.THANKS, p.language), size + 1, w - 20, align="center", face=face, bold=False)
     y += size + 5
     if foot in ("barcode", "taxbar"):
         p.field("barcode", 16, y, w - 32, h - y - 8)
