@@ -8,7 +8,7 @@ import torch
 from inference import search_cuda
 from inference.errors import UserError
 from inference.registry import searcher
-from inference.search import top_k
+from inference.search import top_k, top_rows
 from inference.search_cuda import CudaGallery
 
 
@@ -29,23 +29,26 @@ def problem(seed, whole, most=700):
 
 
 def brute_force(queries, references, k, starts):
-    """float64: scores of every type `[N, T]`, and the k best indices, the lower first of equals."""
-    scores = queries.astype(np.float64) @ references.astype(np.float64).T
+    """float64: scores of every reference, of every type `[N, T]`, and the k best indices, the lower first of equals."""
+    each = scores = queries.astype(np.float64) @ references.astype(np.float64).T
     if starts is not None:
         scores = np.maximum.reduceat(scores, starts, axis=1)
-    return scores, np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return each, scores, np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
 def check(found, problem, whole):
     queries, references, k, starts = problem
-    scores, indices = found
-    every, expected = brute_force(queries, references, k, starts)
+    scores, indices, rows = found
+    each, every, expected = brute_force(queries, references, k, starts)
     assert scores.dtype == np.float32 and indices.dtype == np.int64 and indices.shape == scores.shape == expected.shape
     if whole:
         assert np.array_equal(indices, expected)
     assert all(len(set(row)) == len(row) for row in indices)
     assert np.abs(scores - np.take_along_axis(every, expected, axis=1)).max(initial=0) < 1e-5
     assert np.abs(scores - np.take_along_axis(every, indices, axis=1)).max(initial=0) < 1e-5
+    # A row is of its type, and no other of that type is better.
+    assert np.array_equal(rows if starts is None else np.searchsorted(starts, rows, "right") - 1, indices)
+    assert np.abs(scores - np.take_along_axis(each, rows, axis=1)).max(initial=0) < 1e-5
     if scores.size:  # equal scores: the lower index first
         assert (np.diff(indices, axis=1)[np.diff(scores, axis=1) == 0] > 0).all()
 
@@ -55,7 +58,9 @@ def test_search_is_brute_force(whole):
     for seed in range(200):
         case = problem(seed, whole)
         for block_bytes in (1, 5_000, 8 << 20):  # many blocks, some, one
-            check(top_k(*case, block_bytes=block_bytes), case, whole)
+            found = top_rows(*case, block_bytes=block_bytes)
+            check(found, case, whole)
+            assert all(map(np.array_equal, top_k(*case, block_bytes=block_bytes), found))
 
 
 def test_duplicates_across_blocks_keep_their_order_and_score():
@@ -114,7 +119,7 @@ def test_gallery_in_bf16_is_brute_force_of_the_rounded_references(whole, monkeyp
         monkeypatch.setattr(search_cuda, "ROWS", (100, 3000, 1 << 18)[seed % 3])  # many blocks, some, one
         queries, references, k, starts = problem(seed, whole, most=7000)
         rounded = torch.from_numpy(references).bfloat16().float().numpy()
-        found = CudaGallery(references, starts, device="cpu").top_k(queries, k)
+        found = CudaGallery(references, starts, device="cpu").top_rows(queries, k)
         check(found, (queries, rounded, k, starts), whole)
 
 
@@ -155,4 +160,4 @@ def test_on_a_gpu():
     for seed in range(20):
         queries, references, k, starts = problem(seed, False, most=7000)
         rounded = torch.from_numpy(references).bfloat16().float().numpy()
-        check(CudaGallery(references, starts).top_k(queries, k), (queries, rounded, k, starts), False)
+        check(CudaGallery(references, starts).top_rows(queries, k), (queries, rounded, k, starts), False)
