@@ -46,7 +46,8 @@ def _separation(there: np.ndarray, empty: np.ndarray) -> tuple[float | None, flo
     if not len(there) or not len(empty):
         return None, None
     auroc = (there[:, None] > empty).mean() + (there[:, None] == empty).mean() / 2
-    limits = np.unique(np.concatenate([there, empty]))
+    scores = np.unique(np.concatenate([there, empty]))
+    limits = (scores[1:] + scores[:-1]) / 2 if len(scores) > 1 else scores  # between scores: no rounding decides
     missed = np.searchsorted(np.sort(there), limits) / len(there)
     taken = 1 - np.searchsorted(np.sort(empty), limits) / len(empty)
     return float(auroc), float(limits[np.abs(missed - taken).argmin()])
