@@ -22,6 +22,7 @@ from kernels.sharded_softmax import ShardedMarginSoftmax, gather_batch
 from losses import Margin
 
 LEANEST_UPDATE = {"sgd": "fused", "adamw": "dense"}  # by optimizer, the update that takes the least memory
+DEVIATION = 0.01  # of the numbers in a class center at the start
 ROWS_AT_ONCE = 1 << 14  # where something is done to all class centers outside the tiles
 
 
@@ -66,7 +67,8 @@ class PartialFC(nn.Module):
 
     margin_loss: a `losses.Margin`. sample_rate: with r < 1 a step uses the positives and those classes whose
     hash(seed, step, class id) falls below r; the other rows neither take part nor move, momentum and decay alike.
-    Rows start as N(0, 0.01), a function of (seed, class id). optimizer: "sgd" (momentum) or "adamw".
+    Rows start as N(0, 0.01), a function of (seed, class id), until `imprint` turns them. optimizer: "sgd" (momentum)
+    or "adamw".
     operands: dtype that the matmuls' operands are rounded to, torch.float32 or torch.bfloat16; None: bfloat16 on CUDA,
     else the weight's. Logits and all sums are float32 in any case; bfloat16 leaves some 3e-3 of error in the gradients.
 
@@ -102,7 +104,7 @@ class PartialFC(nn.Module):
         for part in weight.split(ROWS_AT_ONCE):  # the hashes take 8 bytes each
             first = self.classes.start + part.storage_offset() // embedding_size
             ids = torch.arange(first, first + len(part), device=device)
-            part.copy_(0.01 * normal(seed, "centres", ids[:, None], dims))
+            part.copy_(DEVIATION * normal(seed, "centres", ids[:, None], dims))
         self.weight = nn.Parameter(weight)                                      # [num_local,D]
         self.register_buffer("momentum_buffer", torch.zeros_like(weight))       # [num_local,D]; AdamW's first moment
         if optimizer == "adamw":
@@ -136,6 +138,14 @@ class PartialFC(nn.Module):
         self.step, self._calls, self._expected_calls = step, 0, calls
         self.lr = self.lr if lr is None else lr
         self._skip = torch.zeros((), dtype=torch.bool, device=self.weight.device)  # a loss of this step was not finite
+
+    @torch.no_grad()
+    def imprint(self, classes: torch.Tensor, embeddings: torch.Tensor) -> None:
+        """Turn the centers of `classes`, int64 `[n]`, all of this rank, to `embeddings` `[n,D]`; before the first step. They
+        get the length that random ones have, since a longer center turns more slowly (https://arxiv.org/abs/1712.07136)."""
+        length = DEVIATION * math.sqrt(self.weight.shape[1])
+        rows = (classes - self.classes.start).to(self.weight.device)
+        self.weight[rows] = length * F.normalize(embeddings.to(self.weight))
 
     @torch.no_grad()
     def finish_step(self, skip: torch.Tensor | None = None) -> None:

@@ -16,8 +16,18 @@ from augment.draw import Draw, noise_field
 from augment.geometry import SHOWN, VIEWS, reference_matrix, strong_matrix, warp
 
 AT_ONCE = (256, 8)  # images warped together, on a GPU and on a CPU: twice as fast there as all, since they fit its caches
-
 NOISES = [op.iso_noise, op.gaussian_noise, op.multiplicative_noise]
+
+
+def _strong(*colors) -> list:
+    """The stages of the preset strong, `colors` among them."""
+    return [
+        (0.25, [op.cutout]), (0.4, [op.illumination]), (0.2, [op.glare]), *colors,
+        (0.4, [op.motion_blur, op.gaussian_blur, op.defocus, op.zoom_blur, op.median_blur, op.downscale(2),
+               op.downscale(3)]),
+        (0.3, NOISES), (0.2, [op.jpeg])]
+
+
 # name -> homographies, then (probability, one of these) in turn
 PRESETS = {
     "none": (None, []),
@@ -25,13 +35,10 @@ PRESETS = {
         (0.5, [op.motion_blur, op.median_blur, op.gaussian_blur, op.zoom_blur, op.defocus, op.jpeg]),
         (0.5, NOISES),
         (0.5, [op.jitter, op.gray, op.sepia, op.shuffle_channels, op.drop_channel, op.shift_rgb, op.invert])]),
-    "strong": (strong_matrix, [
-        (0.25, [op.cutout]), (0.4, [op.illumination]), (0.2, [op.glare]),
-        (0.7, [op.jitter, op.channel_gain, op.shift_rgb, op.gamma]),
-        (0.1, [op.gray, op.sepia, op.shuffle_channels, op.drop_channel, op.invert]),
-        (0.4, [op.motion_blur, op.gaussian_blur, op.defocus, op.zoom_blur, op.median_blur, op.downscale(2),
-               op.downscale(3)]),
-        (0.3, NOISES), (0.2, [op.jpeg])]),
+    "strong": (strong_matrix, _strong((0.7, [op.jitter, op.channel_gain, op.shift_rgb, op.gamma]),
+                                      (0.1, [op.gray, op.sepia, op.shuffle_channels, op.drop_channel, op.invert]))),
+    # As strong, with colors that stay what a camera makes of them: what a color tells of a type is not to be forgotten.
+    "natural": (strong_matrix, _strong((0.5, [op.jitter, op.channel_gain, op.gamma]), (0.03, [op.gray]))),
 }
 
 

@@ -25,11 +25,12 @@ class EmbeddingNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features((image - self.mean) / self.std)[-1])
+        image = (image - self.mean) / self.std
+        return self.head(self.features(image)[-1], image)
 
 
 def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
-    """The network of a config: keys `network, head, norm, embedding_size, image_size, pretrained`.
+    """The network of a config: keys `network, head, norm, layout, embedding_size, image_size, pretrained`.
 
     `pretrained` overrides the config's: True takes timm's weights from the hub, a path takes those of a file (a
     `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
@@ -39,7 +40,7 @@ def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
     try:
         with torch.no_grad():
             shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
-        head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm)
+        head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm, cfg.get("layout", 0))
     except Exception as error:  # each family has its own words for a size it cannot take
         raise UserError(f"network={cfg.network}, image_size={cfg.image_size}: do not fit together ({first_line(error)}); "
                         "choose another size, or a network with feature maps [B,C,h,w]") from None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from augment import Augment
+from augment import PRESETS, Augment
 from dataset import Batches, HardNegatives, ImageFolders, PerClass, Permutation, list_roots, load_batches
 from engine.distributed import Ranks
 from engine.keys import Key
@@ -36,7 +36,7 @@ KEYS = {
     "look_alikes": Key("", "for sampler=hard_negatives: a file with a line for each class, its label and then those of its "
                            "look-alikes, the nearest first, with tabs between"),
     "look_alike_classes": Key(8, "k of sampler=hard_negatives", least=2),
-    "augment": Key("reference", "preset of augmentation", choices=("none", "reference", "strong")),
+    "augment": Key("reference", "preset of augmentation", choices=tuple(PRESETS)),
     "cache": Key(True, "decode once, into ~/.cache/docmetric (${XDG_CACHE_HOME}); or a folder; or false: each time. A new "
                        "cache takes at most half of what is free on the disk", also=(str,)),
     "num_workers": Key(2, "decoding processes for each rank, where there is no cache", least=0),

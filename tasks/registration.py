@@ -2,6 +2,7 @@
 import torch
 from torch import nn
 
+from augment import Augment
 from augment.image_cache import size_text
 from backbones import get_model
 from engine.distributed import free_memory
@@ -16,6 +17,7 @@ from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 from tasks import images
 from tasks.base import Evaluation, Export
 
+AT_ONCE = 256  # images that go through the network together, where class centers begin at images
 RULES = {"sgd": "linear", "adamw": "sqrt"}  # how the rate of the class centers follows the batch
 
 
@@ -26,6 +28,8 @@ class RegistrationTask(images.ImageTask):
         **images.KEYS,
         "head": Key("flatten", "of the network", choices=("flatten", "gap", "squeeze")),
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
+        "layout": Key(0, "the head also gets the image, averaged to so many cells a side; 0: it does not; an image_size of "
+                         "128 goes into 8 or 16", least=0, most=32),
         "embedding_size": Key(256, "numbers in an embedding", least=1, most=images.MAX_EMBEDDING),
         "margin": Key("cosface", "of the softmax", choices=tuple(MARGINS)),
         "m": Key(0.4, "margin; for combined a list [m1, m2, m3]: cos(m1 * theta + m2) - m3", also=(list,)),
@@ -33,6 +37,9 @@ class RegistrationTask(images.ImageTask):
         "margin_warmup": Key(0.0, "the margin grows from 0 over this fraction of the run", least=0, most=1),
         "interclass": Key(0.0, "exclude negatives whose cosine is above this; 0: off", least=0),
         "sample_rate": Key(1.0, "share of the class centers in a step", above=0, most=1),
+        "centres_init": Key("random", "images: each class center begins where the network, as it starts, sees an image of "
+                                      "its class (https://arxiv.org/abs/1712.07136); for pretrained networks",
+                            choices=("random", "images")),
         "centres_optimizer": Key("sgd", "of the class centers; sgd has momentum", choices=("sgd", "adamw")),
         "centres_lr": Key(0.1, "of the class centers, for a batch of 512; follows it linearly with sgd, by the square root "
                                "with adamw", least=0),
@@ -43,6 +50,8 @@ class RegistrationTask(images.ImageTask):
     @classmethod
     def check_config(cls, cfg) -> None:
         super().check_config(cfg)
+        if cfg.layout and cfg.image_size % cfg.layout:
+            raise UserError(f"layout={cfg.layout}: image_size={cfg.image_size} must be a multiple of it")
         if (cfg.margin == "combined") != isinstance(cfg.m, list) or isinstance(cfg.m, list) and len(cfg.m) != 3:
             raise UserError(f"m={cfg.m}: margin={cfg.margin} takes "
                             + ("a list [m1, m2, m3]" if cfg.margin == "combined" else "one number"))
@@ -76,15 +85,32 @@ class RegistrationTask(images.ImageTask):
             "thresholds": None if evaluation is None else _thresholds(evaluation)})
 
     def compatibility_keys(self) -> dict:
-        keys = ("head", "norm", "embedding_size", "centres_optimizer")
+        keys = ("head", "norm", "layout", "embedding_size", "centres_optimizer")
         return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}}
 
     def begin_step(self, step: int, factor: float) -> dict[str, float]:
         cfg, margin = self.cfg, self.partial_fc.margin
+        if step == 0 and cfg.centres_init == "images":
+            self._imprint()
         margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
         lr = scaled_lr(cfg.centres_lr, cfg.batch_size, RULES[cfg.centres_optimizer]) * factor
         self.partial_fc.begin_step(step, lr, cfg.accumulate)
         return {"margin": margin.strength, "centres_lr": lr}
+
+    @torch.no_grad()
+    def _imprint(self) -> None:
+        """Turn each class center of this rank to the embedding of the first sample of its class, as it is."""
+        plain, classes = Augment("none", self.cfg.seed), self.images.sample_classes()
+        first = torch.full((self.images.num_classes,), len(classes))
+        first.scatter_reduce_(0, classes, torch.arange(len(classes)), "amin")
+        self.published.eval()
+        for samples in first[self.partial_fc.classes.start:self.partial_fc.classes.stop].split(AT_ONCE):
+            image, view, label = self.images.locate(samples)
+            shown = plain(self.images.pixels(image).to(self.ranks.device), samples, view, self.cfg.image_size)
+            with self.autocast():
+                embeddings = self.published(shown)
+            self.partial_fc.imprint(label, embeddings)
+        self.published.train()
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         image = self.augment(batch["image"], batch["position"], batch["view"], self.cfg.image_size)

@@ -37,13 +37,28 @@ def test_any_size_and_width(head, norm):
     assert get_model(cfg, pretrained=False)(torch.rand(3, 3, 72, 72)).shape == (3, 40)
 
 
+@pytest.mark.parametrize("head", ["flatten", "gap", "squeeze"])
+def test_the_layout_is_the_image_averaged_over_cells(head):
+    plain, with_layout = (get_model(load_config("lcnet_cos", [f"head={head}", f"layout={cells}"]), pretrained=False).eval()
+                          for cells in (0, 8))
+    before, after = plain.head.embed[0].weight.shape[1], with_layout.head.embed[0].weight.shape[1]
+    assert after == before + 3 * 8 * 8
+    image = torch.rand(2, 3, 128, 128)
+    features = with_layout.features(image)[-1]
+    cells = image.unflatten(3, (8, 16)).unflatten(2, (8, 16)).mean((3, 5)).flatten(1)                       # [2,192]
+    expected = with_layout.head.embed(torch.cat([with_layout.head.reduce(features), cells], 1))
+    assert torch.allclose(with_layout.head(features, image), expected, atol=1e-5)
+    with pytest.raises(UserError, match="layout=24: image_size=128"):
+        load_config("lcnet_cos", ["layout=24"])
+
+
 def test_preprocessing_is_part_of_the_network():
     """The reference feeds BGR/255 to weights that expect RGB with ImageNet's statistics."""
     model = get_model(load_config("lcnet_cos"), pretrained=False).eval()
     image = torch.rand(2, 3, 128, 128)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     by_hand = (image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    assert torch.allclose(model(image), model.head(model.features(by_hand)[-1]), atol=1e-5)
+    assert torch.allclose(model(image), model.head(model.features(by_hand)[-1], by_hand), atol=1e-5)
     assert {"mean", "std"} <= set(model.state_dict())
 
 

@@ -35,12 +35,13 @@ def in_double(rank, world, folder, output, more):
 @pytest.mark.parametrize("more", [
     ["max_steps=50"],
     ["max_steps=50", "sample_rate=0.5", "accumulate=2", "margin=arcface", "centres_optimizer=adamw", "centres_lr=1e-3"],
-], ids=["full-sgd", "sampled-accumulated-adamw"])
+    ["max_steps=20", "layout=8", "centres_init=images", "augment=natural", "sample_rate=0.5"],
+], ids=["full-sgd", "sampled-accumulated-adamw", "layout-centres-at-images"])
 def test_one_two_and_three_ranks_run_the_same_training(folder, tmp_path, more):
     for world in (1, 2, 3):
         run_ranks(world, in_double, folder, tmp_path, more)
     losses, weights = losses_of(tmp_path / "1"), centers(tmp_path / "1")
-    assert len(losses) == 50 and np.isfinite(losses).all() and np.std(losses) > 1
+    assert len(losses) == int(more[0].split("=")[1]) and np.isfinite(losses).all() and np.std(losses) > 1
     for world in (2, 3):
         assert len(list((tmp_path / str(world) / "checkpoints/last").glob("centres-*"))) == world
         assert np.allclose(losses_of(tmp_path / str(world)), losses, rtol=1e-9, atol=0)
@@ -324,3 +325,32 @@ def shards_of(rank, world, folder, output):
 def test_rows_of_centres_are_read_by_class_id(folder, tmp_path):
     train(settings(folder, tmp_path / "run", "max_steps=2"), Ranks(0, 1, CPU))
     assert torch.equal(torch.cat(run_ranks(3, shards_of, folder, tmp_path / "run")), centers(tmp_path / "run"))
+
+
+def centers_at_images(rank, world, folder, output):
+    """This rank's class centers as they start, and the plain embeddings of the first image of each of its classes."""
+    cfg = settings(folder, output, "centres_init=images", "expansion=8", "layout=8")
+    task = build_task(cfg, Ranks(rank, world, CPU))
+    task.begin_step(0, 1.0)
+    image, view, label = task.images.locate(torch.arange(len(task.images)))
+    own = (label >= task.partial_fc.classes.start) & (label < task.partial_fc.classes.stop)
+    whole = task.images.pixels(image[own]).float() / 255
+    flipped = [torch.flip(torch.rot90(x, int(v) % 4, (1, 2)), (1,)) if v >= 4 else torch.rot90(x, int(v) % 4, (1, 2))
+               for x, v in zip(whole, view[own])]
+    with torch.no_grad():
+        shown = nn.functional.interpolate(torch.stack(flipped), cfg.image_size, mode="bilinear")
+        return {"centers": task.partial_fc.weight.detach(), "embeddings": task.published.eval()(shown), "label": label[own]}
+
+
+def test_class_centers_begin_at_the_images_of_their_classes(folder, tmp_path):
+    alone, = run_ranks(1, centers_at_images, folder, tmp_path / "1")
+    length = 0.01 * alone["centers"].shape[1] ** 0.5
+    assert torch.allclose(alone["centers"].norm(dim=1), torch.tensor(length))
+    first = {int(label): i for i, label in reversed(list(enumerate(alone["label"])))}
+    expected = alone["embeddings"][[first[c] for c in range(len(alone["centers"]))]]
+    # The view is taken in one resampling with the change of size: see Augment.
+    assert nn.functional.cosine_similarity(alone["centers"], expected).min() > 0.999
+    others = nn.functional.cosine_similarity(alone["centers"], expected.roll(1, 0))
+    assert others.mean() < 0.99
+    parts = run_ranks(3, centers_at_images, folder, tmp_path / "3")
+    assert torch.allclose(torch.cat([part["centers"] for part in parts]), alone["centers"], atol=1e-6)
