@@ -36,11 +36,13 @@ def surface(r, w, h):
 def _corners(r, w, h, severity):
     """The corners of the document, clockwise from the top left, in a frame of w x h: float32 [4,2].
 
-    Each side shows some background or is cropped; then come a small rotation and a small perspective."""
-    tight = r.uniform() < .5
-    left, top, right, bottom = r.uniform(-.025, .04 if tight else .1, 4) * severity
+    Each side shows some background or is cropped; then come a small rotation and a small perspective. One in eight photos
+    is cropped badly: by up to 8 %, or turned by up to 15 degrees."""
+    tight, badly = r.uniform() < .5, r.uniform() < .125 * severity
+    least, most, turned = (-.08, .14, 6) if badly else (-.025, .04 if tight else .1, 1.8)
+    left, top, right, bottom = r.uniform(least, most, 4) * min(severity, 2)
     corners = np.array([(left, top), (1 - right, top), (1 - right, 1 - bottom), (left, 1 - bottom)]) * (w, h)
-    angle = math.radians(np.clip(r.normal(0, 1.8), -5, 5) * severity)
+    angle = math.radians(np.clip(r.normal(0, turned), -2.5 * turned, 2.5 * turned) * severity)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     corners = (corners - (w / 2, h / 2)) @ turn + (w / 2, h / 2)
     return np.float32(corners + r.normal(0, .01 * severity, (4, 2)) * (w, h))
@@ -73,6 +75,22 @@ def _fold(r, image, severity):
         light += np.float32(r.normal(0, .12) * severity) * np.sign(away) * np.exp(-np.abs(away) / reach)
         light += np.float32(r.uniform(-.35, .25) * severity) * np.exp(-(away / r.uniform(.7, 1.6)) ** 2)  # the crease itself
     return np.clip(image * light[..., None], 0, 255).astype(np.uint8)
+
+
+def _bend(r, image, severity):
+    """A sheet that does not lie flat, such as a receipt that was rolled: lines bend, and light changes along the wave."""
+    h, w = image.shape[:2]
+    across = r.uniform() < .5  # the wave goes from left to right, or from top to bottom
+    length, other = (w, h) if across else (h, w)
+    phase = np.linspace(0, r.uniform(2, 7), length, dtype=np.float32) + np.float32(r.uniform(0, 6))
+    shift, light = np.float32(r.uniform(.004, .02) * severity * other) * np.sin(phase), np.cos(phase)
+    if not across:
+        shift, light = shift[:, None], light[:, None]
+    x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
+    x, y = (x, y + shift) if across else (x + shift, y)
+    bent = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    light = np.broadcast_to(1 + np.float32(r.uniform(.02, .12) * severity) * light, (h, w))
+    return np.clip(bent * light[..., None], 0, 255).astype(np.uint8)
 
 
 def _moire(r, light, severity):
@@ -177,16 +195,19 @@ def _grain():
 
 
 def _sensor(r, light, severity):
-    """Exposure, white balance, gamma and noise: float32 [h,w,3] in 0..255 to uint8."""
+    """Exposure, white balance, gamma and noise: float32 [h,w,3] in 0..255 to uint8. One photo in ten has the color of a
+    lamp, one in ten is taken in the dark."""
     h, w = light.shape[:2]
-    warm, tint = r.normal(0, (.07 * severity, .03 * severity))  # light varies mostly from blue to orange, less in green
-    gain = np.exp(r.normal(-.04, .15) * severity + np.array((-warm, tint, warm)))
+    lamp, dark = r.uniform(size=2) < .1 * severity
+    spread = .2 if lamp else .07
+    warm, tint = r.normal(0, (spread * severity, .03 * severity))  # light varies mostly from blue to orange, less in green
+    gain = np.exp(r.normal(-.04 - .5 * dark, .15) * severity + np.array((-warm, tint, warm)))
     image = light * np.float32(gain)
     y, x = r.integers(0, 640 - min(h, 640) + 1), r.integers(0, 640 - min(w, 640) + 1)
     noise = _grain()[y:y + h, x:x + w]
     if noise.shape != image.shape:
         noise = cv2.resize(noise, (w, h))
-    image += noise * np.float32(severity * r.uniform(.5, 7))
+    image += noise * np.float32(severity * r.uniform(.5, 7) * (1 + dark))
     table = np.linspace(0, 1, 256) ** math.exp(r.normal(0, .15 * severity))
     table = .5 + (table - .5) * (1 + severity * r.uniform(-.3, .12))  # less contrast by stray light, or more by the camera
     return cv2.LUT(np.clip(image, 0, 255).astype(np.uint8), np.clip(table * 255 + .5, 0, 255).astype(np.uint8))
@@ -201,6 +222,8 @@ def capture(image, seed, *key, severity=1.0):
     r = rng("capture", seed, *key)
     h, w = image.shape[:2]
     sheet = _fold(r, image, severity) if r.uniform() < .15 * severity else image
+    if r.uniform() < .12 * severity:
+        sheet = _bend(r, sheet, severity)
     scene = _place(r, sheet, severity)
     if r.uniform() < .25 * severity:
         _occlude(r, scene)

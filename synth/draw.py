@@ -41,6 +41,11 @@ def readable(color):
     return (20, 20, 20) if .11 * color[0] + .59 * color[1] + .3 * color[2] > 140 else (255, 255, 255)
 
 
+def visible(color, paper):
+    """The color, or black or white where it would be hard to see on the paper."""
+    return color if sum(abs(a - b) for a, b in zip(color, paper)) > 180 else readable(paper)
+
+
 def text_width(string, face, size):
     font, stretch = find(face, script_of(string))
     return math.ceil(font.width(string, size) * stretch)

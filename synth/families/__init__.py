@@ -24,8 +24,8 @@ class Family(NamedTuple):
 _WITH_ART = ("color", "layout", "name", "art")
 _WITHOUT_NAME = ("color", "layout")  # names are too small to tell types apart
 FAMILIES = {family.draw.__name__: family for family in (
-    Family(id_card, _WITH_ART), Family(passport, ("color", "layout", "art")), Family(bank_card, _WITH_ART),
-    Family(form), Family(receipt), Family(ticket), Family(label), Family(certificate, _WITH_ART), Family(invoice),
+    Family(id_card, _WITH_ART), Family(passport, ("color", "layout", "art")), Family(bank_card, _WITH_ART), Family(form),
+    Family(receipt, ("layout", "name")), Family(ticket), Family(label), Family(certificate, _WITH_ART), Family(invoice),
     Family(plate, _WITHOUT_NAME), Family(badge), Family(price, _WITHOUT_NAME), Family(parcel), Family(package, _WITH_ART),
     Family(cheque, _WITH_ART), Family(banknote, _WITH_ART), Family(letter), Family(menu), Family(timetable, _WITHOUT_NAME),
-    Family(screen), Family(game_card, ("art", "art name", "art name", "color", "layout"), .75))}
+    Family(screen, _WITHOUT_NAME), Family(game_card, ("art", "art name", "art name", "color", "layout"), .75))}

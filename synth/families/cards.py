@@ -21,7 +21,8 @@ def id_card(chance):
     r = chance.layout
     p = Page(chance, "id_card", 384, 242, (.55, .33, .95, .12), layers=3, strength=.24)
     organization, title = p.heading(pick(r, ("state", "office")))
-    band, right = pick(r, (0, 0, 1, 1, 2)), bool(r.integers(2))  # header band; portrait on the right
+    # header band (2: with a stripe); portrait on the right
+    band, right = chance.choose("layout", ((0, False), (1, True), (2, False), (0, True), (1, False), (2, True)))
     if band:
         box(p.canvas, 0, 0, p.w, 42, p.dark)
         if band == 2:
@@ -67,12 +68,19 @@ def passport(chance):
     r = chance.layout
     p = Page(chance, "passport", 384, 270, (.58, .98, .3), layers=3, strength=.26)
     organization, title = p.heading("state")
-    p.text(14, 8, title.upper(), 17, 130, p.dark)
-    p.text(p.w - 14, 8, organization, 14, p.w - 175, p.dark, "right")
+    head, right = chance.choose("layout", (("split", False), ("center", True), ("band", False), ("split", True),
+                                           ("band", True)))
+    if head == "band":
+        box(p.canvas, 0, 0, p.w, 36, p.dark)
+    if head == "center":
+        p.text(p.w / 2, 3, organization, 13, p.w - 40, p.dark, "center")
+        p.text(p.w / 2, 18, title.upper(), 14, p.w - 40, p.dark, "center")
+    else:
+        p.text(14, 8, title.upper(), 17, 130, art.WHITE if head == "band" else p.dark)
+        p.text(p.w - 14, 8, organization, 14, p.w - 175, art.WHITE if head == "band" else p.dark, "right")
     if r.uniform() < .6:
-        lines(p.canvas, [np.array([(14, 33), (p.w - 14, 33)])], p.dark)
+        lines(p.canvas, [np.array([(14, 37), (p.w - 14, 37)])], p.dark)
     pw, ph = pick(r, ((96, 124), (90, 116), (104, 132)))
-    right = r.uniform() < .3
     px, x = (p.w - pw - 16, 16) if right else (16, pw + 30)
     w = p.w - pw - 46
     p.field("portrait", px, 44, pw, ph, person="holder", color=hsv(p.hues[1], .1, .9))
@@ -102,20 +110,24 @@ def bank_card(chance):
     art.watermark(chance.art, p.canvas, p.w * r.uniform(.3, .9), p.h * r.uniform(.3, .7), r.uniform(60, 130), art.WHITE,
                   r.uniform(.12, .3))
     organization, title = p.heading("bank")
-    logo_right = bool(r.integers(2))
-    p.emblem(p.w - 38 if logo_right else 38, 36, 24, colors=(art.WHITE,))
-    p.text(14 if logo_right else 72, 24, organization, 21, 240)
-    p.text(p.w - 16, 205 if r.uniform() < .5 else 66, title, 14, 110, align="right", bold=False)
-    y = pick(r, (84, 92, 100))
-    art.chip(chance.art, p.canvas, pick(r, (26, 40)), y, 48, 38)
-    if r.uniform() < .6:  # the symbol of contactless payment
+    kind = chance.choose("layout", ("chip left", "chip right", "logo below", "number above", "plain"))
+    size, below = pick(r, (20, 22)), kind == "logo below"
+    logo_right = kind in ("chip left", "number above") or kind == "plain" and r.uniform() < .5
+    p.emblem(p.w - 38 if logo_right or below else 38, 204 if below else 36, 24, colors=(art.WHITE,))
+    p.text(14 if logo_right or below else 72, 24, organization, 21, 240)
+    y = {"chip right": 30, "logo below": 84, "number above": 84}.get(kind, 66)
+    p.text(p.w - 16, y, title, 14, 90, align="right", bold=False)
+    x, y = {"chip right": (p.w - 90, 92), "number above": (40, 142), "logo below": (26, 70)}.get(kind, (26, 92))
+    if kind != "plain":
+        art.chip(chance.art, p.canvas, x, y, 48, 38)
+    if kind != "chip right" and r.uniform() < .6:  # the symbol of contactless payment
         for i in range(4):
             ellipse(p.canvas, 104, y + 19, 5 * i + 4, 5 * i + 4, art.WHITE, 2, -40, 40)
-    size = pick(r, (20, 22))
-    p.field("number", 26, 142, p.w - 52, size + 6, size=size, face=MONO[1],
+    at = {"number above": 96, "logo below": 126, "plain": 112}.get(kind, 142)
+    p.field("number", 26, at, p.w - 52, size + 6, size=size, face=MONO[1],
             pattern=pick(r, ("9999 9999 9999 9999", "9999 999999 99999")))
     p.field("capitals", 26, 206, 190, 18, size=14, face=MONO[0])
-    p.entry("expires", pick(r, (160, 60)), 174, 70, 13, kind="number", pattern="09/29")
+    p.entry("expires", {"chip left": 160, "number above": 220}.get(kind, 60), 174, 70, 13, kind="number", pattern="09/29")
     return p.done()
 
 
@@ -124,11 +136,11 @@ def ticket(chance):
     p = Page(chance, "ticket", 392, pick(r, (168, 180)), (.08, .55, .9), pale=pick(chance.color, (.1, .3)),
              layers=2, strength=.25)
     organization, title = p.heading("shop")
-    stub_left, stub = r.uniform() < .3, pick(r, (96, 108))
+    stub_left, band = chance.choose("layout", ((False, True), (True, False), (False, False), (True, True)))
+    stub = pick(r, (96, 108))
     cut = stub if stub_left else p.w - stub
     x, w = (cut + 12, p.w - stub - 24) if stub_left else (12, p.w - stub - 24)
     side = 8 if stub_left else cut + 8
-    band = r.uniform() < .6
     if band:
         box(p.canvas, x - 12, 0, w + 24, 40, p.dark)
     head = art.WHITE if band else p.dark
@@ -163,7 +175,7 @@ def game_card(chance):
     words, as in another language."""
     r = chance.layout
     w, h = pick(r, ((280, 390), (272, 380), (256, 390)))
-    p = Page(chance, "game_card", w, h, (.1, .0, .33, .6, .78, .45), pale=.18, layers=1, strength=.3)
+    p = Page(chance, "game_card", w, h, (.1, .0, .33, .6, .78, .45), pale=.18, layers=0)
     strong = hsv(p.hues[0], chance.color.uniform(.5, .9), chance.color.uniform(.35, .8))
     light = hsv(p.hues[1], .25, .95)
     rim = pick(r, (8, 12, 16))

@@ -2,19 +2,20 @@
 import numpy as np
 
 from synth import art, words
-from synth.draw import box, ellipse, fit, hsv, large_text, lines, mix, pick, rounded
+from synth.draw import box, ellipse, fit, hsv, large_text, lines, mix, pick, readable, rounded, visible
 from synth.fonts import HEAVY, ITALIC, MONO, NARROW, RUBIK, SANS, SERIF, SLANTED, WIDE
 from synth.page import Page
 
 
 def label(chance):
     r = chance.layout
-    w, h = pick(r, ((320, 320), (276, 360), (360, 276)))
+    w, h, centered = chance.choose("layout", ((320, 320, True), (276, 360, False), (360, 276, True), (320, 320, False),
+                                              (276, 360, True), (360, 276, False)))
     p = Page(chance, "label", w, h, (.13, .33, .6), pale=pick(chance.color, (.03, .25)),
              layers=pick(chance.art, (0, 1)), strength=.3)
     organization, title = p.heading("shop")
     art.border(chance.art, p.canvas, 4, p.dark)
-    if r.uniform() < .4:
+    if centered:
         p.emblem(w / 2, 46, 26)
         p.text(w / 2, 74, organization, 17, w - 50, p.dark, "center")
         y = 98
@@ -184,7 +185,7 @@ def price(chance):
     w, h = pick(r, ((392, 160), (384, 210), (384, 240), (320, 320), (270, 384)))
     p = Page(chance, "price", w, h, (.14, .0, .58, .35), layers=0)
     paper, color = _colors(chance)
-    strong = hsv(p.hues[0], .85, chance.color.uniform(.55, .9))
+    strong = visible(hsv(p.hues[0], .85, chance.color.uniform(.55, .9)), paper)
     p.canvas[:] = paper
     shop, title = p.heading("shop")
     kind = chance.choose("layout", ("band", "side", "disc", "plain", "frame"))
@@ -193,19 +194,20 @@ def price(chance):
         band = round(h * r.uniform(.2, .3))
         at = 0 if r.uniform() < .7 else h - band
         box(p.canvas, 0, at, w, band, strong)
-        p.wordmark(12, at + band * .14, w * .5, band * .72, shop, (art.WHITE,), "left")
-        p.text(w - 12, at + band * .3, title.upper(), int(band * .4), w * .4, art.WHITE, "right")
+        p.wordmark(12, at + band * .14, w * .5, band * .72, shop, (readable(strong),), "left")
+        p.text(w - 12, at + band * .3, title.upper(), int(band * .4), w * .4, readable(strong), "right")
         y, high = (band + 6, h - band - 14) if at == 0 else (8, h - band - 14)
     elif kind == "side":
         wide = round(w * .24)
         box(p.canvas, 0, 0, wide, h, strong)
         p.emblem(wide / 2, h * .3, wide * .3, disc=True)
-        large_text(p.canvas, 8, h * .62, wide - 16, h * .2, title.upper(), p.face[1], art.WHITE)
+        large_text(p.canvas, 8, h * .62, wide - 16, h * .2, title.upper(), p.face[1], readable(strong))
         x, wide = wide + 12, w - wide - 22
     elif kind == "disc":
         radius = min(w, h) * .27
         ellipse(p.canvas, w - radius * .9, radius * .9, radius, radius, strong)
-        large_text(p.canvas, w - radius * 1.65, radius * .5, radius * 1.5, radius * .8, title.upper(), p.face[1], art.WHITE)
+        large_text(p.canvas, w - radius * 1.65, radius * .5, radius * 1.5, radius * .8, title.upper(), p.face[1],
+                   readable(strong))
         p.text(x, y, shop, 17, w - 2.1 * radius, strong)
         y, high = y + 24, high - 24
     elif kind == "frame":
@@ -220,7 +222,7 @@ def price(chance):
     p.field("number", x, y + 23, wide * .5, 14, size=10, color=color,
             pattern=pick(r, ("9.99 / kg", "99.9 / 100 g", "Nr. 999999", "999 ml")))
     cost = {"pattern": chance.choose("name", ("€", "$", "£", "¥")), "face": pick(r, LETTERS),
-            "color": pick(r, (color, strong if paper != strong else color))}
+            "color": pick(r, (color, strong))}
     if tall:
         p.field("cost", x, y + 42, wide, high * .45, **cost)
         p.field("barcode", x, y + high - 46, wide * (.5 if kind == "plain" else .9), 44)

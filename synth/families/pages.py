@@ -158,16 +158,17 @@ def invoice(chance):
 
 def certificate(chance):
     r = chance.layout
-    w, h = pick(r, ((384, 280), (384, 280), (280, 384)))
+    (w, h), head = chance.choose("layout", (((384, 280), "center"), ((280, 384), "center"), ((384, 280), "pair"),
+                                            ((280, 384), "pair"), ((384, 280), "plain")))
     p = Page(chance, "certificate", w, h, (.1, .55, .3), pale=.06, layers=pick(chance.art, (1, 2)), strength=.22)
     organization, title = p.heading("office")
     art.border(chance.art, p.canvas, 7, p.dark)
     art.watermark(chance.art, p.canvas, w / 2, h * .55, h * .27, p.other, .16)
     tall, y = h > w, 24
-    if r.uniform() < .7:
+    if head == "center":
         p.emblem(w / 2, 44, 22)
         y = 68
-    elif r.uniform() < .5:
+    elif head == "pair":
         p.emblem(46, 46, 20)
         p.emblem(w - 46, 46, 20)
     p.text(w / 2, y, organization, 14, w - 130 if y < 60 else w - 60, align="center")
