@@ -29,7 +29,7 @@ from .errors import UserError, printable  # noqa: E402
 from .image import ImageError, list_images  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
-from .show import show_folder, write_picture  # noqa: E402
+from .show import show_folder, write_drawing  # noqa: E402
 from .views import Seen, Views, read_corners  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
@@ -267,7 +267,7 @@ def main(arguments=None) -> int:
                              "from the document's top left")
     parser.add_argument("--orientation", default="upright", metavar="upright|any",
                         help="any: documents may lie any of four ways up, and the answer says which")
-    parser.add_argument("--show", metavar="DIR", help="write a picture of each result there: the image with the corners "
+    parser.add_argument("--show", metavar="DIR", help="write a drawing of each result there: the image with the corners "
                                                       "drawn, and the document beside it")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
     parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="device that runs the network")
@@ -299,7 +299,7 @@ def main(arguments=None) -> int:
     top_k = args.top_k if args.json else max(args.top_k, 2)  # the second type may be the reason for no label
     for number, result in enumerate(classifier.stream(images, top_k)):
         if show:
-            write_picture(show, number, result)
+            write_drawing(show, number, result)
         if args.json:
             results.append(result)
         else:

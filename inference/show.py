@@ -1,4 +1,4 @@
-"""Pictures of results: the image with the document's corners drawn, and beside it the document seen from the front."""
+"""Drawings of results: the image with the document's corners drawn, and beside it the document seen from the front."""
 import os
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ GREEN, RED, BLACK, WHITE = (70, 150, 30), (50, 50, 210), (20, 20, 20), 255  # BG
 
 
 def show_folder(folder, images, references) -> Path:
-    """Make the folder for pictures. Raises UserError where it cannot be made, or where one of the `images` (paths) or the
-    folder of `references` lies in it: a picture must not replace an image, nor become a reference."""
+    """Make the folder for drawings. Raises UserError where it cannot be made, or where one of the `images` (paths) or the
+    folder of `references` lies in it: a drawing must not replace an image, nor become a reference."""
     folder = Path(folder)
     real = os.path.realpath(folder)
     if os.path.commonpath([real, root := os.path.realpath(references)]) == root:
@@ -32,18 +32,18 @@ def show_folder(folder, images, references) -> Path:
     return folder
 
 
-def write_picture(folder: Path, number: int, result: dict) -> None:
-    """Write the picture of a result of `DocClassifier.classify` for a path, as `NUMBER_NAME.jpg`: the number keeps images of
+def write_drawing(folder: Path, number: int, result: dict) -> None:
+    """Write the drawing of a result of `DocClassifier.classify` for a path, as `NUMBER_NAME.jpg`: the number keeps images of
     one name apart. None is written for an image that cannot be used. Raises UserError."""
     if result["error"]:
         return
     try:
-        picture = draw(result)
+        drawing = draw(result)
     except ImageError:  # read a moment ago, and gone or changed since
         return
     name = re.sub(r"[^\w.-]", "_", Path(result["image"]).stem, flags=re.ASCII)[:80]
     with replacing(folder / f"{number:05}_{name}.jpg") as partial:
-        partial.write_bytes(cv2.imencode(".jpg", picture)[1])
+        partial.write_bytes(cv2.imencode(".jpg", drawing)[1])
 
 
 def draw(result: dict) -> np.ndarray:

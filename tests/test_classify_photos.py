@@ -303,7 +303,7 @@ def test_corners_on_the_command_line(model, register, tmp_path, capsys):
     assert status == 2 and out == "" and "nowhere.csv: no file of corners" in err and err.count("\n") == 1
 
 
-def test_pictures_of_the_results(model, finder, register, tmp_path, capsys):
+def test_drawings_of_the_results(model, finder, register, tmp_path, capsys):
     """Two images of one name, one that cannot be read, and one in which nothing is found; the document stands upright."""
     images = [save(tmp_path / "in" / "a" / "x.png", photo(turned(blocks(1, 256), 90), QUAD)),
               save(tmp_path / "in" / "b" / "x.png", photo(blocks(9, 256), QUAD)),
@@ -312,7 +312,7 @@ def test_pictures_of_the_results(model, finder, register, tmp_path, capsys):
     before = {path: path.read_bytes() for path in images}
     command = ["--model", model, "--register", register, *images, "--threshold", 0.98, "--find", "always", "--finder",
                finder.path, "--find-references", "never", "--orientation", "any", "--show"]
-    for _ in range(2):  # pictures of an earlier run are replaced
+    for _ in range(2):  # drawings of an earlier run are replaced
         status, out, _ = run(capsys, *command, tmp_path / "out" / "deep")
         assert status == 0 and out.count("\n") == 4
         names = sorted(path.name for path in (tmp_path / "out" / "deep").iterdir())
@@ -335,7 +335,7 @@ def test_pictures_of_the_results(model, finder, register, tmp_path, capsys):
 
 @pytest.mark.parametrize("place, reason", [("in", "lies in it; name another folder"), ("register", "among the reference"),
                                            ("register/below", "among the reference"), ("file", "cannot be made")])
-def test_pictures_do_not_replace_images(model, register, tmp_path, capsys, place, reason):
+def test_drawings_do_not_replace_images(model, register, tmp_path, capsys, place, reason):
     image = save(tmp_path / "in" / "00000_x.jpg", blocks(1))
     (tmp_path / "file").touch()
     status, out, err = run(capsys, "--model", model, "--register", register, image, "--show", tmp_path / place)
@@ -344,7 +344,7 @@ def test_pictures_do_not_replace_images(model, register, tmp_path, capsys, place
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["00000_x.jpg"]
 
 
-def test_a_full_place_for_pictures_is_one_line(model, register, tmp_path, capsys, monkeypatch):
+def test_a_full_place_for_drawings_is_one_line(model, register, tmp_path, capsys, monkeypatch):
     image = save(tmp_path / "in" / "x.jpg", blocks(1))
 
     def full(self, data):
