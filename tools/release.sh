@@ -2,14 +2,13 @@
 # How inference/models was made, and how to make a better one.
 set -euo pipefail
 types=40000 clean=1 captures=2          # synthetic types; of each so many clean copies and synthetic captures
-held_types=200 calibration_types=200    # further synthetic types: to validate on, to calibrate with
+held_types=200                          # further synthetic types, to validate on
 most=1500 most_logos=500                # images taken of one folder of real images, of one folder of logos
 views=8                                 # classes of a real image, turned and mirrored; of logos, photographs and synthetic types 1
 scenes=20000 held_scenes=1000           # for the finder
 photographs="photos bsds caltech101"
 logos="airline-logos appimage carlogos electronapps footlogos region-flags selfhst ticker-icons tvlogos"
 flat="documents posters games posters-imdb tables mag-banknotes xwing mattermost"    # of these the finder's documents are made
-calibrated="documents posters games posters-imdb mag-banknotes frcards tables mattermost"   # thresholds are calibrated with these
 usage() {
     cat <<'END'
 usage: tools/release.sh train DATA [key=value ...] | publish | finder DATA [key=value ...] | registry
@@ -79,11 +78,11 @@ train)
     ln -sfn ../eval $work/validation/made
     "$python" train_v2.py configs/docmetric output=$out resume=auto eval_data=$work/validation \
         data=$work/designs:$views:labelled,$work/logos:1:labelled,$work/real/photographs:1,$work/train:1:labelled "${@:3}" ;;
-publish)
-    "$python" -m synth --out $work/calibration/made --types $calibration_types --copies 5 --first-type 2000000
-    rm -rf $work/calibrated && mkdir -p $work/calibrated
-    folders $work/held "$calibrated" | while read -r folder; do ln -s "$(realpath "$folder")" $work/calibrated/; done
-    "$python" -m synth --photos-of $work/calibrated --out $work/calibration/real --copies 5 --seed 21 --severity 1.6
+publish) # Thresholds are for documents that differ: of each synthetic family one type, and real images that are no logos. Types that
+    # look alike on purpose would decide them alone; in a registry, such types raise each other's thresholds.
+    families=$("$python" -c "from synth.families import FAMILIES; print(len(FAMILIES))")
+    "$python" -m synth --out $work/calibration/made --types "$families" --copies 5 --first-type 2000000
+    "$python" -m synth --photos-of $work/held/designs --out $work/calibration/real --copies 5 --seed 21 --severity 1.6
     "$python" onnx_export.py $out
     "$python" -m eval --model $out/model.onnx --calibrate $work/calibration
     cp $out/model.onnx $models/docmetric.onnx
