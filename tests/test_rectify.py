@@ -305,3 +305,21 @@ def test_a_file_of_corners_with_a_mistake(tmp_path, content, reason):
     with pytest.raises(UserError) as caught:
         read_corners(file)
     assert str(file) in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_any_corners_give_an_image_or_a_reason():
+    """Random corners in and around images of all sizes, among them numbers that are not finite: no other error."""
+    rng, made = np.random.default_rng(0), 0
+    for number in range(1500):
+        width, height = (int(side) for side in np.exp(rng.uniform(np.log(8), np.log(400), 2)))
+        corners = [np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) + rng.normal(0, rng.choice([0.01, 0.1, 0.3]), (4, 2)),
+                   rng.uniform(-1, 2, (4, 2)),
+                   rng.choice([0, -1, 1, 2, 0.5, 1e300, 1e-300, np.nan, np.inf], (4, 2))][number % 3] * [width, height]
+        size = tuple(int(side) for side in rng.choice([1, 8, 16, 100], 2)) if number % 2 else int(rng.choice([1, 8, 100]))
+        try:
+            found = rectify(np.zeros((height, width, 3), np.uint8), corners, size)
+        except ImageError:
+            continue
+        assert found.dtype == np.uint8 and found.shape[2] == 3 and 1 / 20 <= aspect_of(corners, width, height) <= 20
+        made += 1
+    assert 200 < made < 1300
