@@ -35,8 +35,8 @@ def gradient(r, w, h, a, b):
     """A canvas with a gradient from color a to color b in a random direction."""
     angle = r.uniform(0, 2 * math.pi)
     x, y = np.linspace(-.5, .5, w, dtype=np.float32), np.linspace(-.5, .5, h, dtype=np.float32)[:, None]
-    t = np.clip(.5 + (x * math.cos(angle) + y * math.sin(angle)) / 1.2, 0, 1)[..., None]
-    return (np.float32(a) * (1 - t) + np.float32(b) * t + .5).astype(np.uint8)
+    t = np.clip(.5 + (x * math.cos(angle) + y * math.sin(angle)) / 1.2, 0, 1)
+    return cv2.merge([(start + (end - start) * t + .5).astype(np.uint8) for start, end in zip(a, b)])
 
 
 def _plot(w, h, curves, closed=False):

@@ -23,7 +23,7 @@ def surface(r, w, h):
     if kind == 1 and r.uniform() < .5:
         cells = (w // 3, 3)
     grain = cv2.resize(r.normal(0, 1, cells[::-1]).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    surface = np.clip(np.float32(color) * (1 + .1 * grain[..., None]), 0, 255).astype(np.uint8)
+    surface = cv2.merge([np.clip(value * (1 + .1 * grain), 0, 255).astype(np.uint8) for value in color])
     if kind == 3:  # another sheet, with lines of text
         x, y = w * r.uniform(-.2, .8), h * r.uniform(-.2, .8)
         polygon(surface, np.array([(0, 0), (w, h * r.uniform(-.2, .2)), (w * .9, h), (0, h)]) + (x, y), (225, 230, 230))
@@ -74,7 +74,7 @@ def _fold(r, image, severity):
         reach = max(h, w) * r.uniform(.05, .4)
         light += np.float32(r.normal(0, .12) * severity) * np.sign(away) * np.exp(-np.abs(away) / reach)
         light += np.float32(r.uniform(-.35, .25) * severity) * np.exp(-(away / r.uniform(.7, 1.6)) ** 2)  # the crease itself
-    return np.clip(image * light[..., None], 0, 255).astype(np.uint8)
+    return cv2.multiply(image, cv2.merge([light] * 3), dtype=cv2.CV_8U)
 
 
 def _bend(r, image, severity):
@@ -90,7 +90,7 @@ def _bend(r, image, severity):
     x, y = (x, y + shift) if across else (x + shift, y)
     bent = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     light = np.broadcast_to(1 + np.float32(r.uniform(.02, .12) * severity) * light, (h, w))
-    return np.clip(bent * light[..., None], 0, 255).astype(np.uint8)
+    return cv2.multiply(bent, cv2.merge([light] * 3), dtype=cv2.CV_8U)
 
 
 def _moire(r, light, severity):
@@ -106,7 +106,7 @@ def _moire(r, light, severity):
 
 
 def _light(r, w, h, severity):
-    """Illumination: a gradient, a falloff to the corners, sometimes the shadow of a hand or phone. float32 [h,w,1]."""
+    """Illumination: a gradient, a falloff to the corners, sometimes the shadow of a hand or phone. float32 [h,w]."""
     gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
     x, y = np.linspace(-1, 1, gw, dtype=np.float32), np.linspace(-1, 1, gh, dtype=np.float32)[:, None]
     angle = r.uniform(0, 2 * math.pi)
@@ -116,11 +116,11 @@ def _light(r, w, h, severity):
         edge, angle, soft = r.uniform(-.7, .9), r.uniform(0, 2 * math.pi), r.uniform(.03, .3)
         distance = x * math.cos(angle) + y * math.sin(angle) + .2 * np.sin(3 * y * r.uniform(.3, 1)) - edge
         light = light * (1 - np.float32(r.uniform(.2, .5)) / (1 + np.exp(np.clip(-distance / soft, -30, 30))))
-    return cv2.resize(light.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
+    return cv2.resize(light.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
 
 
 def _glare(r, w, h, severity):
-    """Reflections of a lamp or a window, to be added: float32 [h,w,1]. Some are strong enough to make a large spot white."""
+    """Reflections of a lamp or a window, to be added: float32 [h,w]. Some are strong enough to make a large spot white."""
     gw, gh = max(w // COARSE, 2), max(h // COARSE, 2)
     spots = np.zeros((gh, gw), np.float32)
     for _ in range(int(r.integers(1, 4))):
@@ -128,7 +128,7 @@ def _glare(r, w, h, severity):
         cv2.ellipse(spots, (int(r.integers(gw)), int(r.integers(gh))), (int(b) + 1, int(a) + 1), r.uniform(0, 180),
                     0, 360, float(r.uniform(40, 260) * severity), -1)
     spots = cv2.GaussianBlur(spots, (0, 0), r.uniform(.8, 2.5))
-    return cv2.resize(spots, (w, h), interpolation=cv2.INTER_LINEAR)[..., None]
+    return cv2.resize(spots, (w, h), interpolation=cv2.INTER_LINEAR)
 
 
 def skin(r):
@@ -202,7 +202,7 @@ def _sensor(r, light, severity):
     spread = .2 if lamp else .07
     warm, tint = r.normal(0, (spread * severity, .03 * severity))  # light varies mostly from blue to orange, less in green
     gain = np.exp(r.normal(-.04 - .5 * dark, .15) * severity + np.array((-warm, tint, warm)))
-    image = light * np.float32(gain)
+    image = cv2.multiply(light, (*gain.tolist(), 0))
     y, x = r.integers(0, 640 - min(h, 640) + 1), r.integers(0, 640 - min(w, 640) + 1)
     noise = _grain()[y:y + h, x:x + w]
     if noise.shape != image.shape:
@@ -233,9 +233,9 @@ def capture(image, seed, *key, severity=1.0):
 def optics(r, scene, severity):
     """What comes between a scene and the file of its photo: light, lens, sensor, JPEG. uint8 BGR [H,W,3], not changed."""
     h, w = scene.shape[:2]
-    light = scene * _light(r, w, h, severity)
+    light = cv2.multiply(scene, cv2.merge([_light(r, w, h, severity)] * 3), dtype=cv2.CV_32F)
     if r.uniform() < .3 * severity:
-        light += _glare(r, w, h, severity)
+        light += cv2.merge([_glare(r, w, h, severity)] * 3)
     if r.uniform() < .12 * severity:
         _moire(r, light, severity)
     photo = _sensor(r, _blur(r, light, severity), severity)

@@ -72,8 +72,10 @@ def ink(canvas, mask, color, x=0, y=0, alpha=1.0):
     mask = mask[top:max(canvas.shape[0] - y, 0), left:max(canvas.shape[1] - x, 0)]
     if mask.size:
         view = canvas[y + top:y + top + mask.shape[0], x + left:x + left + mask.shape[1]]
-        weight = mask[..., None].astype(np.float32) * np.float32(alpha / 255)
-        view[:] = view + (np.float32(color) - view) * weight + np.float32(.5)
+        weight = mask * np.float32(alpha / 255)
+        for channel, value in enumerate(color):  # one by one: numpy is slow on arrays whose last axis is short
+            plane = view[..., channel].astype(np.float32)
+            view[..., channel] = plane + (value - plane) * weight + np.float32(.5)
 
 
 def text(canvas, x, y, string, face, size, color, align="left", width=None, alpha=1.0):

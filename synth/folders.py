@@ -24,9 +24,10 @@ from inference.image import ImageError, list_images, load_image
 from synth.capture import capture
 from synth.draw import text
 from synth.fonts import available
-from synth.templates import FAMILIES, render, type_name
+from synth.templates import FAMILIES, look_alikes, render, type_name
 
 MANIFEST = "synth.json"
+LOOK_ALIKES = "look_alikes.tsv"  # a line for each type that has look-alikes in the folder: its name, then theirs
 SMALLEST = 32  # least side in pixels of the user's own images; smaller ones are skipped, their captures would show nothing
 SIDE = 400  # longest side in pixels to which the user's own images are reduced, about that of synthetic documents
 NEVER_TRAINED = 1_000_000  # the first type of evaluation sets; training sets begin at 0, so they have no type in common
@@ -36,6 +37,7 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
     """Writes the types 0..types-1 as `folder/<type>/copy_N.jpg` (clean) and `capture_N.jpg` (synthetic captures).
 
     N is the copy id: 0..copies-1 for the clean copies, then `captures` more, so all images of a type have different fields.
+    `folder/look_alikes.tsv` names types that differ in one thing alone, for sampler=hard_negatives.
     Returns the number of images in the folder. `workers`: number of processes, by default one per core; the written bytes do
     not depend on it. Raises UserError for numbers out of range, or for a folder with other content."""
     _require(1, types=types, copies=copies)
@@ -85,7 +87,13 @@ def write_captures(source, folder, captures, seed, severity=1.0, workers=None):
 def _write_types(folder, type_ids, files, seed, workers):
     manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "files": [f[0] for f in files]}
     jobs = [(type_name(type_id), seed, type_id, files) for type_id in type_ids]
-    return write_jobs(folder, _write_type, jobs, len(type_ids) * len(files), manifest, workers)
+
+    def finish(part):
+        groups = [[i, *(other for other in look_alikes(seed, i) if other in type_ids)] for i in type_ids]
+        lines = ["\t".join(map(type_name, group)) + "\n" for group in groups if len(group) > 1]
+        (part / LOOK_ALIKES).write_text("".join(lines))
+
+    return write_jobs(folder, _write_type, jobs, len(type_ids) * len(files), manifest, workers, finish)
 
 
 def contact_sheet(file, seed, types=2 * len(FAMILIES), cell=300):

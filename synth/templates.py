@@ -7,7 +7,7 @@ import numpy as np
 from synth.draw import rng
 from synth.families import FAMILIES
 from synth.fields import draw_field
-from synth.page import Chance
+from synth.page import GROUP, Chance
 
 
 def chance_of(seed, type_id):
@@ -25,6 +25,15 @@ def template(seed, type_id):
 def type_name(type_id):
     """A readable folder name such as `id_card_00012`. It depends on the id alone, not on the seed."""
     return f"{list(FAMILIES)[type_id % len(FAMILIES)]}_{type_id:05d}"
+
+
+def look_alikes(seed, type_id):
+    """The other types of a group of look-alikes, [] for a type that has none; see page.Chance."""
+    families = len(FAMILIES)
+    if not chance_of(seed, type_id).look_alike:
+        return []
+    first = type_id - type_id // families % GROUP * families
+    return [other for other in range(first, first + GROUP * families, families) if other != type_id]
 
 
 def shape_of(kind, seed, type_id, copy_id):

@@ -104,6 +104,24 @@ def test_look_alikes_have_the_same_fields_unless_they_differ_in_layout(alike):
         assert (len(set(boxes)) > 1) == (alike == ("layout",)), (name, ids)
 
 
+def test_the_look_alikes_of_a_folder_are_named_beside_it(tmp_path):
+    count = 2 * GROUP * len(FAMILIES) - 5  # the last group lacks a type in some families
+    wanted = [i for i in range(count) if chance_of(3, i).look_alike]
+    with pytest.MonkeyPatch.context() as patch:  # without drawing
+        patch.setattr("synth.folders._write_type", lambda job: job[0].mkdir() or 2)
+        synth.write_train(tmp_path / "train", count, 2, seed=3, workers=1)
+    rows = [line.split("\t") for line in (tmp_path / "train" / "look_alikes.tsv").read_text().splitlines()]
+    assert {row[0] for row in rows} == {synth.type_name(i) for i in wanted}
+    for name, *others in rows:
+        assert 2 <= len(others) <= GROUP - 1 and all((tmp_path / "train" / other).is_dir() for other in others)
+        number = int(name.rsplit("_", 1)[1])
+        for other in (int(other.rsplit("_", 1)[1]) for other in others):
+            a, b = chance_of(3, number), chance_of(3, other)
+            assert a.differs == b.differs and number != other
+            shared = next(aspect for aspect in ASPECTS if aspect not in a.differs)
+            assert getattr(a, shared).random() == getattr(b, shared).random()
+
+
 def test_the_families_alternate_and_a_share_of_types_are_look_alikes():
     n = len(FAMILIES)
     for start in (0, 7, synth.NEVER_TRAINED):
@@ -427,3 +445,16 @@ def test_the_manifest_names_the_fonts(tmp_path, monkeypatch):
     synth.write_train(tmp_path / "train", 1, 1, seed=0)
     assert not (tmp_path / "train" / "mark").exists()  # written anew, as other fonts draw other images
     assert json.loads((tmp_path / "train" / "synth.json").read_text())["fonts"] == {"cjk": "other.ttf"}
+
+
+def test_every_family_is_drawn_with_an_opencv_before_5(monkeypatch):
+    """It has no fonts of its own; headings are then in DejaVu Sans."""
+    monkeypatch.delattr(cv2, "FontFace")
+    fonts.find.cache_clear(), fonts.available.cache_clear(), synth.template.cache_clear()
+    try:
+        assert fonts.available().get("cjk") != "opencv:uni"
+        assert (text_mask("Rubik", fonts.RUBIK[1], 20) == text_mask("Rubik", fonts.SANS[1], 20)).all()
+        for type_id in ONE_OF_EACH:
+            assert synth.render(0, type_id, 0).any()
+    finally:
+        fonts.find.cache_clear(), fonts.available.cache_clear(), synth.template.cache_clear()

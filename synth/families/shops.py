@@ -13,9 +13,9 @@ def receipt(chance):
     r = chance.layout
     w, h = pick(r, (150, 170, 190, 200, 220)), pick(r, (360, 380, 396))
     p = Page(chance, "receipt", w, h, (.6, .0, .33, .1), pale=.0, layers=0)
-    paper = chance.choose("color", ((240, 242, 243), (238, 246, 252), (248, 244, 238), (226, 240, 250), (238, 232, 250)))
+    paper = chance.choose("color", ((240, 242, 243), (238, 246, 252), (248, 244, 238), (230, 242, 250), (242, 238, 250)))
     p.canvas = art.gradient(chance.art, w, h, paper, mix(paper, (200, 205, 210), .25))
-    p.ink = chance.choose("color", ((50, 45, 45), (110, 60, 60), (30, 30, 30), (90, 50, 80), (90, 80, 75)))
+    p.ink = chance.choose("color", ((50, 45, 45), (30, 30, 30), (70, 66, 64), (95, 65, 60), (45, 50, 55)))
     logo = p.dark if chance.choose("color", (0, 0, 1)) else p.ink  # most rolls are printed in one color
     p.dark = p.other = p.ink
     shop, title = p.heading("shop")
