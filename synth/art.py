@@ -279,7 +279,7 @@ def wordmark(r, canvas, x, y, w, h, string, colors, align="center"):
             box(canvas, left, top + mask.shape[0] + 1, mask.shape[1], max(1, h // 14), second if second != WHITE else first)
 
 
-# -- pictures: drawings without text, uint8 [h,w,3] -------------------------------------------------------------------
+# -- illustrations: drawings without text, uint8 [h,w,3] --------------------------------------------------------------
 
 def palette(r, hue, n=5):
     """n colors around a hue and its opposite, from dark to light."""
@@ -361,10 +361,8 @@ def _tiles(r, view, colors):
         for i in range(math.ceil(w / step)):
             x, y = i * step, j * step
             box(view, x, y, step + 1, step + 1, pick(r, colors))
-            corner = np.array(pick(r, ((0, 0), (1, 0), (0, 1), (1, 1)))) * step
-            ellipse(view, x + corner[0], y + corner[1], step, step, pick(r, colors), -1,
-                    *{(0, 0): (0, 90), (1, 0): (90, 180), (1, 1): (180, 270), (0, 1): (270, 360)}[
-                        tuple((corner > 0).astype(int))])
+            right, low, angle = pick(r, ((0, 0, 0), (1, 0, 90), (1, 1, 180), (0, 1, 270)))  # a corner, and the way inward
+            ellipse(view, x + right * step, y + low * step, step, step, pick(r, colors), -1, angle, angle + 90)
 
 
 def _pixels(r, view, colors):
@@ -386,15 +384,16 @@ def _clouds(r, view, colors):
     view[:] = table[low] * (1 - t) + table[low + 1] * t
 
 
-PICTURES = (_landscape, _still_life, _figure, _cubist, _sunburst, _tiles, _pixels, _clouds)
+ILLUSTRATIONS = (_landscape, _still_life, _figure, _cubist, _sunburst, _tiles, _pixels, _clouds)
 
 
-def picture(r, canvas, x, y, w, h, colors, kind=None):
-    """Fills the box (x, y, w, h) with a picture in the colors, a list from dark to light; kind: an index of PICTURES."""
+def illustration(r, canvas, x, y, w, h, colors, kind=None):
+    """Fills the box (x, y, w, h) with an illustration in the colors, a list from dark to light. kind: an index of
+    ILLUSTRATIONS, by default a random one."""
     x, y = max(round(x), 0), max(round(y), 0)
     view = canvas[y:y + round(h), x:x + round(w)]
-    kind = int(r.integers(len(PICTURES))) if kind is None else kind
-    PICTURES[kind % len(PICTURES)](r, view, colors)
+    kind = int(r.integers(len(ILLUSTRATIONS))) if kind is None else kind
+    ILLUSTRATIONS[kind](r, view, colors)
     if r.uniform() < .3:
         ink(view, pick(r, LINE_WORK)(r, *view.shape[1::-1]), pick(r, colors), alpha=r.uniform(.1, .4))
 

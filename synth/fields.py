@@ -282,8 +282,8 @@ def _price(view, f, r):
 
 
 def _photo(view, f, r):
-    """A picture in any colors."""
-    art.picture(r, view, 0, 0, f.w, f.h, art.palette(r, r.uniform()))
+    """An illustration in any colors."""
+    art.illustration(r, view, 0, 0, f.w, f.h, art.palette(r, r.uniform()))
 
 
 def _chart(view, f, r):

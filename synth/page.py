@@ -116,6 +116,10 @@ class Page:
         """Draws a name as a logo in a box; see art.wordmark."""
         art.wordmark(rng(self._emblem), self.canvas, x, y, w, h, string, colors or (self.dark, self.other), align)
 
+    def illustration(self, x, y, w, h, colors, kind=None):
+        """Fills a box with a drawing; see art.illustration."""
+        art.illustration(self.chance.art, self.canvas, x, y, w, h, colors, kind)
+
     def word(self):
         """A name or word that is fixed for the type."""
         return words.name(self.chance.name, self.language)

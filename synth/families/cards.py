@@ -170,9 +170,9 @@ def ticket(chance):
 
 
 def game_card(chance):
-    """Trading and playing cards. A series shares frame, colors and places, and each card has its own picture and name; cards
-    of other series may share the picture. In half of the series the words are fixed too; in the other half copies have other
-    words, as in another language."""
+    """Trading and playing cards. A series shares frame, colors and places, and each card has its own illustration and name;
+    cards of other series may share the illustration. In half of the series the words are fixed too; in the other half copies
+    have other words, as in another language."""
     r = chance.layout
     w, h = pick(r, ((280, 390), (272, 380), (256, 390)))
     p = Page(chance, "game_card", w, h, (.1, .0, .33, .6, .78, .45), pale=.18, layers=0)
@@ -197,28 +197,28 @@ def game_card(chance):
 
     if kind in ("window", "low title"):
         title, top = (rim + 6, rim + 36) if kind == "window" else (h * .56, rim + 8)
-        art.picture(chance.art, p.canvas, x, top, wide, h * .46, colors, style)
+        p.illustration(x, top, wide, h * .46, colors, style)
         box(p.canvas, x, top, wide, h * .46, strong, pick(r, (1, 3)))
         rounded(p.canvas, x, title, wide, 26, pick(r, (2, 13)), mix(light, art.WHITE, .4))
         write(x + 8, title + 4, name, 16, wide - 50, art.BLACK, "left")
         body = max(title + 32, top + h * .46 + 8)
     elif kind == "full":
-        art.picture(chance.art, p.canvas, rim, rim, w - 2 * rim, h - 2 * rim, colors, style)
-        ink_top = h - rim - 34
-        box(p.canvas, rim, ink_top, w - 2 * rim, 34, strong)
-        write(x, ink_top + 6, name.upper(), 20, wide, art.WHITE, "center")
+        p.illustration(rim, rim, w - 2 * rim, h - 2 * rim, colors, style)
+        box(p.canvas, rim, h - rim - 34, w - 2 * rim, 34, strong)
+        write(x, h - rim - 28, name.upper(), 20, wide, art.WHITE, "center")
         body = None
     elif kind == "oval":
-        art.picture(chance.art, p.canvas, x, rim + 40, wide, h * .5, colors, style)
+        p.illustration(x, rim + 40, wide, h * .5, colors, style)
         for i in range(10):
             ellipse(p.canvas, w / 2, rim + 40 + h * .25, wide * .5 + 4 * i, h * .25 + 4 * i, light, 5)
-        inner[:34] = inner[int(h * .56) + 10:int(h * .56) + 44] = light
+        box(p.canvas, rim, rim, w - 2 * rim, 34, light)
+        box(p.canvas, rim, rim + h * .56 + 10, w - 2 * rim, 34, light)
         write(x, rim + 8, name, 20, wide, strong, "center")
         body = rim + 54 + h * .5
     else:  # corners: a playing card
         value, suit = pick(chance.name, ("A", "K", "Q", "J", "10", "9", "8", "7", "6", "5")), pick(chance.name, art.CHARGES)
         inner[:] = mix(light, art.WHITE, .8)
-        art.picture(chance.art, p.canvas, w * .24, h * .16, w * .52, h * .68, colors, style)
+        p.illustration(w * .24, h * .16, w * .52, h * .68, colors, style)
         box(p.canvas, w * .24, h * .16, w * .52, h * .68, strong, 2)
         half = p.canvas[:h // 2]
         large_text(half, rim + 5, rim + 6, 30, 32, value, p.face[1], strong)

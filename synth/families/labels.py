@@ -2,7 +2,7 @@
 import numpy as np
 
 from synth import art, words
-from synth.draw import box, ellipse, fit, hsv, large_text, lines, mix, pick, readable, rounded, visible
+from synth.draw import box, ellipse, fit, hsv, large_text, lines, mix, pick, polygon, readable, rounded, visible
 from synth.fonts import HEAVY, ITALIC, MONO, NARROW, RUBIK, SANS, SERIF, SLANTED, WIDE
 from synth.page import Page
 
@@ -74,7 +74,7 @@ def plate(chance):
     p.canvas[:] = paper
     if kind == "state" and chance.art.uniform() < .7:
         colors = [mix(c, paper, .55) for c in art.palette(chance.art, p.hues[0])]
-        art.picture(chance.art, p.canvas, 0, 0, w, h, colors, pick(chance.art, (0, 0, 3, 4, 7)))
+        p.illustration(0, 0, w, h, colors, pick(chance.art, (0, 0, 3, 4, 7)))
     region, title = p.heading("state")
     face, edge = pick(r, LETTERS), int(r.integers(3, 8))
 
@@ -106,6 +106,7 @@ def plate(chance):
         write(w * .2, 14, w * .6, 46, "AA 999", "999", "AA 99", "A 99")
         write(58, 72, w - 88, 108, "99-99", "9999", "9-999")
         large_text(p.canvas, 14, 96, 38, 54, p.initial, SANS[1], color)
+        p.emblem(34, 38, 20, colors=(color, p.dark))
     elif kind == "emblem":
         write(14, h * .14, w * .28, h * .72, "AA", "A", "99", "AAA")
         p.emblem(w * .39, h / 2, h * .27, colors=(color, p.dark, p.other))
@@ -117,8 +118,14 @@ def plate(chance):
         large_text(p.canvas, x, h * .56, 76, h * .3, p.initials(), face, color)
         write(16 if side else 100, h * .14, w - 120, h * .72, *PLATE_NUMBERS)
     else:
-        p.text(w / 2, h - 19, (region if r.uniform() < .5 else title).upper(), 12, w * .7, color, "center")
-        write(18, h * .1, w - 36, h * .9 - 26, *PLATE_NUMBERS)
+        above, inverse = r.uniform() < .4, r.uniform() < .5  # a strip with words
+        y = 0 if above else h - 26
+        if inverse:
+            box(p.canvas, 0, y, w, 26, color)
+        on = paper if inverse else color
+        p.emblem(26 if r.uniform() < .5 else w - 26, y + 13, 9, colors=(on,))
+        p.text(w / 2, y + 4, (region if r.uniform() < .5 else title).upper(), 16, w * .7, on, "center")
+        write(18, 32 if above else h * .1, w - 36, h * .9 - 34, *PLATE_NUMBERS)
     rounded(p.canvas, 1, 1, w - 2, h - 2, pick(r, (6, 14)), color, pick(r, (1, edge)))
     if r.uniform() < .4:  # screws
         for x in (w * .25, w * .75) if h > 150 else (7, w - 8):
@@ -150,7 +157,7 @@ def badge(chance):
         top, bottom, left = h * .33, h * .85, 30
     elif kind == "side":
         wide = round(w * r.uniform(.2, .32))
-        art.picture(chance.art, p.canvas, 0, 0, wide, h, art.palette(chance.art, p.hues[0]))
+        p.illustration(0, 0, wide, h, art.palette(chance.art, p.hues[0]))
         p.wordmark(wide + 14, 12, w - wide - 28, 44, organization)
         top, left = 66, wide + 16
     elif kind == "footer":
@@ -215,7 +222,12 @@ def price(chance):
         p.wordmark(w * .2, 14, w * .6, h * .14, shop, (strong, color))
         x, y, wide, high = 18, h * .14 + 20, w - 36, h * .86 - 34
     else:
-        p.text(w - 12, h - 22, shop, 14, w * .45, strong, "right")
+        p.wordmark(w * .5, h - 32, w * .5 - 12, 24, shop, (strong,), "right")
+        part = pick(r, ("top", "left", "corner", "foot"))
+        if part == "corner":
+            polygon(p.canvas, [(w, 0), (w, h * .3), (w - h * .4, 0)], strong)
+        else:
+            box(p.canvas, *{"top": (0, 0, w, 8), "left": (0, 0, 9, h), "foot": (0, h - 36, w * .48, 36)}[part], strong)
         box(p.canvas, x, h * .5, wide * .4, 2, strong)
     tall, end = high > wide * .8, kind == "disc" and not high > wide * .8
     p.field("words", x, y, wide * (.6 if end else 1), 22, size=17, face=p.body[1], color=color, pattern="2")

@@ -51,24 +51,24 @@ def cheque(chance):
 
 
 def banknote(chance):
-    """Notes: line work, a portrait or a picture, numerals in the corners; a serial number varies, and little else."""
+    """Notes: line work, a portrait or an illustration, numerals in the corners; a serial number varies, and little else."""
     r = chance.layout
     p = Page(chance, "banknote", 392, pick(r, (164, 176, 190, 204)), (.33, .6, .08, .95, .78, .5),
              pale=pick(chance.color, (.12, .22)), layers=4, strength=.55)
     w, h = p.w, p.h
     bank, _ = p.heading(pick(chance.name, ("bank", "state")))
     value = str(pick(chance.name, (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 5000)))
-    kind = chance.choose("layout", ("right", "left", "center", "picture"))
+    kind = chance.choose("layout", ("right", "left", "center", "illustration"))
     if r.uniform() < .5:
         wide = w * r.uniform(.14, .26)
         side = r.uniform() < .5
         ink(p.canvas, np.full((h, round(wide)), 255, np.uint8), mix(p.dark, art.WHITE, .75), 0 if side else w - wide, 0, .7)
     for _ in range(2):
         ink(p.canvas, art.rosette(chance.art, w, h), p.dark, alpha=.5)
-    x = {"right": .74, "left": .26, "center": .5, "picture": .68}[kind] * w
+    x = {"right": .74, "left": .26, "center": .5, "illustration": .68}[kind] * w
     tall, wide = h * .74, h * .62
-    if kind == "picture":
-        art.picture(chance.art, p.canvas, x - wide, h * .24, wide * 1.8, h * .58,
+    if kind == "illustration":
+        p.illustration(x - wide, h * .24, wide * 1.8, h * .58,
                     [mix(c, p.dark, .5) for c in art.palette(chance.art, p.hues[0])],
                     pick(chance.art, (0, 0, 2, 4)))
         box(p.canvas, x - wide, h * .24, wide * 1.8, h * .58, p.dark, 1)
@@ -83,13 +83,13 @@ def banknote(chance):
         ellipse(p.canvas, x, h * .52, wide * .53, tall * .52, p.dark, 2)
     face = pick(r, (SERIF[1], TIMES[1], SANS[1]))
     big = pick(r, (.2, .28, .36)) * h
-    away = w * .05 if kind in ("right", "picture", "center") else w * .62
+    away = w * .05 if kind in ("right", "illustration", "center") else w * .62
     large_text(p.canvas, away, h * .32, w * .3, big, value, face, p.dark)
     for cx, cy in pick(r, (((.02, .04), (.88, .8)), ((.02, .8), (.88, .04)), ((.02, .04), (.88, .04), (.88, .8)))):
         large_text(p.canvas, w * cx, h * cy, w * .1, h * .15, value, face, p.other)
     p.text(w * (.5 if kind != "center" else .76), 6, bank, 17, w * (.5 if kind != "center" else .22), p.dark, "center",
            face=pick(r, (SERIF, TIMES, ITALIC)))
-    p.emblem(w * {"right": .46, "left": .54, "center": .84, "picture": .4}[kind] , h * .72, h * .12)
+    p.emblem(w * {"right": .46, "left": .54, "center": .84, "illustration": .4}[kind], h * .72, h * .12)
     p.text(away, h * .34 + big, p.sentence(2).rstrip(".").upper(), 11, w * .3, p.dark)
     if r.uniform() < .5:
         art.border(chance.art, p.canvas, 3, p.dark)

@@ -305,13 +305,13 @@ def menu(chance):
         y = 76
     elif head == "band":
         deep = pick(r, (60, 84))
-        art.picture(chance.art, p.canvas, 0, 0, w, deep, art.palette(chance.art, p.hues[0]))
+        p.illustration(0, 0, w, deep, art.palette(chance.art, p.hues[0]))
         rounded(p.canvas, w * .2, deep * .2, w * .6, deep * .6, 6, p.dark)
         p.wordmark(w * .23, deep * .27, w * .54, deep * .46, name, (art.WHITE,) if sum(p.dark) < 400 else (art.BLACK,))
         y = deep + 10
     elif head == "side":
         left = round(w * .3)
-        art.picture(chance.art, p.canvas, 0, 0, left - 12, h, art.palette(chance.art, p.hues[0]))
+        p.illustration(0, 0, left - 12, h, art.palette(chance.art, p.hues[0]))
         p.wordmark(left, 14, right - left, 34, name, align="left")
         y = 58
     else:

@@ -115,7 +115,7 @@ def receipt(chance):
 
 
 def package(chance):
-    """Box fronts: brand, goods, claims and a picture belong to the type; lot, price sticker and printed dates do not."""
+    """Box fronts: brand, goods, claims and illustration belong to the type; lot, price sticker and printed dates do not."""
     r = chance.layout
     w, h = pick(r, ((280, 390), (260, 380), (384, 270), (320, 320), (200, 390)))
     p = Page(chance, "package", w, h, (.02, .14, .33, .6, .8, .45), layers=0)
@@ -126,36 +126,22 @@ def package(chance):
     brand, goods = p.heading("shop")
     brand = brand.split()[-1] if chance.name.uniform() < .6 else brand
     kind = chance.choose("layout", ("window", "full", "lower", "upper", "half", "disc"))
-    picture = chance.art
-    top, style = h * .08, pick(picture, range(8))
-    if kind == "full":
-        art.picture(picture, p.canvas, 0, 0, w, h, colors, style)
-        at = pick(r, (.06, .68))
-        p.wordmark(w * .1, h * at, w * .8, h * .2, brand, (art.WHITE, art.BLACK))
-        claim = .84 if at < .5 else .08
-    elif kind == "window":
+    radius = min(w, h) * .32
+    drawn, named, claim = {  # boxes of illustration and brand, top of the name of the goods, in parts of w and h
+        "full": ((0, 0, 1, 1), (.1, pick(r, (.06, .66)), .8, .2), .86),
+        "window": ((.11, .36, .78, .42), (.08, .08, .84, .2), .84),
+        "lower": ((0, .5, 1, .5), (.06, .08, .88, .24), .37),
+        "upper": ((0, 0, 1, .52), (.06, .56, .88, .22), .83),
+        "half": ((.52, 0, .48, 1), (.04, .12, .44, .24), .5),
+        "disc": ((.5 - .7 * radius / w, .58 - .7 * radius / h, 1.4 * radius / w, 1.4 * radius / h), (.08, .08, .84, .17),
+                 .85),
+    }[kind]
+    if kind == "window":
         rounded(p.canvas, w * .08, h * .34, w * .84, h * .46, 14, art.WHITE)
-        art.picture(picture, p.canvas, w * .11, h * .36, w * .78, h * .42, colors, style)
-        p.wordmark(w * .08, top, w * .84, h * .2, brand, (art.WHITE, art.BLACK))
-        claim = .84
-    elif kind == "lower":
-        art.picture(picture, p.canvas, 0, h * .5, w, h * .5, colors, style)
-        p.wordmark(w * .06, top, w * .88, h * .24, brand, (art.WHITE, art.BLACK))
-        claim = .37
-    elif kind == "upper":
-        art.picture(picture, p.canvas, 0, 0, w, h * .52, colors, style)
-        p.wordmark(w * .06, h * .56, w * .88, h * .22, brand, (art.WHITE, art.BLACK))
-        claim = .83
-    elif kind == "half":
-        art.picture(picture, p.canvas, w * .52, 0, w * .48, h, colors, style)
-        p.wordmark(w * .04, h * .12, w * .44, h * .24, brand, (art.WHITE, art.BLACK))
-        claim = .5
-    else:
-        radius = min(w, h) * .32
+    if kind == "disc":
         ellipse(p.canvas, w / 2, h * .58, radius * 1.1, radius * 1.1, art.WHITE)
-        art.picture(picture, p.canvas, w / 2 - radius * .7, h * .58 - radius * .7, radius * 1.4, radius * 1.4, colors, style)
-        p.wordmark(w * .08, top, w * .84, h * .17, brand, (art.WHITE, art.BLACK))
-        claim = .85
+    p.illustration(drawn[0] * w, drawn[1] * h, drawn[2] * w, drawn[3] * h, colors)
+    p.wordmark(named[0] * w, named[1] * h, named[2] * w, named[3] * h, brand, (art.WHITE, art.BLACK))
     wide = .46 if kind == "half" else .9
     band = r.uniform() < .5
     if band:
