@@ -23,6 +23,7 @@ from synth.draw import (
     text_mask,
     text_width,
     tight_mask,
+    turn,
 )
 from synth.fonts import HEAVY, ITALIC, LEANING, MONO, NARROW, RUBIK, SANS, SERIF, TIMES, WIDE
 
@@ -153,8 +154,8 @@ def background(r, w, h, papers, tints, layers=2, strength=.4):
 
 # -- emblems: polygons in the unit circle; y points down --------------------------------------------------------------
 
-def _ngon(n, turn=0.):
-    t = np.arange(n) * 2 * np.pi / n - np.pi / 2 + turn
+def _ngon(n, first=0.):
+    t = np.arange(n) * 2 * np.pi / n - np.pi / 2 + first
     return np.stack([np.cos(t), np.sin(t)], 1)
 
 
@@ -165,11 +166,6 @@ def _star(n, inner=.42):
 def _around(cx, cy, a, b, start, end, n=16):
     t = np.radians(np.linspace(start, end, n))
     return np.stack([cx + a * np.cos(t), cy + b * np.sin(t)], 1)
-
-
-def _turn(angle):
-    """The matrix that rotates rows of points clockwise on the page."""
-    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 _CROSS = np.array([(-.3, -1), (.3, -1), (.3, -.3), (1, -.3), (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3),
@@ -183,7 +179,7 @@ PLATES = (_ngon(48), _SHIELD, _ngon(6), _ngon(4), _ngon(8, np.pi / 8), _star(16,
 
 CHARGES = (  # each a list of polygons
     [_star(5)], [_star(6, .55)], [_star(8, .4)], [_star(12, .6)], [_star(4, .3)], [_CROSS * .85],
-    [_CROSS @ _turn(np.pi / 4) * .8],
+    [_CROSS @ turn(np.pi / 4) * .8],
     [np.array([(-1, .3), (0, -.6), (1, .3), (1, .8), (0, -.1), (-1, .8)])],                              # chevron
     [np.array([(x, -.8), (x + .3, -.8), (x + .3, .8), (x, .8)]) for x in (-.75, -.15, .45)],             # pales
     [np.array([(-.9, y), (-.3, y - .3), (.3, y), (.9, y - .3), (.9, y), (.3, y + .3), (-.3, y), (-.9, y + .3)])
@@ -196,7 +192,7 @@ CHARGES = (  # each a list of polygons
     [np.array([(-1, -.5), (-.2, -.15), (0, -.6), (.2, -.15), (1, -.5), (.35, .35), (.2, .9), (-.2, .9),
                (-.35, .35)])],                                                                           # bird
     [_LEAF * .95],
-    [_LEAF @ _turn(a) * .55 + np.array((math.sin(a), -math.cos(a))) * .5 for a in (-2.1, 0, 2.1)],
+    [_LEAF @ turn(a) * .55 + np.array((math.sin(a), -math.cos(a))) * .5 for a in (-2.1, 0, 2.1)],
     [np.array([(.12, -1), (-.6, .15), (-.1, .15), (-.2, 1), (.6, -.2), (.1, -.2)])],                     # bolt
     [_CROWN * .8], [_ngon(24) * .3 + (x, y) for x, y in ((0, -.5), (-.5, .35), (.5, .35))],
     [_around(0, 0, .95, .95, a, a + 32, 6).tolist() + [(0, 0)] for a in range(0, 360, 60)],              # wheel
@@ -216,7 +212,7 @@ def emblem(r, canvas, x, y, radius, colors, letter=None):
     if r.uniform() < .3:  # a wreath
         for a in np.radians(np.linspace(20, 160, 8)):
             for side in (-1, 1):
-                leaf = _LEAF * (.13, .24) @ _turn(a) + (.98 * math.sin(a), -.98 * math.cos(a))
+                leaf = _LEAF * (.13, .24) @ turn(a) + (.98 * math.sin(a), -.98 * math.cos(a))
                 polygon(canvas, leaf * (side, 1) * radius + at, first)
         radius = radius * .78
     if r.uniform() < .2:
@@ -309,7 +305,7 @@ def _still_life(r, view, colors):
         b, color = a * r.uniform(.7, 1.2), colors[i % (len(colors) - 1)]
         ellipse(view, x, y, a, b, color)
         ellipse(view, x - a * .35, y - b * .4, a * .25, b * .2, mix(color, WHITE, .6))
-        polygon(view, _LEAF * a * .3 @ _turn(r.uniform(-1, 1)) + (x, y - b * 1.1), colors[(i + 2) % len(colors)])
+        polygon(view, _LEAF * a * .3 @ turn(r.uniform(-1, 1)) + (x, y - b * 1.1), colors[(i + 2) % len(colors)])
 
 
 def _figure(r, view, colors):
@@ -336,7 +332,7 @@ def _cubist(r, view, colors):
     view[:] = colors[-1]
     for _ in range(int(r.integers(5, 13))):
         shape = pick(r, PLATES) * r.uniform(.1, .5) * min(w, h) * r.uniform(.5, 1.5, 2)
-        polygon(view, shape @ _turn(r.uniform(0, 6)) + (w * r.uniform(), h * r.uniform()), pick(r, colors))
+        polygon(view, shape @ turn(r.uniform(0, 6)) + (w * r.uniform(), h * r.uniform()), pick(r, colors))
 
 
 def _sunburst(r, view, colors):
@@ -450,8 +446,7 @@ def seal(r, canvas, x, y, radius, color, string, alpha=.75):
     for i, letter in enumerate(letters):
         glyph = np.zeros_like(mask)
         text(glyph[..., None], c, c - radius * .94, letter, SANS[1], max(7, round(radius * .25)), (255,), "center")
-        turn = cv2.getRotationMatrix2D((c, c), start - 360 * i / len(letters), 1)
-        mask |= cv2.warpAffine(glyph, turn, (size, size))
+        mask |= cv2.warpAffine(glyph, cv2.getRotationMatrix2D((c, c), start - 360 * i / len(letters), 1), (size, size))
     for part in pick(r, CHARGES):
         polygon(mask, np.asarray(part) * radius * .45 + c, 255)
     ink(canvas, mask, color, x - c, y - c, alpha)

@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from synth.draw import ellipse, hsv, lines, mix, pick, polygon, rng
+from synth.draw import ellipse, hsv, lines, mix, pick, polygon, rng, turn
 
 COARSE = 8  # light, shadow and glare are smooth, so they are computed at 1/8 of the size and enlarged
 
@@ -43,8 +43,7 @@ def _corners(r, w, h, severity):
     left, top, right, bottom = r.uniform(least, most, 4) * min(severity, 2)
     corners = np.array([(left, top), (1 - right, top), (1 - right, 1 - bottom), (left, 1 - bottom)]) * (w, h)
     angle = math.radians(np.clip(r.normal(0, turned), -2.5 * turned, 2.5 * turned) * severity)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    corners = (corners - (w / 2, h / 2)) @ turn + (w / 2, h / 2)
+    corners = (corners - (w / 2, h / 2)) @ turn(angle) + (w / 2, h / 2)
     return np.float32(corners + r.normal(0, .01 * severity, (4, 2)) * (w, h))
 
 
@@ -154,9 +153,8 @@ def _occlude(r, scene):
     kind = r.uniform()
     if kind < .65:
         inward += inward[::-1] * r.uniform(-.6, .6)
-        color = skin(r)
-        finger(scene, start - inward * 30, start + inward * r.uniform(.06, .17) * max(h, w),
-               max(h, w) * r.uniform(.07, .12), color)
+        color, reach, thick = skin(r), r.uniform(.06, .17), r.uniform(.07, .12)
+        finger(scene, start - inward * 30, start + inward * reach * max(h, w), max(h, w) * thick, color)
     elif kind < .8:
         reach = (inward + inward[::-1] * r.uniform(-1, 1)) * r.uniform(.15, .35) * max(h, w)
         lines(scene, [np.array([start, start + reach])], pick(r, ((40, 40, 40), (150, 60, 20), (40, 40, 180))),

@@ -12,6 +12,7 @@ import numpy as np
 from synth.fonts import find, script_of
 
 SUBPIXEL = 4  # fractional bits of the coordinates given to OpenCV
+ALIGN = {"left": 0, "center": .5, "right": 1}  # the share of the free or drawn width that lies left of a point
 
 
 def rng(*key):
@@ -44,6 +45,11 @@ def readable(color):
 def visible(color, paper):
     """The color, or black or white where it would be hard to see on the paper."""
     return color if sum(abs(a - b) for a, b in zip(color, paper)) > 180 else readable(paper)
+
+
+def turn(angle):
+    """The matrix [2,2] that rotates rows of points, points @ turn(angle), clockwise on the page by radians."""
+    return np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
 
 
 def text_width(string, face, size):
@@ -84,7 +90,7 @@ def text(canvas, x, y, string, face, size, color, align="left", width=None, alph
     if width is not None:
         size = fit(string, face, size, width)
     mask = text_mask(string, face, size)
-    ink(canvas, mask, color, x - {"left": 0, "center": mask.shape[1] / 2, "right": mask.shape[1]}[align], y, alpha)
+    ink(canvas, mask, color, x - ALIGN[align] * mask.shape[1], y, alpha)
 
 
 def tight_mask(string, face, w, h, stretch=1.25):
@@ -104,8 +110,7 @@ def tight_mask(string, face, w, h, stretch=1.25):
 def large_text(canvas, x, y, w, h, string, face, color, align="center", stretch=1.25):
     """Draws one line of text as large as the box allows, centered in height; see tight_mask."""
     mask = tight_mask(string, face, w, h, stretch)
-    left = {"left": 0, "center": (w - mask.shape[1]) / 2, "right": w - mask.shape[1]}[align]
-    ink(canvas, mask, color, x + left, y + (h - mask.shape[0]) / 2)
+    ink(canvas, mask, color, x + ALIGN[align] * (w - mask.shape[1]), y + (h - mask.shape[0]) / 2)
 
 
 def fixed(points):
@@ -133,7 +138,7 @@ def rounded(canvas, x, y, w, h, radius, color, thickness=-1):
     """Draws a rectangle of w x h pixels with round corners, filled or outlined."""
     radius = min(radius, w / 2, h / 2)
     t = np.radians(np.arange(0, 91, 15))
-    arcs = [np.stack([cx + radius * np.cos(t + turn), cy + radius * np.sin(t + turn)], 1) for cx, cy, turn in (
+    arcs = [np.stack([cx + radius * np.cos(t + first), cy + radius * np.sin(t + first)], 1) for cx, cy, first in (
         (x + w - 1 - radius, y + h - 1 - radius, 0), (x + radius, y + h - 1 - radius, math.pi / 2),
         (x + radius, y + radius, math.pi), (x + w - 1 - radius, y + radius, -math.pi / 2))]
     if thickness < 0:

@@ -10,6 +10,7 @@ import numpy as np
 
 from synth import art, words
 from synth.draw import (
+    ALIGN,
     box,
     ellipse,
     fit,
@@ -156,8 +157,7 @@ def _signature(view, f, r):
 def _handwriting(view, f, r):
     """A line of italic text, slanted, on a wavy baseline."""
     string = _content(r, f)
-    size = fit(string, f.face, f.size, view.shape[1] * .85)
-    mask = text_mask(string, f.face, size)
+    mask = text_mask(string, f.face, fit(string, f.face, f.size, view.shape[1] * .85))
     mask = np.pad(mask, ((4, 4), (2, 8)))
     h, w = mask.shape
     x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
@@ -171,8 +171,7 @@ def _handwriting(view, f, r):
 def _barcode(view, f, r):
     h, w = view.shape[:2]
     view[:] = 255
-    widths = r.integers(1, 4, w)
-    edges = 4 + np.cumsum(widths)
+    edges = 4 + np.cumsum(r.integers(1, 4, w))
     for start, end in zip(edges[::2], edges[1::2]):
         if end < w - 4:
             view[2:h - 2 if h < 28 else h - 11, start:end] = 20
@@ -259,7 +258,7 @@ def _cells(view, f, r):
 def _stops(view, f, r):
     """A column of words, beside a table. pattern: the distance of rows in pixels."""
     step = int(f.pattern)
-    for i in range(view.shape[0] // step):
+    for i in range(f.h // step):
         text(view, 0, i * step, words.name(r, f.language), f.face, f.size, f.color)
 
 
@@ -274,7 +273,7 @@ def _price(view, f, r):
     big = tight_mask(whole, f.face, f.w * .66, f.h, 1.5)
     small = tight_mask(cents, f.face, f.w * .22, f.h * .5)
     sign = tight_mask(f.pattern or "€", f.face, f.w * .1, f.h * .3)
-    x = {"left": 0, "center": .5, "right": 1}[f.align] * (f.w - big.shape[1] - small.shape[1] - sign.shape[1] - f.w * .02)
+    x = ALIGN[f.align] * (f.w - big.shape[1] - small.shape[1] - sign.shape[1] - f.w * .02)
     top = (f.h - big.shape[0]) / 2
     ink(view, sign, f.color, x, top)
     ink(view, big, f.color, x + sign.shape[1] + f.w * .01, top)
@@ -342,5 +341,5 @@ def draw_field(canvas, field, r):
     if field.kind in DRAWINGS:
         DRAWINGS[field.kind](view, field, r)
     else:
-        at = {"left": 0, "center": field.w / 2, "right": field.w}[field.align]
-        text(view, at, 0, TEXT[field.kind](r, field), field.face, field.size, field.color, field.align, field.w)
+        string = TEXT[field.kind](r, field)
+        text(view, ALIGN[field.align] * field.w, 0, string, field.face, field.size, field.color, field.align, field.w)
