@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synth import art, words
-from synth.draw import ellipse, hsv, mix, pick, rng, text
+from synth import art, draw, words
+from synth.draw import hsv, mix, pick, rng
 from synth.fields import Field
 from synth.fonts import HEAVY, MONO, NARROW, RUBIK, SANS, SERIF, TIMES
 
@@ -30,7 +30,7 @@ class Chance:
         """number: of the type in its family; alike: what may differ in a group of look-alikes, each a string of aspects;
         share: the share of groups that are look-alikes."""
         group, self.member = divmod(number, GROUP)
-        key = "type", seed, family, group
+        self.family, key = family, ("type", seed, family, group)
         whole = rng(*key)
         self.look_alike = whole.uniform() < share
         self.differs = tuple(pick(whole, alike).split()) if self.look_alike else ASPECTS
@@ -59,17 +59,23 @@ class Chance:
 class Template:
     """A document type. art: uint8 BGR [H,W,3], read-only; fields: those to fill in, in drawing order; cut: rows (first,
     last) of the art of which a copy may lack the lower part, as a till receipt is as long as its items need."""
-    family: str
     art: np.ndarray
     fields: tuple
     cut: tuple = ()
 
 
+def _on_canvas(function):
+    """The method of Page that draws on its canvas with a function of draw.py."""
+    return lambda page, *args, **options: function(page.canvas, *args, **options)
+
+
 class Page:
     """A type while it is drawn: the canvas, the fields so far, and the choices that apply to the whole page."""
+    box, rounded, ellipse, polygon, large_text = map(_on_canvas, (draw.box, draw.rounded, draw.ellipse, draw.polygon,
+                                                                  draw.large_text))
 
-    def __init__(self, chance, family, w, h, hues, pale=.07, layers=2, strength=.4):
-        self.chance, self.r, self.family, self.w, self.h = chance, chance.layout, family, w, h
+    def __init__(self, chance, w, h, hues, pale=.07, layers=2, strength=.4):
+        self.chance, self.r, self.w, self.h = chance, chance.layout, w, h
         color = chance.color
         hue = chance.hue(hues)
         second = hue + pick(color, (.06, -.08, .45))
@@ -89,7 +95,16 @@ class Page:
 
     def text(self, x, y, string, size, width, color=None, align="left", face=None, bold=True):
         """Draws fixed text in the font and ink of the page; see draw.text."""
-        text(self.canvas, x, y, string, (face or self.face)[bold], size, color or self.ink, align, width)
+        draw.text(self.canvas, x, y, string, (face or self.face)[bold], size, color or self.ink, align, width)
+
+    def rows(self, x, y, step, strings, size, width, color=None, align="left"):
+        """Draws fixed lines of regular text, `step` pixels apart."""
+        for i, string in enumerate(strings):
+            self.text(x, y + step * i, string, size, width, color, align, bold=False)
+
+    def rule(self, x, y, end, color=None):
+        """Draws a thin line from (x, y) to (end, y)."""
+        draw.lines(self.canvas, [np.array([(x, y), (end, y)])], color or self.ink)
 
     def field(self, kind, x, y, w, h, **options):
         """Adds a field. Number and date formats are the same on the whole page."""
@@ -109,8 +124,12 @@ class Page:
         """Draws the emblem of the page, the same one each time; `disc` puts it on a white disc, to be visible on a dark
         band."""
         if disc:
-            ellipse(self.canvas, x, y, radius + 4, radius + 4, art.WHITE)
+            self.ellipse(x, y, radius + 4, radius + 4, art.WHITE)
         art.emblem(rng(self._emblem), self.canvas, x, y, radius, colors or (self.dark, self.other), self.initial)
+
+    def icon(self, x, y, radius, color):
+        """Draws a small symbol, another one each time; see art.emblem."""
+        art.emblem(self.chance.art, self.canvas, x, y, radius, (color,))
 
     def wordmark(self, x, y, w, h, string, colors=(), align="center"):
         """Draws a name as a logo in a box; see art.wordmark."""
@@ -135,11 +154,11 @@ class Page:
     def heading(self, kind):
         """The name of the organization that issues the document (kind: a key of Language.organizations) and the title."""
         organization = words.organization(self.chance.name, kind, self.language)
-        return organization, self.title() if self.family in words.LANGUAGES[0].titles else organization
+        return organization, self.title() if self.chance.family in words.LANGUAGES[0].titles else organization
 
     def title(self, family=None, i=0):
         """The i-th fixed word of those that are usual in a family of documents, by default in that of the page."""
-        options = words.titles(family or self.family, self.language)
+        options = words.titles(family or self.chance.family, self.language)
         return options[(self._title + i) % len(options)]
 
     def keys(self, first, rest, n):
@@ -148,4 +167,4 @@ class Page:
 
     def done(self):
         self.canvas.flags.writeable = False
-        return Template(self.family, self.canvas, tuple(self.fields), self.cut)
+        return Template(self.canvas, tuple(self.fields), self.cut)

@@ -19,7 +19,8 @@ def chance_of(seed, type_id):
 @functools.lru_cache(maxsize=32)
 def template(seed, type_id):
     """The Template of a type."""
-    return list(FAMILIES.values())[type_id % len(FAMILIES)].draw(chance_of(seed, type_id))
+    chance = chance_of(seed, type_id)
+    return FAMILIES[chance.family].draw(chance)
 
 
 def type_name(type_id):

@@ -1,8 +1,6 @@
 """Labels: parcels, number plates, stickers, prices. Most of the image is large text, which varies."""
-import numpy as np
-
 from synth import art, words
-from synth.draw import box, ellipse, fit, hsv, large_text, lines, mix, pick, polygon, readable, rounded, visible
+from synth.draw import fit, hsv, mix, pick, readable, visible
 from synth.fonts import HEAVY, ITALIC, MONO, NARROW, RUBIK, SANS, SERIF, SLANTED, WIDE
 from synth.page import Page
 
@@ -11,7 +9,7 @@ def label(chance):
     r = chance.layout
     w, h, centered = chance.choose("layout", ((320, 320, True), (276, 360, False), (360, 276, True), (320, 320, False),
                                               (276, 360, True), (360, 276, False)))
-    p = Page(chance, "label", w, h, (.13, .33, .6), pale=pick(chance.color, (.03, .25)),
+    p = Page(chance, w, h, (.13, .33, .6), pale=pick(chance.color, (.03, .25)),
              layers=pick(chance.art, (0, 1)), strength=.3)
     organization, title = p.heading("shop")
     art.border(chance.art, p.canvas, 4, p.dark)
@@ -25,20 +23,20 @@ def label(chance):
         y = 80
     inverse = r.uniform() < .6
     if inverse:
-        box(p.canvas, 18, y, w - 36, 40, pick(r, (p.dark, p.other, p.ink)))
+        p.box(18, y, w - 36, 40, pick(r, (p.dark, p.other, p.ink)))
     size = fit(title.upper(), p.face[1], 27, w - 60)
     p.text(w / 2, y + 20 - size * .62, title.upper(), size, w - 60, art.WHITE if inverse else p.dark, "center")
     y += 48
     rows, signs = (h - 70 - y) // 29, min(int(r.integers(0, 4)), (h - 70 - y) // 38)
     for i in range(signs):  # handling signs
-        box(p.canvas, w - 50, y + 38 * i, 32, 32, p.ink, 1)
-        art.emblem(chance.art, p.canvas, w - 34, y + 16 + 38 * i, 12, (p.ink,))
+        p.box(w - 50, y + 38 * i, 32, 32, p.ink, 1)
+        p.icon(w - 34, y + 16 + 38 * i, 12, p.ink)
     wide = w - 36 - (44 if signs else 0)
     keys = p.keys((), ("lot", "weight", "expires", "number", "from", "to", "address", "remarks"), rows)
     for i, key in enumerate(keys):
         p.entry(key, 20, y + 29 * i, wide, 12)
         if i:
-            lines(p.canvas, [np.array([(18, y + 29 * i - 2), (18 + wide, y + 29 * i - 2)])], mix(p.ink, art.WHITE, .5))
+            p.rule(18, y + 29 * i - 2, 18 + wide, mix(p.ink, art.WHITE, .5))
     if r.uniform() < .6:
         p.field("barcode", 22, h - 64, w - 44, 46)
     else:
@@ -47,17 +45,16 @@ def label(chance):
     return p.done()
 
 
-INKS = ((40, 30, 20), (120, 40, 10), (30, 30, 160), (40, 110, 20), (110, 20, 100), (20, 20, 20))  # dark, BGR
-PAPERS = ((255, 255, 255), (80, 210, 250), (200, 240, 255), (230, 245, 215), (250, 235, 205), (220, 215, 255))  # light, BGR
+DARK = ((40, 30, 20), (120, 40, 10), (30, 30, 160), (40, 110, 20), (110, 20, 100), (20, 20, 20))  # dark, BGR
+LIGHT = ((255, 255, 255), (80, 210, 250), (200, 240, 255), (230, 245, 215), (250, 235, 205), (220, 215, 255))  # light, BGR
 PLATE_NUMBERS = ("AA-999-AA", "AAA 999", "999 AAA", "A 999 AA", "99 AA 99", "AAA-9999", "9AAA999", "AA99 AAA", "99-99",
-                 "AA 9999",
-                 "A-99999", "999-99", "A 9 999", "99 A 9999", "AA 99 AA 9999")
+                 "AA 9999", "A-99999", "999-99", "A 9 999", "99 A 9999", "AA 99 AA 9999")
 LETTERS = (SANS[1], NARROW[1], RUBIK[1], RUBIK[0], WIDE[1], MONO[1], HEAVY[1], SANS[0], SERIF[1], NARROW[0])
 
 
 def _colors(chance):
     """(paper, ink) of a label with few colors; sometimes light on dark. All pairs of a color group are distinct."""
-    light, dark = chance.choose("color", PAPERS), chance.choose("color", INKS)
+    light, dark = chance.choose("color", LIGHT), chance.choose("color", DARK)
     return (dark, art.WHITE) if chance.choose("color", (0, 0, 1, 0)) else (light, dark)
 
 
@@ -69,7 +66,7 @@ def plate(chance):
     w, h = {"band": (392, 84 + 12 * high), "state": (384, 192), "two lines": (330, 240), "small above": (384, 200),
             "emblem": (392, 88 + 22 * high), "plain": (392, 100 + 30 * high), "corner": (384, 120 + 60 * high)}[kind]
     h = round(h)
-    p = Page(chance, "plate", w, h, (.6, .0, .15, .4), layers=0)
+    p = Page(chance, w, h, (.6, .0, .15, .4), layers=0)
     paper, color = _colors(chance)
     p.canvas[:] = paper
     if kind == "state" and chance.art.uniform() < .7:
@@ -84,9 +81,9 @@ def plate(chance):
     if kind == "band":
         left, wide = r.uniform() < .75, pick(r, (34, 42))
         x = 0 if left else w - wide
-        box(p.canvas, x, 0, wide, h, hsv(p.hues[1], .8, .6))
+        p.box(x, 0, wide, h, hsv(p.hues[1], .8, .6))
         p.emblem(x + wide / 2, h * .3, wide * .32, colors=(pick(chance.name, ((60, 220, 250), art.WHITE)),))
-        large_text(p.canvas, x + 5, h * .58, wide - 10, h * .28, p.initials(), SANS[1], art.WHITE)
+        p.large_text(x + 5, h * .58, wide - 10, h * .28, p.initials(), SANS[1], art.WHITE)
         write((wide if left else 0) + 14, h * .13, w - wide - 28, h * .74, *PLATE_NUMBERS)
     elif kind == "state":
         p.wordmark(w * .16, 8, w * .68, 36, region, (color, p.dark))
@@ -105,7 +102,7 @@ def plate(chance):
     elif kind == "small above":
         write(w * .2, 14, w * .6, 46, "AA 999", "999", "AA 99", "A 99")
         write(58, 72, w - 88, 108, "99-99", "9999", "9-999")
-        large_text(p.canvas, 14, 96, 38, 54, p.initial, SANS[1], color)
+        p.large_text(14, 96, 38, 54, p.initial, SANS[1], color)
         p.emblem(34, 38, 20, colors=(color, p.dark))
     elif kind == "emblem":
         write(14, h * .14, w * .28, h * .72, "AA", "A", "99", "AAA")
@@ -115,21 +112,21 @@ def plate(chance):
         side = int(r.integers(2))
         x = w - 88 if side else 12
         art.flag(chance.name, p.canvas, x + 12, h * .14, 52, 34, p.hues)
-        large_text(p.canvas, x, h * .56, 76, h * .3, p.initials(), face, color)
+        p.large_text(x, h * .56, 76, h * .3, p.initials(), face, color)
         write(16 if side else 100, h * .14, w - 120, h * .72, *PLATE_NUMBERS)
     else:
         above, inverse = r.uniform() < .4, r.uniform() < .5  # a strip with words
         y = 0 if above else h - 26
         if inverse:
-            box(p.canvas, 0, y, w, 26, color)
+            p.box(0, y, w, 26, color)
         on = paper if inverse else color
         p.emblem(26 if r.uniform() < .5 else w - 26, y + 13, 9, colors=(on,))
         p.text(w / 2, y + 4, (region if r.uniform() < .5 else title).upper(), 16, w * .7, on, "center")
         write(18, 32 if above else h * .1, w - 36, h * .9 - 34, *PLATE_NUMBERS)
-    rounded(p.canvas, 1, 1, w - 2, h - 2, pick(r, (6, 14)), color, pick(r, (1, edge)))
+    p.rounded(1, 1, w - 2, h - 2, pick(r, (6, 14)), color, pick(r, (1, edge)))
     if r.uniform() < .4:  # screws
         for x in (w * .25, w * .75) if h > 150 else (7, w - 8):
-            ellipse(p.canvas, x, 9 if h > 150 else h / 2, 4, 4, mix(color, (150, 150, 150), .6))
+            p.ellipse(x, 9 if h > 150 else h / 2, 4, 4, mix(color, (150, 150, 150), .6))
     return p.done()
 
 
@@ -137,22 +134,21 @@ def badge(chance):
     """Name badges and stickers: a colored frame or header with fixed words, and a large name, printed or written."""
     r = chance.layout
     w, h = pick(r, ((384, 256), (384, 230), (330, 330), (280, 384)))
-    p = Page(chance, "badge", w, h, (.6, .0, .33, .1, .8), pale=pick(chance.color, (.01, .01, .15)),
-             layers=pick(chance.art, (0, 0, 1)),
-             strength=.2)
+    p = Page(chance, w, h, (.6, .0, .33, .1, .8), pale=pick(chance.color, (.01, .01, .15)),
+             layers=pick(chance.art, (0, 0, 1)), strength=.2)
     organization, title = p.heading(pick(chance.name, ("office", "shop")))
     kind = chance.choose("layout", ("header", "frame", "side", "footer", "plain"))
     strong = hsv(p.hues[0], chance.color.uniform(.6, .95), chance.color.uniform(.45, .85))
     top, left, bottom = 16, 16, h - 16
     if kind == "header":
         top = round(h * r.uniform(.28, .4))
-        box(p.canvas, 0, 0, w, top, strong)
-        large_text(p.canvas, w * .1, top * .15, w * .8, top * .5, title.upper(), p.face[1], art.WHITE)
+        p.box(0, 0, w, top, strong)
+        p.large_text(w * .1, top * .15, w * .8, top * .5, title.upper(), p.face[1], art.WHITE)
         p.text(w / 2, top * .7, organization, 15, w * .8, art.WHITE, "center")
         top += 12
     elif kind == "frame":
-        box(p.canvas, 0, 0, w, h, strong)
-        rounded(p.canvas, 16, h * .3, w - 32, h * .58, 12, art.WHITE)
+        p.box(0, 0, w, h, strong)
+        p.rounded(16, h * .3, w - 32, h * .58, 12, art.WHITE)
         p.wordmark(24, h * .06, w - 48, h * .19, title, (art.WHITE,))
         top, bottom, left = h * .33, h * .85, 30
     elif kind == "side":
@@ -162,7 +158,7 @@ def badge(chance):
         top, left = 66, wide + 16
     elif kind == "footer":
         bottom = h - 58
-        box(p.canvas, 0, bottom + 8, w, 58, strong)
+        p.box(0, bottom + 8, w, 58, strong)
         p.emblem(34, h - 26, 19, disc=True)
         p.text(66, h - 42, organization, 20, w - 84, art.WHITE)
         p.text(w / 2, 12, title, 22, w - 40, strong, "center")
@@ -170,7 +166,7 @@ def badge(chance):
     else:
         p.emblem(42, 42, 26)
         p.wordmark(78, 18, w - 96, 46, organization)
-        box(p.canvas, 0, h - 12, w, 12, strong)
+        p.box(0, h - 12, w, 12, strong)
         top, bottom = 82, h - 24
     wide, high = w - left - 16, bottom - top
     if kind in ("footer", "plain") and r.uniform() < .5 and wide > 200:
@@ -190,7 +186,7 @@ def price(chance):
     """Price labels and shelf tags: a large price, the goods, their code; header, colors and places belong to the type."""
     r = chance.layout
     w, h = pick(r, ((392, 160), (384, 210), (384, 240), (320, 320), (270, 384)))
-    p = Page(chance, "price", w, h, (.14, .0, .58, .35), layers=0)
+    p = Page(chance, w, h, (.14, .0, .58, .35), layers=0)
     paper, color = _colors(chance)
     strong = visible(hsv(p.hues[0], .85, chance.color.uniform(.55, .9)), paper)
     p.canvas[:] = paper
@@ -200,35 +196,35 @@ def price(chance):
     if kind == "band":
         band = round(h * r.uniform(.2, .3))
         at = 0 if r.uniform() < .7 else h - band
-        box(p.canvas, 0, at, w, band, strong)
+        p.box(0, at, w, band, strong)
         p.wordmark(12, at + band * .14, w * .5, band * .72, shop, (readable(strong),), "left")
         p.text(w - 12, at + band * .3, title.upper(), int(band * .4), w * .4, readable(strong), "right")
         y, high = (band + 6, h - band - 14) if at == 0 else (8, h - band - 14)
     elif kind == "side":
         wide = round(w * .24)
-        box(p.canvas, 0, 0, wide, h, strong)
+        p.box(0, 0, wide, h, strong)
         p.emblem(wide / 2, h * .3, wide * .3, disc=True)
-        large_text(p.canvas, 8, h * .62, wide - 16, h * .2, title.upper(), p.face[1], readable(strong))
+        p.large_text(8, h * .62, wide - 16, h * .2, title.upper(), p.face[1], readable(strong))
         x, wide = wide + 12, w - wide - 22
     elif kind == "disc":
         radius = min(w, h) * .27
-        ellipse(p.canvas, w - radius * .9, radius * .9, radius, radius, strong)
-        large_text(p.canvas, w - radius * 1.65, radius * .5, radius * 1.5, radius * .8, title.upper(), p.face[1],
+        p.ellipse(w - radius * .9, radius * .9, radius, radius, strong)
+        p.large_text(w - radius * 1.65, radius * .5, radius * 1.5, radius * .8, title.upper(), p.face[1],
                    readable(strong))
         p.text(x, y, shop, 17, w - 2.1 * radius, strong)
         y, high = y + 24, high - 24
     elif kind == "frame":
-        rounded(p.canvas, 3, 3, w - 6, h - 6, 12, strong, 6)
+        p.rounded(3, 3, w - 6, h - 6, 12, strong, 6)
         p.wordmark(w * .2, 14, w * .6, h * .14, shop, (strong, color))
         x, y, wide, high = 18, h * .14 + 20, w - 36, h * .86 - 34
     else:
         p.wordmark(w * .5, h - 32, w * .5 - 12, 24, shop, (strong,), "right")
         part = pick(r, ("top", "left", "corner", "foot"))
         if part == "corner":
-            polygon(p.canvas, [(w, 0), (w, h * .3), (w - h * .4, 0)], strong)
+            p.polygon([(w, 0), (w, h * .3), (w - h * .4, 0)], strong)
         else:
-            box(p.canvas, *{"top": (0, 0, w, 8), "left": (0, 0, 9, h), "foot": (0, h - 36, w * .48, 36)}[part], strong)
-        box(p.canvas, x, h * .5, wide * .4, 2, strong)
+            p.box(*{"top": (0, 0, w, 8), "left": (0, 0, 9, h), "foot": (0, h - 36, w * .48, 36)}[part], strong)
+        p.box(x, h * .5, wide * .4, 2, strong)
     tall, end = high > wide * .8, kind == "disc" and not high > wide * .8
     p.field("words", x, y, wide * (.6 if end else 1), 22, size=17, face=p.body[1], color=color, pattern="2")
     p.field("number", x, y + 23, wide * .5, 14, size=10, color=color,
@@ -248,12 +244,12 @@ def parcel(chance):
     """Parcel and asset labels: a carrier's logo, ruled boxes with addresses, a large sorting code, a large barcode."""
     r = chance.layout
     w, h = pick(r, ((276, 390), (276, 390), (300, 384), (390, 276)))
-    p = Page(chance, "parcel", w, h, (.02, .6, .14, .33, .78), pale=0., layers=0)
+    p = Page(chance, w, h, (.02, .6, .14, .33, .78), pale=0., layers=0)
     strong = hsv(p.hues[0], .85, chance.color.uniform(.5, .9))
     p.canvas[:] = chance.choose("color", (art.WHITE, art.WHITE, (205, 235, 255), (200, 250, 255)))
     p.ink = (25, 25, 25)
     carrier, _ = p.heading("shop")
-    rule = lambda y: box(p.canvas, 6, y, w - 12, 2, p.ink)
+    rule = lambda y: p.box(6, y, w - 12, 2, p.ink)
     y = 8
     parts = [("logo", 48), ("address", 76), ("code", 62), ("bars", 82), ("small", 42)]
     order = chance.choose("layout", ((0, 1, 2, 3, 4), (0, 3, 1, 2, 4), (2, 0, 1, 3, 4), (0, 1, 4, 3, 2), (1, 2, 3, 0, 4),
@@ -268,7 +264,7 @@ def parcel(chance):
         high += spare // len(order)
         if part == "logo":
             if band:
-                box(p.canvas, 0, y - 2, w, high - 2, strong)
+                p.box(0, y - 2, w, high - 2, strong)
             p.wordmark(12, y + 2, w * .62, high - 10, carrier, (art.WHITE,) if band else (strong,), "left")
             p.text(w - 12, y + high * .3, p.title("label"), 13, w * .28, art.WHITE if band else p.ink, "right")
         elif part == "address":
@@ -280,10 +276,9 @@ def parcel(chance):
         elif part == "code":
             inverse = chance.choose("layout", (0, 1))
             if inverse:
-                box(p.canvas, 8, y + 2, w * .4, high - 8, p.ink)
+                p.box(8, y + 2, w * .4, high - 8, p.ink)
             p.field("large", 14, y + 8, w * .4 - 12, high - 20, pattern="number:" + pick(r, ("A9", "99", "AA", "9A")),
-                    face=SANS[1],
-                    color=art.WHITE if inverse else p.ink)
+                    face=SANS[1], color=art.WHITE if inverse else p.ink)
             p.field("large", w * .46, y + 8, w * .5, high - 20,
                     pattern="number:" + pick(r, ("999-99", "99999", "AAA 99")), face=p.body[1])
         elif part == "bars":
@@ -294,5 +289,5 @@ def parcel(chance):
             p.entry("date", high + 90, y + 2, w - high - 100, 12)
         y += high
         rule(y - 4)
-    box(p.canvas, 3, 3, w - 6, h - 6, strong, pick(r, (3, 5)))
+    p.box(3, 3, w - 6, h - 6, strong, pick(r, (3, 5)))
     return p.done()

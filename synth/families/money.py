@@ -2,7 +2,7 @@
 import numpy as np
 
 from synth import art
-from synth.draw import box, ellipse, hsv, ink, large_text, lines, mix, pick, rng
+from synth.draw import ellipse, hsv, ink, mix, pick, rng
 from synth.fields import Field, draw_field
 from synth.fonts import ITALIC, MONO, SANS, SERIF, SLANTED, TIMES
 from synth.page import Page
@@ -11,14 +11,13 @@ from synth.page import Page
 def cheque(chance):
     """Cheques: bank, line work and ruled places belong to the type; all that is written or printed on it varies."""
     r = chance.layout
-    p = Page(chance, "cheque", 392, pick(r, (168, 180, 192)), (.55, .33, .12, .0, .8),
-             pale=pick(chance.color, (.06, .16)), layers=pick(chance.art, (2, 3)),
-             strength=.26)
+    p = Page(chance, 392, pick(r, (168, 180, 192)), (.55, .33, .12, .0, .8),
+             pale=pick(chance.color, (.06, .16)), layers=pick(chance.art, (2, 3)), strength=.26)
     w, h = p.w, p.h
     bank, title = p.heading("bank")
     kind = chance.choose("layout", ("left", "right", "band", "center"))
     if kind == "band":
-        box(p.canvas, 0, 0, w, 32, p.dark)
+        p.box(0, 0, w, 32, p.dark)
     head = art.WHITE if kind == "band" else p.dark
     x = {"left": 28, "band": 28, "right": w - 28, "center": w / 2 - 80}[kind]
     p.emblem(x, 22 if kind != "band" else 16, 15 if kind != "band" else 11, disc=kind == "band")
@@ -33,19 +32,19 @@ def cheque(chance):
     p.text(14, y + 2, title, 10, 84, bold=False)
     wide = w - 118 - 84
     p.field("handwriting", 84, y - 8, wide + 12, 24, face=SLANTED[0], size=15, pattern="name")
-    lines(p.canvas, [np.array([(80, y + 15), (84 + wide + 16, y + 15)]),
-                     np.array([(14, y + 41), (84 + wide + 16, y + 41)])], p.ink)
+    p.rule(80, y + 15, 100 + wide)
+    p.rule(14, y + 41, 100 + wide)
     p.field("handwriting", 18, y + 18, wide + 70, 23, face=SLANTED[0], size=15, pattern="words:4")
-    box(p.canvas, w - 104, y - 6, 92, 28, art.WHITE)
-    box(p.canvas, w - 104, y - 6, 92, 28, p.dark, pick(r, (1, 2)))
+    p.box(w - 104, y - 6, 92, 28, art.WHITE)
+    p.box(w - 104, y - 6, 92, 28, p.dark, pick(r, (1, 2)))
     p.text(w - 101, y - 2, chance.choose("name", ("€", "$", "£", "¥")), 16, 16, face=SANS)
     kind, pattern = pick(r, (("handwriting", "price"), ("amount", "")))
     p.field(kind, w - 84, y - 2, 70, 22, size=15, pattern=pattern)
     p.entry("signature", w - 130, h - 68, 118, 28)
-    lines(p.canvas, [np.array([(w - 134, h - 28), (w - 12, h - 28)])], p.ink)
+    p.rule(w - 134, h - 28, w - 12)
     p.text(14, h - 58, bank, 9, 150, bold=False)
     p.text(14, h - 46, p.sentence(3), 8, 150, bold=False)
-    box(p.canvas, 0, h - 24, w, 24, mix(hsv(p.hues[0], .04, .98), art.WHITE, .4))
+    p.box(0, h - 24, w, 24, mix(hsv(p.hues[0], .04, .98), art.WHITE, .4))
     p.field("number", 24, h - 22, w - 48, 20, size=14, face=MONO[1], pattern="|:999999999|: 9999 999999|| 9999")
     return p.done()
 
@@ -53,7 +52,7 @@ def cheque(chance):
 def banknote(chance):
     """Notes: line work, a portrait or an illustration, numerals in the corners; a serial number varies, and little else."""
     r = chance.layout
-    p = Page(chance, "banknote", 392, pick(r, (164, 176, 190, 204)), (.33, .6, .08, .95, .78, .5),
+    p = Page(chance, 392, pick(r, (164, 176, 190, 204)), (.33, .6, .08, .95, .78, .5),
              pale=pick(chance.color, (.12, .22)), layers=4, strength=.55)
     w, h = p.w, p.h
     bank, _ = p.heading(pick(chance.name, ("bank", "state")))
@@ -61,32 +60,31 @@ def banknote(chance):
     kind = chance.choose("layout", ("right", "left", "center", "illustration"))
     if r.uniform() < .5:
         wide = w * r.uniform(.14, .26)
-        side = r.uniform() < .5
-        ink(p.canvas, np.full((h, round(wide)), 255, np.uint8), mix(p.dark, art.WHITE, .75), 0 if side else w - wide, 0, .7)
+        strip = np.full((h, round(wide)), 255, np.uint8)
+        ink(p.canvas, strip, mix(p.dark, art.WHITE, .75), 0 if r.uniform() < .5 else w - wide, 0, .7)
     for _ in range(2):
         ink(p.canvas, art.rosette(chance.art, w, h), p.dark, alpha=.5)
     x = {"right": .74, "left": .26, "center": .5, "illustration": .68}[kind] * w
     tall, wide = h * .74, h * .62
     if kind == "illustration":
-        p.illustration(x - wide, h * .24, wide * 1.8, h * .58,
-                    [mix(c, p.dark, .5) for c in art.palette(chance.art, p.hues[0])],
-                    pick(chance.art, (0, 0, 2, 4)))
-        box(p.canvas, x - wide, h * .24, wide * 1.8, h * .58, p.dark, 1)
+        colors = [mix(c, p.dark, .5) for c in art.palette(chance.art, p.hues[0])]
+        p.illustration(x - wide, h * .24, wide * 1.8, h * .58, colors, pick(chance.art, (0, 0, 2, 4)))
+        p.box(x - wide, h * .24, wide * 1.8, h * .58, p.dark, 1)
     else:  # one color, in an oval
-        ellipse(p.canvas, x, h * .52, wide * .56, tall * .54, mix(p.dark, art.WHITE, .8))
+        p.ellipse(x, h * .52, wide * .56, tall * .54, mix(p.dark, art.WHITE, .8))
         face = np.full((round(tall), round(wide), 3), 255, np.uint8)
         draw_field(face, Field("portrait", 0, 0, round(wide), round(tall), color=art.WHITE),
                    rng(int(chance.name.integers(2 ** 32))))
         gray, oval = face.mean(2), np.zeros(face.shape[:2], np.uint8)
         ellipse(oval, wide / 2, tall / 2, wide * .5, tall * .5, 255)
         ink(p.canvas, ((255 - gray) * (oval > 127)).astype(np.uint8), p.dark, x - wide / 2, h * .52 - tall / 2, .95)
-        ellipse(p.canvas, x, h * .52, wide * .53, tall * .52, p.dark, 2)
+        p.ellipse(x, h * .52, wide * .53, tall * .52, p.dark, 2)
     face = pick(r, (SERIF[1], TIMES[1], SANS[1]))
     big = pick(r, (.2, .28, .36)) * h
     away = w * .05 if kind in ("right", "illustration", "center") else w * .62
-    large_text(p.canvas, away, h * .32, w * .3, big, value, face, p.dark)
+    p.large_text(away, h * .32, w * .3, big, value, face, p.dark)
     for cx, cy in pick(r, (((.02, .04), (.88, .8)), ((.02, .8), (.88, .04)), ((.02, .04), (.88, .04), (.88, .8)))):
-        large_text(p.canvas, w * cx, h * cy, w * .1, h * .15, value, face, p.other)
+        p.large_text(w * cx, h * cy, w * .1, h * .15, value, face, p.other)
     p.text(w * (.5 if kind != "center" else .76), 6, bank, 17, w * (.5 if kind != "center" else .22), p.dark, "center",
            face=pick(r, (SERIF, TIMES, ITALIC)))
     p.emblem(w * {"right": .46, "left": .54, "center": .84, "illustration": .4}[kind], h * .72, h * .12)

@@ -2,32 +2,35 @@
 import numpy as np
 
 from synth import art, words
-from synth.draw import box, hsv, large_text, lines, mix, pick, polygon, rounded
+from synth.draw import hsv, lines, mix, pick
 from synth.fonts import ITALIC, MONO, OBLIQUE, RUBIK, SANS, SERIF, SLANTED, TIMES
 from synth.page import VALUES, Page
 
 FORM_END = 326  # y below which are date, signature and stamp of a form
+FORM_KEYS = "surname", "given", "name", "birth", "place", "number", "issued", "address", "remarks"
 
 
-def _entries(p, y, columns, rows, keys, written, boxed):
+def _entries(p, y, written):
     """Ruled or boxed entries, typed or handwritten. Like the other parts of a form, it returns the y of the next part."""
+    columns, rows, boxed = pick(p.r, (1, 2)), int(p.r.integers(1, 4)), p.r.uniform() < .5
     w = (p.w - 28) / columns
     for i in range(min(rows, (FORM_END - y) // 27) * columns):
         x, top = 14 + w * (i % columns), y + 27 * (i // columns)
         if boxed:
-            box(p.canvas, x, top, w + 1, 28, p.dark, 1)
+            p.box(x, top, w + 1, 28, p.dark, 1)
         else:
-            lines(p.canvas, [np.array([(x, top + 26), (x + w - 8, top + 26)])], p.ink)
-        key = pick(p.r, keys)
+            p.rule(x, top + 26, x + w - 8)
+        key = pick(p.r, FORM_KEYS)
         by_hand = {"kind": "handwriting", "pattern": VALUES[key], "face": pick(p.r, (SLANTED, OBLIQUE))[0]}
         p.entry(key, x + 4, top + 2, w - 12, 11, **by_hand if written else {})
     return y + 27 * rows + 6
 
 
-def _table(p, y, rows, columns):
-    rows, edges = min(rows, (FORM_END - y) // 14), np.cumsum([0, *p.r.uniform(.5, 1.5, columns)])
+def _table(p, y, _):
+    rows = min(int(p.r.integers(3, 6)), (FORM_END - y) // 14)
+    edges = np.cumsum([0, *p.r.uniform(.5, 1.5, int(p.r.integers(2, 5)))])
     edges = 14 + edges / edges[-1] * (p.w - 28)
-    box(p.canvas, 14, y, p.w - 28, 14, mix(p.dark, art.WHITE, .7))
+    p.box(14, y, p.w - 28, 14, mix(p.dark, art.WHITE, .7))
     lines(p.canvas, [np.array([(x, y), (x, y + 14 * rows)]) for x in edges], p.dark)
     lines(p.canvas, [np.array([(14, y + 14 * i), (p.w - 14, y + 14 * i)]) for i in range(rows + 1)], p.dark)
     for j, (a, b) in enumerate(zip(edges, edges[1:])):
@@ -37,27 +40,27 @@ def _table(p, y, rows, columns):
     return y + 14 * rows + 7
 
 
-def _checks(p, y, n):
+def _checks(p, y, _):
+    n = int(p.r.integers(3, 5))
     for i in range(n):
         x, top = 14 + 124 * (i % 2), y + 15 * (i // 2)
-        box(p.canvas, x, top, 11, 11, p.dark, 1)
+        p.box(x, top, 11, 11, p.dark, 1)
         p.field("check", x, top, 11, 11)
         p.text(x + 16, top, p.sentence(2), 9, 100, bold=False)
     return y + 15 * -(-n // 2) + 5
 
 
-def _prose(p, y, n):
-    for i in range(n):
-        p.text(14, y + 11 * i, p.sentence(6), 9, p.w - 28, bold=False)
-    return y + 11 * n + 7
+def _prose(p, y, _):
+    p.rows(14, y, 11, [p.sentence(6), p.sentence(6)], 9, p.w - 28)
+    return y + 29
 
 
 def form(chance):
     r = chance.layout
-    p = Page(chance, "form", 276, 390, (.6, .35, 0.), pale=.02, layers=pick(chance.art, (0, 0, 1)), strength=.15)
+    p = Page(chance, 276, 390, (.6, .35, 0.), pale=.02, layers=pick(chance.art, (0, 0, 1)), strength=.15)
     organization, title = p.heading(pick(r, ("office", "shop", "state")))
     if r.uniform() < .4:
-        box(p.canvas, 0, 0, p.w, 58, mix(p.dark, art.WHITE, pick(r, (.65, .8))))
+        p.box(0, 0, p.w, 58, mix(p.dark, art.WHITE, pick(r, (.65, .8))))
     centered, logo_right = r.uniform() < .35, bool(r.integers(2))
     if centered:
         p.emblem(p.w / 2, 24, 16)
@@ -70,25 +73,16 @@ def form(chance):
         p.text(14, 64, title, 18, 170)
         p.entry("number", 196, 64, 66, 10)
     y, written = 94, r.uniform() < .5
-    keys = ("surname", "given", "name", "birth", "place", "number", "issued", "address", "remarks")
     while y < FORM_END - 46:
         if r.uniform() < .5:
-            box(p.canvas, 14, y, p.w - 28, 13, p.dark)
+            p.box(14, y, p.w - 28, 13, p.dark)
             p.text(18, y, p.sentence(3), 9, 200, art.WHITE)
             y += 17
-        part = pick(r, (_entries, _entries, _table, _checks, _prose))
-        if part is _entries:
-            y = _entries(p, y, pick(r, (1, 2)), int(r.integers(1, 4)), keys, written, boxed=r.uniform() < .5)
-        elif part is _table:
-            y = _table(p, y, int(r.integers(3, 6)), int(r.integers(2, 5)))
-        elif part is _checks:
-            y = _checks(p, y, int(r.integers(3, 5)))
-        else:
-            y = _prose(p, y, 2)
+        y = pick(r, (_entries, _entries, _table, _checks, _prose))(p, y, written)
         y += int(r.integers(0, 14))
     p.entry("date", 14, 340, 70, 11)
     p.entry("signature", 100, 340, 92, 30)
-    lines(p.canvas, [np.array([(100, 384), (192, 384)])], p.ink)
+    p.rule(100, 384, 192)
     if r.uniform() < .5:
         p.field("matrix", 208, 332, 52, 52, pattern="25")
     else:
@@ -98,23 +92,22 @@ def form(chance):
 
 def invoice(chance):
     r = chance.layout
-    p = Page(chance, "invoice", 276, 390, (.6, .0, .35, .08), pale=pick(chance.color, (.01, .01, .05)),
+    p = Page(chance, 276, 390, (.6, .0, .35, .08), pale=pick(chance.color, (.01, .01, .05)),
              layers=pick(chance.art, (0, 0, 1)), strength=.12)
     organization, title = p.heading("shop")
     head, logo_right = pick(r, ("plain", "band", "side", "ruled")), bool(r.integers(2))
     left, right = (34 if head == "side" else 14), p.w - 14
     if head == "side":
-        box(p.canvas, 0, 0, 22, p.h, p.dark)
+        p.box(0, 0, 22, p.h, p.dark)
     if head == "band":
-        box(p.canvas, 0, 0, p.w, 50, p.dark)
+        p.box(0, 0, p.w, 50, p.dark)
     if head == "ruled":
-        box(p.canvas, left, 52, right - left, 3, p.other)
+        p.box(left, 52, right - left, 3, p.other)
     color = art.WHITE if head == "band" else p.dark
     p.emblem(right - 20 if logo_right else left + 20, 26, 18, disc=head == "band")
     edge, align = (left, "left") if logo_right else (right, "right")
     p.text(edge, 8, organization, 15, right - left - 50, color, align)
-    for i in range(2):  # the address of the sender is part of the type
-        p.text(edge, 28 + 10 * i, p.sentence(3), 8, 150, color, align, bold=False)
+    p.rows(edge, 28, 10, [p.sentence(3), p.sentence(3)], 8, 150, color, align)  # the sender's address belongs to the type
 
     title_left, y = bool(r.integers(2)), 64
     for i in range(3):  # the address of the receiver is a field
@@ -127,9 +120,9 @@ def invoice(chance):
 
     low, columns = pick(r, (282, 300)), np.cumsum([0, *r.uniform(.7, 1.2, int(r.integers(1, 4)))])
     inverse, step = r.uniform() < .6, pick(r, (13, 15))
-    box(p.canvas, left, 144, wide, 15, p.dark if inverse else mix(p.dark, art.WHITE, .8))
+    p.box(left, 144, wide, 15, p.dark if inverse else mix(p.dark, art.WHITE, .8))
     for i in range(164 + step, low, 2 * step) if r.uniform() < .5 else ():
-        box(p.canvas, left, i, wide, step, mix(p.other, art.WHITE, .88))
+        p.box(left, i, wide, step, mix(p.other, art.WHITE, .88))
     columns = left + columns / columns[-1] * wide if len(columns) > 2 else np.array([left, right])
     for a, b in zip(columns, columns[1:]):
         p.text(a + 3, 145, p.word(), 9, b - a - 5, art.WHITE if inverse else p.dark)
@@ -138,7 +131,7 @@ def invoice(chance):
     p.field("items", left + 3, 163, wide - 6, low - 167, size=step - 4, face=SANS[0])
 
     total = pick(r, ("inverse", "pale", "framed"))
-    box(p.canvas, right - 124, low + 4, 124, 24, p.dark if total == "inverse" else mix(p.dark, art.WHITE, .75),
+    p.box(right - 124, low + 4, 124, 24, p.dark if total == "inverse" else mix(p.dark, art.WHITE, .75),
         1 if total == "framed" else -1)
     p.field("amount", right - 66, low + 8, 62, 16, size=12, pattern=pick(r, ("", "€", "$", "£")), align="right",
             color=art.WHITE if total == "inverse" else p.ink)
@@ -146,8 +139,7 @@ def invoice(chance):
     if r.uniform() < .5:
         p.field("matrix", left, 334, 44, 44, pattern="21")
         left += 52
-    for i in range(2):
-        p.text(left, 338 + 11 * i, p.sentence(4), 8, right - left - 90, bold=False)
+    p.rows(left, 338, 11, [p.sentence(4), p.sentence(4)], 8, right - left - 90)
     p.text(left, 364, words.notice(words.THANKS, p.language), 9, right - left - 90, p.dark)
     if r.uniform() < .6:
         p.entry("signature", right - 84, 336, 80, 30)
@@ -160,7 +152,7 @@ def certificate(chance):
     r = chance.layout
     (w, h), head = chance.choose("layout", (((384, 280), "center"), ((280, 384), "center"), ((384, 280), "pair"),
                                             ((280, 384), "pair"), ((384, 280), "plain")))
-    p = Page(chance, "certificate", w, h, (.1, .55, .3), pale=.06, layers=pick(chance.art, (1, 2)), strength=.22)
+    p = Page(chance, w, h, (.1, .55, .3), pale=.06, layers=pick(chance.art, (1, 2)), strength=.22)
     organization, title = p.heading("office")
     art.border(chance.art, p.canvas, 7, p.dark)
     art.watermark(chance.art, p.canvas, w / 2, h * .55, h * .27, p.other, .16)
@@ -180,10 +172,9 @@ def certificate(chance):
         p.field("name", 44, y + 15, w - 88, 28, size=20, face=pick(r, (ITALIC, SLANTED, TIMES))[1], align="center")
     else:
         p.field("handwriting", 60, y + 13, w - 120, 30, size=18, face=SLANTED[0], pattern="name")
-    lines(p.canvas, [np.array([(50, y + 43), (w - 50, y + 43)])], p.ink)
-    for i in range(2 + 4 * tall):
-        p.text(w / 2, y + 48 + 13 * i, p.sentence(int(r.integers(5, 8))), 10, w - 64,
-               align="center", bold=False)
+    p.rule(50, y + 43, w - 50)
+    sentences = [p.sentence(int(r.integers(5, 8))) for _ in range(2 + 4 * tall)]
+    p.rows(w / 2, y + 48, 13, sentences, 10, w - 64, align="center")
     seal_x, date_x, signature_x = np.array(pick(r, ((.5, .2, .8), (.22, .5, .8), (.78, .2, .5)))) * w
     low = h - 62
     if r.uniform() < .5:
@@ -197,40 +188,36 @@ def certificate(chance):
 
 def _letterhead(p, kind, organization, left, right):
     """The head of a letter: emblem or wordmark, name and address of the sender. Returns the y of the next part."""
-    wide = right - left
-    strong = p.dark
+    wide, strong = right - left, p.dark
     address = [p.sentence(3).rstrip(".") for _ in range(2)]
     if kind == "centered":
         p.emblem((left + right) / 2, 30, 20)
         p.text((left + right) / 2, 54, organization, 15, wide, strong, "center")
         p.text((left + right) / 2, 74, " · ".join(address), 8, wide, align="center", bold=False)
-        lines(p.canvas, [np.array([(left, 88), (right, 88)])], strong)
+        p.rule(left, 88, right, strong)
         return 98
     if kind == "band":
-        box(p.canvas, 0, 0, p.w, 46, strong)
+        p.box(0, 0, p.w, 46, strong)
         p.wordmark(left, 8, wide * .6, 30, organization, (art.WHITE,), "left")
-        for i, line in enumerate(address):
-            p.text(right, 10 + 12 * i, line, 8, wide * .36, art.WHITE, "right", bold=False)
+        p.rows(right, 10, 12, address, 8, wide * .36, art.WHITE, "right")
         return 60
     if kind == "wordmark":
         p.wordmark(left, 12, wide * .55, 34, organization, align="left")
-        for i, line in enumerate(address):
-            p.text(right, 14 + 12 * i, line, 8, wide * .4, strong, "right", bold=False)
-        box(p.canvas, left, 54, wide, 2, p.other)
+        p.rows(right, 14, 12, address, 8, wide * .4, strong, "right")
+        p.box(left, 54, wide, 2, p.other)
         return 66
     if kind == "right":
         p.emblem(right - 22, 32, 22)
         p.text(right, 58, organization, 11, wide, strong, "right")
-        for i, line in enumerate(address):
-            p.text(right, 72 + 10 * i, line, 8, wide * .5, align="right", bold=False)
+        p.rows(right, 72, 10, address, 8, wide * .5, align="right")
         return 88
     if kind == "foot":
         p.text(left, 12, organization.upper(), 12, wide, strong)
-        box(p.canvas, 0, p.h - 34, p.w, 34, mix(strong, art.WHITE, .75))
+        p.box(0, p.h - 34, p.w, 34, mix(strong, art.WHITE, .75))
         p.emblem(left + 14, p.h - 17, 13)
         p.text(left + 36, p.h - 24, " · ".join(address), 8, wide - 40, strong, bold=False)
         return 34
-    box(p.canvas, 0, 0, left - 8, p.h, mix(strong, art.WHITE, .1))  # side
+    p.box(0, 0, left - 8, p.h, mix(strong, art.WHITE, .1))  # side
     p.emblem((left - 8) / 2, 32, (left - 8) * .32, disc=True)
     p.text(left, 14, organization, 16, wide, strong)
     p.text(left, 34, address[0], 8, wide, bold=False)
@@ -240,16 +227,15 @@ def _letterhead(p, kind, organization, left, right):
 def letter(chance):
     """Letters, contracts, reports: the letterhead, places and the fonts belong to the type, the text varies."""
     r = chance.layout
-    p = Page(chance, "letter", 276, 390, (.6, .0, .35, .08), pale=chance.choose("color", (.0, .01, .0, .05)),
-             layers=pick(chance.art, (0, 0, 0, 1)),
-             strength=.1)
+    p = Page(chance, 276, 390, (.6, .0, .35, .08), pale=chance.choose("color", (.0, .01, .0, .05)),
+             layers=pick(chance.art, (0, 0, 0, 1)), strength=.1)
     organization, title = p.heading(pick(chance.name, ("office", "shop", "bank", "state")))
     head = chance.choose("layout", ("centered", "band", "wordmark", "right", "foot", "side"))
     accent = chance.choose("layout", ("top", "bottom", "edge", "corner"))
     if accent == "corner":
-        polygon(p.canvas, [(p.w, p.h), (p.w - 90, p.h), (p.w, p.h - 60)], p.dark)
+        p.polygon([(p.w, p.h), (p.w - 90, p.h), (p.w, p.h - 60)], p.dark)
     elif head not in ("band", "side"):
-        box(p.canvas, *{"top": (0, 0, p.w, 6), "bottom": (0, p.h - 5, p.w, 6), "edge": (0, 0, 7, p.h)}[accent], p.dark)
+        p.box(*{"top": (0, 0, p.w, 6), "bottom": (0, p.h - 5, p.w, 6), "edge": (0, 0, 7, p.h)}[accent], p.dark)
     left, right = (52 if head == "side" else pick(r, (20, 26))), p.w - pick(r, (18, 24))
     y, wide = _letterhead(p, head, organization, left, right), right - left
     end = p.h - (44 if head == "foot" else 22)
@@ -264,17 +250,16 @@ def letter(chance):
         p.field("prose", left, y + 90, wide, end - 44 - y - 90, **prose)
         p.field("signature", pick(r, (left, right - 90)), end - 40, 88, 38)
     else:
-        p.text(left if body != "contract" else (left + right) / 2, y + 6, title.upper() if r.uniform() < .5 else title,
-               20, wide,
-               p.dark, "left" if body != "contract" else "center")
+        at, align = ((left + right) / 2, "center") if body == "contract" else (left, "left")
+        p.text(at, y + 6, title.upper() if r.uniform() < .5 else title, 20, wide, p.dark, align)
         p.field("words", left, y + 34, wide * .7, 14, size=10, pattern="3")
         p.field("date", right - 60, y + 34, 60, 14, size=9, align="right")
         y += 54
         if body == "contract":
             p.field("prose", left, y, wide, end - y - 44, pattern="1.", **prose)
-            p.field("signature", left, end - 40, 80, 34)
-            p.field("signature", right - 80, end - 40, 80, 34)
-            lines(p.canvas, [np.array([(x, end - 4), (x + 80, end - 4)]) for x in (left, right - 80)], p.ink)
+            for x in (left, right - 80):
+                p.field("signature", x, end - 40, 80, 34)
+                p.rule(x, end - 4, x + 80)
         else:
             gap = wide / 2 + 5
             if body == "report":
@@ -282,8 +267,8 @@ def letter(chance):
                 y += 94
             for x in (left, left + gap):
                 p.field("prose", x, y, wide / 2 - 5, end - y - 8, **prose)
-    p.text((left + right) / 2, p.h - 15, p.sentence(2).rstrip(".") if head != "foot" else "", 8, wide, align="center",
-           bold=False)
+    if head != "foot":
+        p.text((left + right) / 2, p.h - 15, p.sentence(2).rstrip("."), 8, wide, align="center", bold=False)
     return p.done()
 
 
@@ -291,7 +276,7 @@ def menu(chance):
     """Menus and price lists: name, headings, ornaments and places belong to the type, dishes and prices do not."""
     r = chance.layout
     w, h = pick(r, ((276, 390), (276, 390), (384, 280), (220, 390)))
-    p = Page(chance, "menu", w, h, (.08, .0, .35, .6), pale=pick(chance.color, (.02, .12, .2)),
+    p = Page(chance, w, h, (.08, .0, .35, .6), pale=pick(chance.color, (.02, .12, .2)),
              layers=pick(chance.art, (0, 0, 1)), strength=.14)
     name, _ = p.heading("shop")
     if chance.choose("color", (0, 0, 1)):  # chalk on a board
@@ -306,7 +291,7 @@ def menu(chance):
     elif head == "band":
         deep = pick(r, (60, 84))
         p.illustration(0, 0, w, deep, art.palette(chance.art, p.hues[0]))
-        rounded(p.canvas, w * .2, deep * .2, w * .6, deep * .6, 6, p.dark)
+        p.rounded(w * .2, deep * .2, w * .6, deep * .6, 6, p.dark)
         p.wordmark(w * .23, deep * .27, w * .54, deep * .46, name, (art.WHITE,) if sum(p.dark) < 400 else (art.BLACK,))
         y = deep + 10
     elif head == "side":
@@ -326,7 +311,7 @@ def menu(chance):
         x, top = left + (wide + 14) * (i % columns) * (columns > 1), y + high * i * (columns == 1)
         p.text(x if align == "left" else x + wide / 2, top, p.title("menu", i), 16, wide, p.dark, align)
         if style in ("plain", ""):
-            box(p.canvas, x, top + 20, wide, 1, p.other)
+            p.box(x, top + 20, wide, 1, p.other)
         p.field("items", x, top + 24, wide, high - 30, size=size, face=face[0], pattern=style, fill=pick(r, (.5, .9)))
     p.text(w / 2, h - 17, words.notice(words.THANKS, p.language), 8, w * .7, p.dark, "center", bold=False)
     return p.done()
@@ -336,19 +321,19 @@ def timetable(chance):
     """Timetables and tables of figures: head, line number, column heads and stripes belong to the type, not the values."""
     r = chance.layout
     w, h = pick(r, ((276, 390), (384, 276), (240, 390), (384, 240)))
-    p = Page(chance, "timetable", w, h, (.6, .02, .14, .35), pale=pick(chance.color, (0., .02, .1)), layers=0)
+    p = Page(chance, w, h, (.6, .02, .14, .35), pale=pick(chance.color, (0., .02, .1)), layers=0)
     operator, title = p.heading("shop")
     strong, inverse = hsv(p.hues[0], .85, chance.color.uniform(.45, .85)), chance.choose("layout", (0, 1, 2, 3))
     head = pick(r, (52, 64))
     if inverse in (0, 2):
-        box(p.canvas, 0, 0, w, head, strong)
+        p.box(0, 0, w, head, strong)
     if inverse == 2:
-        box(p.canvas, 0, head, w, 5, p.other)
+        p.box(0, head, w, 5, p.other)
     color, side = art.WHITE if inverse in (0, 2) else strong, inverse % 2
     number = "".join((p.initials()[0], str(chance.name.integers(1, 99))))[:int(chance.name.integers(1, 4))]
     plate_x = w - 60 if side else 12
-    rounded(p.canvas, plate_x, 10, 48, 36, chance.choose("layout", (2, 10, 18)), p.other)
-    large_text(p.canvas, plate_x + 6, 15, 36, 26, number, SANS[1], art.WHITE)
+    p.rounded(plate_x, 10, 48, 36, chance.choose("layout", (2, 10, 18)), p.other)
+    p.large_text(plate_x + 6, 15, 36, 26, number, SANS[1], art.WHITE)
     p.text(12 if side else 70, 6, title, 22, w - 84, color)
     p.text(12 if side else 70, 34, operator, 13, w - 84, color, bold=False)
     y = head + 10
@@ -358,7 +343,7 @@ def timetable(chance):
     first, step = pick(r, (0, 76, 92)), pick(r, (14, 15, 16))
     columns = min(int(r.integers(3, 6)), (w - first) // 48)
     size = step - 5
-    box(p.canvas, 8, y, w - 16, step + 2, mix(strong, art.WHITE, .1 if inverse == 1 else .65))
+    p.box(8, y, w - 16, step + 2, mix(strong, art.WHITE, .1 if inverse == 1 else .65))
     left = 12 + first
     for j in range(columns):
         p.text(left + (w - left - 12) / columns * j, y + 2, p.word(), 9, (w - left - 12) / columns - 4,
@@ -368,12 +353,12 @@ def timetable(chance):
     stripes = pick(r, ("stripes", "rules", "grid", "none"))
     for i in range(rows):
         if stripes == "stripes" and i % 2:
-            box(p.canvas, 8, y + i * step - 2, w - 16, step, mix(strong, art.WHITE, .88))
+            p.box(8, y + i * step - 2, w - 16, step, mix(strong, art.WHITE, .88))
         elif stripes in ("rules", "grid"):
-            box(p.canvas, 8, y + i * step - 3, w - 16, 1, mix(strong, art.WHITE, .5))
+            p.box(8, y + i * step - 3, w - 16, 1, mix(strong, art.WHITE, .5))
     if stripes == "grid":
         for j in range(columns + 1):
-            box(p.canvas, left - 4 + (w - left - 8) / columns * j, y - 3, 1, rows * step, mix(strong, art.WHITE, .5))
+            p.box(left - 4 + (w - left - 8) / columns * j, y - 3, 1, rows * step, mix(strong, art.WHITE, .5))
     if first:
         p.field("stops", 12, y, first - 6, rows * step, size=size, face=p.body[0], pattern=str(step))
     p.field("cells", left, y, w - left - 12, rows * step, size=size, face=MONO[0],

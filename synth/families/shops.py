@@ -1,6 +1,6 @@
 """What comes from a shop: till receipts and box fronts."""
 from synth import art, words
-from synth.draw import box, ellipse, hsv, large_text, mix, pick, polygon, readable, rounded
+from synth.draw import hsv, mix, pick, readable
 from synth.fonts import MONO, NARROW, RUBIK, SANS, WIDE
 from synth.page import Page
 
@@ -12,7 +12,7 @@ def receipt(chance):
     number of items and so the length too."""
     r = chance.layout
     w, h = pick(r, (150, 170, 190, 200, 220)), pick(r, (360, 380, 396))
-    p = Page(chance, "receipt", w, h, (.6, .0, .33, .1), pale=.0, layers=0)
+    p = Page(chance, w, h, (.6, .0, .33, .1), pale=.0, layers=0)
     paper = chance.choose("color", ((240, 242, 243), (238, 246, 252), (248, 244, 238), (230, 242, 250), (242, 238, 250)))
     p.canvas = art.gradient(chance.art, w, h, paper, mix(paper, (200, 205, 210), .25))
     p.ink = chance.choose("color", ((50, 45, 45), (30, 30, 30), (70, 66, 64), (95, 65, 60), (45, 50, 55)))
@@ -31,8 +31,8 @@ def receipt(chance):
         p.wordmark(14, y, w - 28, pick(r, (20, 26, 34)), shop, (logo,), align)
         y += 38
     elif head == "inverse":
-        box(p.canvas, 0, 6, w, 34, logo)
-        large_text(p.canvas, 14, 12, w - 28, 22, shop, pick(r, (SANS[1], WIDE[1])), art.WHITE)
+        p.box(0, 6, w, 34, logo)
+        p.large_text(14, 12, w - 28, 22, shop, pick(r, (SANS[1], WIDE[1])), art.WHITE)
         y = 46
     elif head == "beside":
         p.emblem(26, 26, 16, colors=(logo,))
@@ -44,8 +44,7 @@ def receipt(chance):
         y += 21
     for _ in range(int(r.integers(1, 4))):
         p.text(at, y, p.sentence(int(chance.name.integers(2, 4))).rstrip("."), size,
-               w - at - 8 if align == "left" else w - 20, align=align, face=face,
-               bold=False)
+               w - at - 8 if align == "left" else w - 20, align=align, face=face, bold=False)
         y += size + 2
     y += 3
     rule = pick(r, RULES)
@@ -81,7 +80,7 @@ def receipt(chance):
     y += 10
     inverse = r.uniform() < .2
     if inverse:
-        box(p.canvas, 6, y, w - 12, large + 6, p.ink)
+        p.box(6, y, w - 12, large + 6, p.ink)
     color = art.WHITE if inverse else p.ink
     p.text(10, y + 1, total, large, w * .4, color, face=face)
     p.field("amount", w * .44, y + 1, w * .56 - 10, large + 5, size=large, face=face[1], align="right", pattern=currency,
@@ -118,7 +117,7 @@ def package(chance):
     """Box fronts: brand, goods, claims and illustration belong to the type; lot, price sticker and printed dates do not."""
     r = chance.layout
     w, h = pick(r, ((280, 390), (260, 380), (384, 270), (320, 320), (200, 390)))
-    p = Page(chance, "package", w, h, (.02, .14, .33, .6, .8, .45), layers=0)
+    p = Page(chance, w, h, (.02, .14, .33, .6, .8, .45), layers=0)
     hue, second = p.hues
     strong, bright = hsv(hue, .8, chance.color.uniform(.5, .95)), hsv(second, .75, chance.color.uniform(.75, 1))
     colors = art.palette(chance.color, hue)
@@ -137,21 +136,21 @@ def package(chance):
                  .85),
     }[kind]
     if kind == "window":
-        rounded(p.canvas, w * .08, h * .34, w * .84, h * .46, 14, art.WHITE)
+        p.rounded(w * .08, h * .34, w * .84, h * .46, 14, art.WHITE)
     if kind == "disc":
-        ellipse(p.canvas, w / 2, h * .58, radius * 1.1, radius * 1.1, art.WHITE)
+        p.ellipse(w / 2, h * .58, radius * 1.1, radius * 1.1, art.WHITE)
     p.illustration(drawn[0] * w, drawn[1] * h, drawn[2] * w, drawn[3] * h, colors)
     p.wordmark(named[0] * w, named[1] * h, named[2] * w, named[3] * h, brand, (art.WHITE, art.BLACK))
     wide = .46 if kind == "half" else .9
     band = r.uniform() < .5
     if band:
-        box(p.canvas, 0, h * claim, w * (wide + .1 if kind != "half" else .52), h * .11, bright)
+        p.box(0, h * claim, w * (wide + .1 if kind != "half" else .52), h * .11, bright)
     p.text(w * .05, h * claim + 3, goods.upper() if r.uniform() < .5 else goods, 24, w * wide * .7,
            readable(bright if band else strong))
     for _ in range(int(r.integers(0, 3))):  # claims
         x, y, radius = w * pick(r, (.14, .86)), h * r.uniform(.4, .8), min(w, h) * r.uniform(.09, .13)
-        polygon(p.canvas, pick(chance.art, art.PLATES) * radius * 1.15 + (x, y), bright)
-        large_text(p.canvas, x - radius * .8, y - radius * .4, radius * 1.6, radius * .8,
+        p.polygon(pick(chance.art, art.PLATES) * radius * 1.15 + (x, y), bright)
+        p.large_text(x - radius * .8, y - radius * .4, radius * 1.6, radius * .8,
                    pick(chance.name, ("100%", "NEW", "BIO", "XXL", "+20%", "2x", "0%", "3+")), SANS[1], readable(bright))
     p.text(w * .05, h - 18, f"{pick(chance.name, (100, 125, 200, 250, 500, 750))} {pick(chance.name, ('g', 'ml', 'x'))}",
            13, 60, art.WHITE)
