@@ -79,8 +79,8 @@ class Evaluation:
             notes.append("Compared are the documents found in the images, or both (then the better score counts).")
         if self.upright < len(self.views):
             notes.append("A pair's score is the best of the four turns of one of its images.")
-        if v.too_few_negatives:
-            notes.append(f"Too few negative pairs for FPR {', '.join(v.too_few_negatives)}: there the threshold is just "
+        if few := [name for name in v.too_few_negatives if name in FPRS]:
+            notes.append(f"Too few negative pairs for FPR {', '.join(few)}: there the threshold is just "
                          "above the highest negative score.")
         if self.open_set:
             notes.append(self.open_set.note())

@@ -18,7 +18,9 @@ import numpy as np
 
 GRID = 1 << 24          # score = bin / GRID
 BINS = GRID + 1         # bins 0..GRID, both ends included
-FPRS = {"1e-1": 10, "1e-2": 100, "1e-3": 1_000, "1e-4": 10_000, "1e-5": 100_000}   # name -> 1 / FPR
+# Name -> 1 / FPR, of what is measured. A registry of N types asks for a rate near 1 / N, so decades would be too far apart.
+RATES = {f"{digit}e-{power}": 10 ** power // digit for power in range(1, 6) for digit in (5, 2, 1)[2 * (power == 1):]}
+FPRS = {name: one_in for name, one_in in RATES.items() if name[0] == "1"}           # of what is shown
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class PairCounts:
 class Verification:
     """Metrics of all pairs. Scores and thresholds are (cos + 1) / 2; a pair is accepted when score >= threshold."""
     auroc: float                    # a tie between a positive and a negative pair counts half
-    tpr_at_fpr: dict[str, float]
+    tpr_at_fpr: dict[str, float]    # at RATES, as thresholds
     thresholds: dict[str, float]
-    too_few_negatives: list[str]    # FPRs below 1 / (number of negative pairs): even one accepted pair is above them
+    too_few_negatives: list[str]    # rates below 1 / (number of negative pairs): even one accepted pair is above them
     positive: int
     negative: int
     roc: np.ndarray                 # float64 [points, 2]: FPR, TPR; spaced for a logarithmic FPR axis
@@ -117,13 +119,13 @@ def measure(counts):
         bins = int(np.searchsorted(negatives, allowed, side="right")) - 1
         return negatives[bins] / n_negative, positives[bins] / n_positive, (BINS - bins) / GRID
 
-    points = {name: operating_point(n_negative // one_in) for name, one_in in FPRS.items()}
+    points = {name: operating_point(n_negative // one_in) for name, one_in in RATES.items()}
     allowed = np.unique(np.geomspace(1, n_negative, 600).astype(np.int64))
     return Verification(
         auroc=_auroc(counts.positive, negatives, n_positive, n_negative),
         tpr_at_fpr={name: float(tpr) for name, (_, tpr, _) in points.items()},
         thresholds={name: threshold for name, (_, _, threshold) in points.items()},
-        too_few_negatives=[name for name, one_in in FPRS.items() if n_negative < one_in],
+        too_few_negatives=[name for name, one_in in RATES.items() if n_negative < one_in],
         positive=n_positive, negative=n_negative,
         roc=np.array([operating_point(a)[:2] for a in allowed]),
         histogram=np.stack([_coarse(counts.positive), _coarse(counts.negative)]))

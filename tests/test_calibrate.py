@@ -123,7 +123,7 @@ def test_the_file_has_the_figures_of_the_folder(model, folder, tmp_path):
     written = calibrated(model, folder)
 
     expected = {rate: {"threshold": result.verification.thresholds[rate], "tpr": result.verification.tpr_at_fpr[rate]}
-                for rate in ("1e-1", "1e-2", "1e-3")}
+                for rate in ("1e-1", "5e-2", "2e-2", "1e-2", "5e-3", "2e-3", "1e-3")}
     assert written["thresholds"] == expected
     assert written["thresholds_any"] == {rate: {"threshold": turned.thresholds[rate], "tpr": turned.tpr_at_fpr[rate]}
                                          for rate in expected}
@@ -132,7 +132,7 @@ def test_the_file_has_the_figures_of_the_folder(model, folder, tmp_path):
     origin = written["thresholds_from"]
     assert origin.pop("named_right") + origin.pop("named_wrong") <= KINDS * (VIEWS - 1)
     assert origin == {"data": "mine", "types": KINDS, "images": KINDS * VIEWS, "pairs": {"positive": 72, "negative": 1056},
-                      "too_few_negatives": ["1e-4", "1e-5"]}
+                      "too_few_negatives": ["5e-4", "2e-4", "1e-4", "5e-5", "2e-5", "1e-5"]}
     after = onnx.load(model)
     assert after.graph == before.graph and np.array_equal(load_model(model).embed(images), features)
     assert metadata_of(model) == json.loads(before.metadata_props[0].value) | calibrated(model, folder)
@@ -244,7 +244,7 @@ def test_the_json_document_is_that_of_the_evaluation(model, folder, tmp_path, ca
     main(["--model", str(model), "--calibrate", str(folder), "--json", "--report", str(tmp_path / "report")])
     out, err = capsys.readouterr()
     assert json.loads(out) == plain and (tmp_path / "report" / "report.html").is_file()
-    assert f"{model}: now has the thresholds of {folder} for FPR 1e-1, 1e-2, 1e-3, and a runner-up gap of 0\n" in err
+    assert f"{model}: now has the thresholds of {folder} for FPR 1e-1 to 1e-3, and a runner-up gap of 0\n" in err
     assert metadata_of(model)["thresholds_from"]["data"] == "mine"
 
     main(["--model", str(model), "--data", str(folder), "--open-set", "--fpr", "1e-2", "--json"])

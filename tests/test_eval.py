@@ -119,7 +119,7 @@ def test_an_image_in_two_types_leaves_nothing_to_accept():
 def test_too_few_negatives_are_reported():
     embeddings, labels = np.eye(50, dtype=np.float32) + 1, np.arange(50) // 2
     found = measure(count_pairs(fixed_point(embeddings), labels))       # 25 * 24 / 2 * 4 = 1,200 negative pairs
-    assert found.negative == 1200 and found.too_few_negatives == ["1e-4", "1e-5"]
+    assert found.negative == 1200 and found.too_few_negatives == ["5e-4", "2e-4", "1e-4", "5e-5", "2e-5", "1e-5"]
 
 
 def test_any_number_of_pairs_fits():
