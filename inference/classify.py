@@ -255,9 +255,9 @@ def main(arguments=None) -> int:
                         help="runner-up gap: least difference between the scores of the best and the second best type at "
                              "which a label is given; 0 switches it off (default: the model's own)")
     parser.add_argument("--find", nargs="?", choices=list(FINDS), const="auto", metavar="auto|always|never",
-                        default=next(word for word, find in FINDS.items() if find is DEFAULT_FIND),
                         help="find the document in each image and rectify it: always; or compare the image as it is too and "
-                             "take the better score: auto, also --find alone (default: %(default)s)")
+                             "take the better score: auto, also --find alone (default: "
+                             f"{next(word for word, find in FINDS.items() if find is DEFAULT_FIND)})")
     parser.add_argument("--find-references", choices=list(FINDS), metavar="auto|always|never",
                         help="the same for the reference images (default: auto with --find, else never)")
     parser.add_argument("--finder", metavar="F.onnx", help="model that finds documents (default: the shipped one)")
@@ -280,13 +280,16 @@ def main(arguments=None) -> int:
     args = parser.parse_args(arguments)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
+    if args.finder and not (args.find or args.find_references or DEFAULT_FIND):
+        parser.error("--finder: of use with --find or --find-references alone")
 
     images = [path for image in args.images for path in _expanded(image)]
     show = args.show and show_folder(args.show, images, args.register or DEFAULT_REGISTRY)
+    corners = read_corners(args.corners) if args.corners else None
     progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
-                               margin=args.margin, find=FINDS[args.find], find_references=FINDS.get(args.find_references),
-                               finder=args.finder, corners=read_corners(args.corners) if args.corners else None,
+                               margin=args.margin, find=FINDS.get(args.find, DEFAULT_FIND), finder=args.finder,
+                               find_references=FINDS.get(args.find_references), corners=corners,
                                orientation=args.orientation, backend=args.backend, threads=args.threads,
                                gallery=args.gallery, progress=progress)
     choices = (args.model, DEFAULT_MODEL), (args.register, DEFAULT_REGISTRY)

@@ -57,13 +57,13 @@ def run_cli(main) -> None:
 def counted(items, total: int, what: str, show: bool):
     """Yield `items`. If `show` is true and stderr is a terminal, print the progress there after the first two seconds.
 
-    An item has `positions` and `reasons`; their lengths together are how many of the `total` images it holds. (tqdm would
+    An item's `positions`, each counted once, and `reasons` are those of the `total` images that it holds. (tqdm would
     do this, but `inference` runs without it.)
     """
     show, began, shown, done = show and sys.stderr.isatty(), time.monotonic(), 0.0, 0
     for item in items:
         yield item
-        done += len(item.positions) + len(item.reasons)
+        done += len(set(item.positions)) + len(item.reasons)
         now = time.monotonic()
         if show and now - began > 2 and (now - shown > 0.2 or done == total):
             print(f"\r{what} {done:,}/{total:,}, {done / (now - began):.0f} images/s ", end="", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import UserError, first_line
-from .image import fit_square, resize
+from .image import as_bgr, fit_square, resize
 from .model import AGAIN, not_ours, open_session, read_metadata
 from .quads import decode, to_image
 from .rectify import problem_of, rectify
@@ -52,7 +52,9 @@ class Finder:
         self.find(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
 
     def find(self, image: np.ndarray) -> Found | None:
-        """The document in `image`, uint8 BGR `[H,W,3]`: of several the best one that can be rectified; None without any."""
+        """The document in `image`, an array as `cv2.imread` returns it: of several the best one that can be rectified; None
+        without any. Raises ImageError for another array."""
+        image = as_bgr(image)
         height, width = image.shape[:2]
         step = 1  # by powers of two OpenCV is ten times faster
         while max(width, height) >= 2 * step * ENOUGH * self.image_size and min(width, height) >= 2 * step:

@@ -65,24 +65,27 @@ class _Room:
 _room = _Room(2 * MAX_PIXELS)
 
 
-def load_image(path, for_size: int | None = None) -> np.ndarray:
-    """Read a JPEG, PNG, WebP, BMP or TIFF file: uint8 BGR `[H, W, 3]`, upright, transparency on white.
+def load_image(image, for_size: int | None = None) -> np.ndarray:
+    """The path of a JPEG, PNG, WebP, BMP or TIFF file: uint8 BGR `[H, W, 3]`, upright, transparency on white. An array goes
+    through `as_bgr`.
 
     for_size: the side it will be resized to; a JPEG far larger is then decoded at a fraction of its size (`decode`).
     Raises ImageError with the reason alone ("truncated JPEG"): the caller knows the path.
     """
-    return load_reduced(path, for_size)[0]
+    return load_reduced(image, for_size)[0]
 
 
-def load_reduced(path, for_size: int | None = None) -> tuple[np.ndarray, int]:
+def load_reduced(image, for_size: int | None = None) -> tuple[np.ndarray, int]:
     """`load_image`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
+    if not isinstance(image, (str, os.PathLike)):
+        return as_bgr(image), 1
     try:
-        status = os.stat(path)
+        status = os.stat(image)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise ImageError("is a folder, not an image" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{status.st_size} bytes: larger than the limit of {MAX_BYTES}")
-        with open(path, "rb") as file:  # cv2.imread cannot open every path on every system
+        with open(image, "rb") as file:  # cv2.imread cannot open every path on every system
             data = file.read(status.st_size)  # no more: some of /proc's files are regular, empty, and have no end
     except FileNotFoundError:
         raise ImageError("file not found") from None

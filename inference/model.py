@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from .errors import UserError, first_line
-from .image import FITS, MAX_INPUT, ImageError, as_bgr, default_threads, fit_square, load_image, map_ahead
+from .image import FITS, MAX_INPUT, ImageError, default_threads, fit_square, load_image, map_ahead
 
 METADATA_KEY = "docmetric"
 FORMAT = 1
@@ -59,8 +59,7 @@ class Model:
 
     def prepare(self, image) -> np.ndarray:
         """A path, or an array as `cv2.imread` returns it -> uint8 RGB `[S, S, 3]`. Raises ImageError."""
-        image = load_image(image, self.image_size) if isinstance(image, (str, os.PathLike)) else as_bgr(image)
-        return fit_square(image, self.image_size, self.fit)[:, :, ::-1]
+        return fit_square(load_image(image, self.image_size), self.image_size, self.fit)[:, :, ::-1]
 
     def stream(self, sources: Sequence, views: Callable | None = None) -> Iterator[Part]:
         """Prepare and embed many paths or arrays: yields a `Part` at a time, in order, the next ones under way.

@@ -6,7 +6,7 @@ i + 1), clockwise as seen, the first of them the top left one of the result. Cor
 import cv2
 import numpy as np
 
-from .image import MIN_SIDE, ImageError, resize
+from .image import MIN_SIDE, ImageError, as_bgr, load_reduced, resize
 from .quads import is_quad
 
 FAR = 1.0  # corners lie no farther outside of the image than so many of its sides
@@ -19,19 +19,20 @@ MOST_OVER = 8  # samples that the warp takes for a pixel of the result, along ea
 
 
 def rectify(image: np.ndarray, quad, size: int | tuple[int, int]) -> np.ndarray:
-    """What lies inside `quad` in `image` (uint8 BGR `[H,W,3]`), seen from the front: uint8 BGR.
+    """What lies inside `quad` in `image` (an array as `cv2.imread` returns it), seen from the front: uint8 BGR.
 
     size: (width, height) of the result, or its longer side, where the aspect is estimated (`aspect_of`). Antialiased: the
     part of the image that is needed is reduced first, then warped at twice the size of the result or more, then averaged.
     Beyond the image its border goes on. Memory: the part that is needed and at most 64 times the result, wherever the
     corners lie. Raises ImageError for corners that cannot be used (`problem_of`).
     """
+    image = as_bgr(image)
     height, width = image.shape[:2]
     quad = as_quad(quad, width, height)
     if not isinstance(size, tuple):
         size = sides_of(quad, width, height, size)
 
-    sides = np.linalg.norm(np.roll(quad, -1, 0) - quad, axis=1)  # top, right, bottom, left
+    sides = _lengths(quad)
     along = np.array([max(sides[0], sides[2]), max(sides[1], sides[3])])  # across and down, pixels of the image
     halved = max(0, int(np.log2((along / size).min() / OVER)))  # so many times: by powers of two OpenCV is ten times faster
     step = 2 ** halved
@@ -53,12 +54,23 @@ def rectify(image: np.ndarray, quad, size: int | tuple[int, int]) -> np.ndarray:
     return resize(warped, *size)
 
 
+def load_with_corners(image, corners, for_size: int, least: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """A path, or an array as `cv2.imread` returns it -> uint8 BGR; how often it is smaller than the file says, as from
+    `load_reduced`; and the corners, given in the image's own pixels, as `as_quad` has them. What has a side below `least`
+    pixels when the file is decoded for `for_size` is decoded whole. Raises ImageError."""
+    pixels, divisor = load_reduced(image, for_size)
+    quad = as_quad(corners, pixels.shape[1] * divisor, pixels.shape[0] * divisor)
+    if divisor > 1 and _lengths(quad).min() < least * divisor:
+        pixels, divisor = load_reduced(image)
+    return pixels, divisor, quad
+
+
 def as_quad(corners, width: int, height: int) -> np.ndarray:
     """Four corners in an image of this size, given in any form: float64 `[4,2]`. Raises ImageError where `problem_of` says
     why they cannot be used."""
     try:
         quad = np.asarray(corners, np.float64)
-    except (TypeError, ValueError):  # not numbers, or a ragged list
+    except (TypeError, ValueError, OverflowError):  # not numbers, a ragged list, or an int beyond all floats
         quad = np.empty(0)
     if problem := problem_of(quad, width, height):
         raise ImageError(f"corners: {problem}")
@@ -75,11 +87,16 @@ def problem_of(quad: np.ndarray, width: int, height: int) -> str | None:
     if not is_quad(quad):
         return ("they go counterclockwise; begin at the document's top left and go clockwise" if is_quad(quad[::-1]) else
                 "no convex quadrilateral; begin at the document's top left and go clockwise")
-    if np.linalg.norm(np.roll(quad, -1, 0) - quad, axis=1).min() < MIN_SIDE:
+    if _lengths(quad).min() < MIN_SIDE:
         return f"a side is shorter than {MIN_SIDE} pixels"
     if inside(quad, width, height) < VISIBLE * cv2.contourArea(quad.astype(np.float32)):
         return "less than a quarter of the document lies in the image"
     return None
+
+
+def _lengths(quad):
+    """Of the sides of a quad, pixels `[4]`: top, right, bottom, left."""
+    return np.linalg.norm(np.roll(quad, -1, 0) - quad, axis=1)
 
 
 def inside(quad: np.ndarray, width: int, height: int) -> float:

@@ -37,7 +37,7 @@ class Registry:
             for row in range(0, len(part.positions), turns):
                 file, image = files[part.positions[row]], part.images[row]
                 features.setdefault(file, []).append(part.features[row:row + turns])
-                digests.setdefault(hashlib.sha256(image).digest(), []).append(file)
+                digests.setdefault(hashlib.sha256(image).digest(), {})[file] = None  # once, whatever its views
             self.warnings += [f"{files[position]}: {reason}; skipped" for position, reason in part.reasons.items()]
         if not features:
             why = f"none of its {len(files)} images can be read ({self.warnings[-1]})" if files else "no image in it"

@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, printable
 from .files import replacing
-from .image import ImageError, load_reduced, resize
-from .rectify import rectify
+from .image import ImageError, load_image, resize
+from .rectify import load_with_corners, rectify
 
 SIDE, GAP, TEXT = 400, 8, 24  # pixels: the longer side of image and document, the space around them, a line of text
 GREEN, RED, BLACK, WHITE = (70, 150, 30), (50, 50, 210), (20, 20, 20), 255  # BGR
@@ -49,12 +49,16 @@ def write_drawing(folder: Path, number: int, result: dict) -> None:
 def draw(result: dict) -> np.ndarray:
     """A result of `DocClassifier.classify` for a path -> uint8 BGR. Green: a registered type. What is beside the image is
     upright where the result has an orientation. Raises ImageError."""
-    image, divisor = load_reduced(result["image"], SIDE)
+    quad = result.get("quad")
+    if quad is None:
+        image = load_image(result["image"], SIDE)
+    else:
+        image, divisor, quad = load_with_corners(result["image"], quad, SIDE, SIDE // 4)
     color = RED if result["label"] is None else GREEN
     parts = [_shrunk(image)]
-    if (quad := result.get("quad")) is not None:
-        quad = np.array(quad) / divisor
-        scale = parts[0].shape[1] / image.shape[1]
+    if quad is not None:
+        quad = quad / divisor
+        scale = np.divide(parts[0].shape[1::-1], image.shape[1::-1])
         points = np.rint((quad * scale - 0.5) * 16).astype(np.int32)  # in sixteenths of a pixel
         parts[0] = parts[0].copy()
         cv2.polylines(parts[0], [points], True, color, 2, cv2.LINE_AA, shift=4)
@@ -68,9 +72,9 @@ def draw(result: dict) -> np.ndarray:
         sheet[GAP:GAP + part.shape[0], left:left + part.shape[1]] = part
         left += part.shape[1] + GAP
     said = f"{result['label'] or 'not registered'} {result['score']:.4f}"
-    if result.get("view") == "image" and result["quad"] is not None:
+    if result.get("view") == "image" and quad is not None:
         said += " (by the whole image)"
-    cv2.putText(sheet, said, (GAP, sheet.shape[0] - GAP), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+    cv2.putText(sheet, printable(said), (GAP, sheet.shape[0] - GAP), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
     return sheet
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from .errors import UserError
 from .finder import Finder
-from .image import as_bgr, fit_square, fitted_sides, load_reduced
+from .image import fit_square, fitted_sides, load_reduced
 from .model import Model
-from .rectify import as_quad, inside, rectify, sides_of
+from .rectify import inside, load_with_corners, rectify, sides_of
 
 FINDS = (False, "auto", True)
 MAX_CORNERS = 64 << 20  # bytes of a file of corners: a million images
@@ -41,10 +41,11 @@ class Views:
         if not any(find is choice or find == choice == "auto" for choice in FINDS):
             raise UserError(f"find {find}: unknown; use False, True or \"auto\"")
         self.model, self.find, self.corners = model, find, corners or {}
-        self.finder = finder if isinstance(finder, Finder) or not find else Finder(finder, backend)
+        self.finder = None
         # Decoded no smaller than twice this: enough for the finder, and for a document of a quarter of the image's side.
         self.for_size = 2 * model.image_size
-        if self.finder:
+        if find:
+            self.finder = finder if isinstance(finder, Finder) else Finder(finder, backend)
             self.for_size = max(self.for_size, self.finder.image_size)
 
     def __call__(self, image, quad=None) -> tuple[list[np.ndarray], Seen]:
@@ -59,14 +60,13 @@ class Views:
     def look(self, image, quad=None) -> tuple[np.ndarray, np.ndarray | None, Seen]:
         """An image as `__call__` takes it -> (uint8 BGR, perhaps decoded at a fraction of its size; the corners in these
         pixels or None; `Seen`)."""
-        path = isinstance(image, (str, os.PathLike))
-        if quad is None and self.corners and path:
+        if quad is None and self.corners and isinstance(image, (str, os.PathLike)):
             quad = self.corners.get(os.path.realpath(image))
-        pixels, divisor = load_reduced(image, self.for_size) if path else (as_bgr(image), 1)
-        height, width = pixels.shape[:2]
         if quad is not None:
-            quad = as_quad(quad, width * divisor, height * divisor)
+            pixels, divisor, quad = load_with_corners(image, quad, self.for_size, self.model.image_size)
             return pixels, quad / divisor, Seen(quad, None, ("document",))
+        pixels, divisor = load_reduced(image, self.for_size)
+        height, width = pixels.shape[:2]
         found = self.finder.find(pixels) if self.find else None
         if found is None:
             return pixels, None, Seen(None, None, ("image",))
@@ -88,7 +88,7 @@ def read_corners(path) -> dict[str, np.ndarray]:
 
     path: a CSV file with a head, of which the columns file,x0,y0,x1,y1,x2,y2,x3,y3 are read: the image, below the folder of
     the CSV file, and the corners in its pixels (upright, as EXIF says), clockwise from the document's top left. Raises
-    UserError; whether corners can be used shows when their image is read.
+    UserError, also where none of the images exists; whether corners can be used shows when their image is read.
     """
     folder, corners = os.path.dirname(os.path.abspath(path)), {}
     columns = ["file", *(f"{axis}{i}" for i in range(4) for axis in "xy")]
@@ -106,4 +106,6 @@ def read_corners(path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     except (TypeError, ValueError, csv.Error):  # a short line has None
         raise UserError(f"{path}: line {rows.line_num}: expected the name of an image and eight numbers") from None
+    if not any(map(os.path.exists, corners)):
+        raise UserError(f"{path}: no image that it names exists; their paths are relative to {folder}")
     return corners

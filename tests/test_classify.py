@@ -478,7 +478,7 @@ def test_folders_stand_for_the_images_below_them(model, register, tmp_path, caps
 
 
 def test_progress_is_shown_only_on_a_terminal(monkeypatch, capsys):
-    parts = [Part([0, 1], None, None, {2: "bad"}), Part([3], None, None, {})]
+    parts = [Part([0, 0, 1], None, None, {2: "bad"}), Part([3, 3], None, None, {})]  # two views of some images
     now = itertools.count(step=3)
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     assert list(counted(parts, 4, "classifying", True)) == parts and capsys.readouterr() == ("", "")

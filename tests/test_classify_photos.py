@@ -1,5 +1,6 @@
 """Photos as the camera took them: documents found or given by hand, any way up, in Python and on the command line."""
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from inference.cli import exit_status
 from inference.errors import UserError
 from inference.image import ImageError
 from inference.model import PART
+from inference.show import draw
 from tests.helpers.models import METADATA, blocks, save, write_model
 from tests.helpers.photos import BACKGROUND, finder_of, photo
 
@@ -153,6 +155,22 @@ def test_references_that_are_photos(model, finder, register, tmp_path):
             named = [label for label, _ in map(classifier, clean)]
             assert named == (list(LABELS.values()) if find_references else [None] * 3)
         assert {len(bank) for bank in classifier.get_register(register).values()} == {rows}
+
+
+def test_a_finder_for_references_alone(model, finder, register):
+    """Given as a path; and one that nothing asks for is not read."""
+    options = dict(model=model, register_root=register, threshold=0.98)
+    found, plain = (DocClassifier(finder=path, find_references=find, **options)
+                    for path, find in ((finder.path, "auto"), ("nowhere.onnx", None)))
+    assert {len(bank) for bank in found.bank.values()} == {2} and {len(bank) for bank in plain.bank.values()} == {1}
+    assert found(blocks(1))[0] == plain(blocks(1))[0] == "passport"
+
+
+def test_two_views_that_are_the_same_are_one_image(model, finder, tmp_path):
+    """Of a reference of one color the document looks like the whole."""
+    save(tmp_path / "plain.png", np.full((480, 640, 3), (200, 30, 90), np.uint8))
+    classifier = DocClassifier(model=model, register_root=tmp_path, threshold=0.9, find="auto", finder=finder)
+    assert classifier.warnings == [] and len(classifier.bank["plain"]) == 2
 
 
 @pytest.mark.parametrize("options, reason", [
@@ -333,6 +351,28 @@ def test_drawings_of_the_results(model, finder, register, tmp_path, capsys):
     assert green and not red
 
 
+def test_a_drawing_of_a_label_in_any_bytes(model, register, tmp_path, capsys):
+    """Some are not UTF-8, and OpenCV ends the process for those."""
+    label = os.fsdecode(b"caf\xe9")
+    save(tmp_path / "x.png", blocks(1))
+    (register / label).mkdir()
+    (tmp_path / "x.png").rename(register / label / "x.png")
+    (register / "passport.png").unlink()
+    image = save(tmp_path / "in" / "x.png", blocks(1))
+    status, out, _ = run(capsys, "--model", model, "--register", register, image, "--threshold", 0.9, "--show",
+                         tmp_path / "out")
+    assert status == 0 and "caf\\udce9" in out and cv2.imread(str(tmp_path / "out" / "00000_x.jpg")) is not None
+
+
+def test_a_drawing_of_a_thin_photo(tmp_path):
+    """Its sides shrink by different factors, since a pixel is the least: the corners are drawn where they are."""
+    path = save(tmp_path / "thin.png", np.full((2600, 10, 3), 200, np.uint8))
+    quad = [[0, 0], [10, 0], [10, 1300], [0, 1300]]
+    sheet = draw(dict(image=path, label=None, score=0.5, quad=quad, view="document")).astype(int)
+    # Half of 400 rows, below the space around; the line is 2 pixels wide.
+    assert (sheet[:408, 8:10] @ [0, -1, 1] > 60).any(1).nonzero()[0].max() == pytest.approx(8 + 200, abs=2)
+
+
 @pytest.mark.parametrize("place, reason", [("in", "lies in it; name another folder"), ("register", "among the reference"),
                                            ("register/below", "among the reference"), ("file", "cannot be made")])
 def test_drawings_do_not_replace_images(model, register, tmp_path, capsys, place, reason):
@@ -360,6 +400,7 @@ def test_a_full_place_for_drawings_is_one_line(model, register, tmp_path, capsys
 @pytest.mark.parametrize("options, reason", [
     (["--find", "sometimes"], "invalid choice"), (["--find-references", "sometimes"], "invalid choice"),
     (["--find", "auto", "--finder", "nowhere.onnx"], "nowhere.onnx: no such model"),
+    (["--finder", "nowhere.onnx"], "--finder: of use with --find or"),
     (["--orientation", "sideways"], "use upright or any")])
 def test_wrong_options(model, register, capsys, options, reason):
     command = ["--model", model, "--register", register, register / "card.png", "--threshold", 0.9]

@@ -7,7 +7,7 @@ import pytest
 
 from inference.errors import UserError
 from inference.finder import Finder, rectify
-from inference.image import ImageError, resize
+from inference.image import ImageError, load_reduced, resize
 from inference.model import load_model
 from inference.rectify import FOCAL, aspect_of, problem_of
 from inference.views import COVERED, Views, read_corners
@@ -101,6 +101,20 @@ def test_memory_does_not_grow_with_the_corners():
     assert found.shape == (64, 64, 3) and peak < 64 * 64 * 64 * 3
 
 
+@pytest.mark.parametrize("change", [
+    lambda image: image[:, :, 1], lambda image: image[:, :, 1:2].astype(np.uint16) * 257,
+    lambda image: np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])])
+def test_any_array_of_pixels(tmp_path, change):
+    """Gray, 16 bits, transparency: rectified and found as the same image in color is."""
+    gray = cv2.cvtColor(cv2.cvtColor(photo(blocks(1, 256), TILTED), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    finder = finder_of(tmp_path / "finder.onnx", TILTED)
+    assert np.array_equal(rectify(change(gray), TILTED, (50, 40)), rectify(gray, TILTED, (50, 40)))
+    assert np.array_equal(finder.find(change(gray)).quad, finder.find(gray).quad)
+    for use in (finder.find, lambda image: rectify(image, TILTED, 40)):
+        with pytest.raises(ImageError, match="no image"):
+            use(None)
+
+
 # ---------------------------------------------------------------- the aspect
 def test_the_aspect_is_exact_for_any_camera():
     rng = np.random.default_rng(0)
@@ -150,6 +164,7 @@ def test_the_longer_side_is_given_or_both():
     ([*TILTED[:3], (0, float("nan"))], "expected four"), ([*TILTED[:3], (0, float("inf"))], "expected four"),
     ([*TILTED[:3], (0,)], "expected four"), ("corners", "expected four"), ([], "expected four"),
     ([*TILTED[:3], ("left", "top")], "expected four"), ([*TILTED[:3], (None, 3)], "expected four"),
+    ([*TILTED[:3], (0, 10 ** 400)], "expected four"),
 ])
 def test_corners_that_cannot_be_used(quad, reason):
     with pytest.raises(ImageError, match="^corners: ") as caught:
@@ -259,6 +274,16 @@ def test_a_large_jpeg_is_decoded_smaller_and_its_corners_are_its_own(model, tmp_
     assert np.abs(by_hand[0].astype(int) - of_file).max() <= 1 and seen.views == ("document",) and seen.score is None
 
 
+def test_a_small_document_in_a_large_jpeg_is_read_from_the_whole(model, tmp_path):
+    """With the corners given it has as many pixels as the file has, though the photo is decoded smaller for others."""
+    quad = np.array([(900, 700), (930, 700), (930, 720), (900, 720)])
+    large = photo(blocks(1, 256), quad, 1920, 1440)
+    path = save(tmp_path / "large.jpg", large)
+    assert load_reduced(path, 2 * SIZE)[1] == 8
+    for of_file, of_array in zip(Views(model)(path, quad)[0], Views(model)(large, quad)[0], strict=True):
+        assert np.abs(of_file.astype(int) - of_array).mean() < 16  # levels; JPEG's own error, at edges of 7 pixels
+
+
 def test_corners_are_those_of_the_upright_image(model, tmp_path):
     """A file that EXIF says to turn by 90 degrees clockwise: the corners are in the image that a viewer shows."""
     upright = photo(blocks(1, 256), TILTED)
@@ -288,6 +313,7 @@ HEAD = "file,x0,y0,x1,y1,x2,y2,x3,y3"
 def test_corners_of_a_file(tmp_path):
     """Other columns, any order, a quad that cannot be used (its image will say so)."""
     file, here = tmp_path / "corners.csv", tmp_path.resolve()
+    save(tmp_path / "b.jpg", blocks(1))
     file.write_text(f"type,{HEAD}\n7,deep/a.jpg,1,2,3,4.5,5,6,7,-8\n,b.jpg{',0' * 8}\n")
     found = read_corners(file)
     assert found.keys() == {str(here / "deep" / "a.jpg"), str(here / "b.jpg")}
@@ -297,7 +323,9 @@ def test_corners_of_a_file(tmp_path):
 @pytest.mark.parametrize("content, reason", [
     ("", "has no column file"), ("file,x0\n", "has no column y0"), (f"{HEAD}\na.jpg,1,2,3\n", "line 2: expected"),
     (f"{HEAD}\na.jpg,1,2,3,4,5,6,7,left\n", "line 2: expected"), (f"{HEAD}\na\0b.jpg,1,2,3,4,5,6,7,8\n", "line 2: expected"),
-    (None, "no file of corners"), (f'{HEAD}\n"{"x" * 200_000}",1\n', "expected")])
+    (None, "no file of corners"),
+    (HEAD, "no image that it names"), (f"{HEAD}\nb.jpg{',0' * 8}\n", "no image that it names"),
+    (f'{HEAD}\n"{"x" * 200_000}",1\n', "expected")])
 def test_a_file_of_corners_with_a_mistake(tmp_path, content, reason):
     file = tmp_path / "corners.csv"
     if content is not None:
