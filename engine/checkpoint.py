@@ -30,7 +30,7 @@ from inference.errors import UserError, first_line
 from inference.files import replacing
 
 FORMAT = 2
-EARLIER = {"sampler": "permutation", "fit": "squash"}  # what checkpoints without these keys were made with
+EARLIER = {"sampler": "permutation", "fit": "squash", "layout": 0}  # what checkpoints without these keys were made with
 PATIENCE = 600      # seconds that rank 0 waits for the files of the others
 LAST_PATIENCE = 5   # the same when the run ends with an error, which the others may not have survived
 CHUNK = 1 << 24     # bytes written, or read, at a time
