@@ -49,8 +49,8 @@ def shape_of(kind, seed, type_id, copy_id):
 
 
 def render(seed, type_id, copy_id):
-    """One clean copy of a document: uint8 BGR [H,W,3], a pure function of the three integers, longest side 356 to 396 (a
-    till receipt may be shorter, as long as its items need).
+    """One clean copy of a document: uint8 BGR [H,W,3], a pure function of the three integers and the fonts, longest side 320
+    to 396 (a till receipt may be shorter, as long as its items need).
 
     All copies of a type have the same art. Their fields have different content, such as the person and the numbers."""
     kind = shape_of(template(seed, type_id), seed, type_id, copy_id)

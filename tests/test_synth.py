@@ -332,6 +332,20 @@ def test_a_fold_is_a_change_of_light_from_one_edge_to_another():
         assert np.median(change) < 40
 
 
+def test_a_bend_is_a_wave_in_one_direction():
+    """Of two crossing lines one becomes a wave, at most .02 of the sheet high to each side, and the other stays straight."""
+    sheet = np.full((240, 240, 3), 255, np.uint8)
+    sheet[118:122] = sheet[:, 118:122] = 0
+    largest = 0
+    for n in range(20):
+        black = CAPTURE._bend(rng(n), sheet, 1.0)[..., 1] < 128
+        beside = np.r_[:100, 140:240]
+        height = [np.ptp((at[:, beside] * np.arange(240)[:, None]).sum(0) / at[:, beside].sum(0)) for at in (black, black.T)]
+        assert min(height) == 0 and max(height) <= 2 * .02 * 240 + 1
+        largest = max(largest, *height)
+    assert largest > 4
+
+
 def test_moire_is_periodic_and_keeps_the_mean():
     for n in range(20):
         light = np.full((240, 320, 3), 128, np.float32)

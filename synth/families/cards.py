@@ -168,9 +168,9 @@ def ticket(chance):
 
 
 def game_card(chance):
-    """Trading and playing cards. A series shares frame, colors and places, and each card has its own illustration and name;
-    cards of other series may share the illustration. In half of the series the words are fixed too; in the other half copies
-    have other words, as in another language."""
+    """Trading and playing cards. Most are look-alikes: the cards of a series, which share frame, colors and places and have
+    illustrations of their own; or one illustration in several colors or frames. In half of the series the words are fixed
+    too; in the other half copies have other words, as in another language."""
     r = chance.layout
     w, h = pick(r, ((280, 390), (272, 380), (256, 390)))
     p = Page(chance, w, h, (.1, .0, .33, .6, .78, .45), pale=.18, layers=0)
