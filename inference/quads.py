@@ -18,8 +18,8 @@ import numpy as np
 
 from .image import fitted_sides
 
-NEAR = 0.15  # a corner that is seen replaces one that is guessed within this share of the quad's shorter diagonal
-SEEN = 0.3  # least score of a corner that is seen
+NEAR = 0.2  # a corner that is seen replaces one that is guessed within this share of the quad's shorter diagonal
+SEEN = 0.2  # least score of a corner that is seen
 AT_MOST = 20  # candidates that are looked at: a network that has learned nothing has many
 LARGEST = 4.0  # a corner farther out than so many sides of the input is not believed
 SAME = 0.5  # two quads with a higher IoU are one document
