@@ -37,8 +37,10 @@ DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
 DEFAULT_REGISTRY = SHIPPED / "registry"
 DEFAULT_FIND = False  # see `views.Views`
 FINDS = {"auto": "auto", "always": True, "never": False}  # the words of the command line
-# A rate per pair. An unknown image is compared with every type: with 60 types, 1e-3 could accept nearly 6 % of such images.
-DEFAULT_FPR = 1e-4
+# Without a threshold or rate of the user's: an unknown image is compared with every type, so the rate of pairs follows from
+# the share of unknown images that may get a label. Where types are few, the rate of pairs is the limit.
+UNKNOWN_LABELED = 0.05
+HIGHEST_FPR = 1e-3
 # Two types that look alike get a threshold this far up, from the usual threshold (0) to the score of their references (1).
 # On synthetic types with two editions each, 0.25 rejected 1 % of the right labels, 0.5 rejected 4 %, and 1 rejected 26 %.
 RAISED = 0.25
@@ -52,8 +54,10 @@ class DocClassifier:
     `model` is the path of an exported model (or a loaded `Model`), `register_root` the folder of reference images. None
     takes the shipped ones, DEFAULT_MODEL and DEFAULT_REGISTRY.
     `threshold` is the lowest score, 0..1, at which a label is given. Without one, the threshold of the model's own table for
-    the false positive rate `fpr` (default 1e-4) of pairs is taken. If neither is given and the table has no entry for 1e-4,
-    the threshold is that of its lowest rate, but at least 0.75; without a table it is 0.75; both with a warning.
+    the false positive rate `fpr` of pairs is taken. If neither is given, the rate is that at which 5 % of the images of
+    unknown types would get a label: 0.05 / number of types (half of that with find="auto", which compares two views), at
+    most 1e-3. If the table has no such low rate, the threshold is that of its lowest one, but at least 0.75; without a
+    table it is 0.75; both with a warning.
     `margin` is the runner-up gap: the least difference between the scores of the best and the second best type at which a
     label is given. None takes the model's own, which may be 0; 0 switches it off.
     `thresholds` `{label: score}` are the thresholds in use. Types whose references look alike have a higher one, unless
@@ -83,7 +87,9 @@ class DocClassifier:
             register_root = _shipped(DEFAULT_REGISTRY, "registry")
         self.model = model if isinstance(model, Model) else load_model(model, backend, threads)
         self.orientation = orientation
-        self.threshold, notes = _choose_threshold(self.model, threshold, fpr, orientation)
+        given = threshold is not None or fpr is not None
+        if given:  # told before the references are read
+            self.threshold, notes = _choose_threshold(self.model, threshold, fpr, orientation)
         self.margin: float = self.model.margin if margin is None else margin
         self.views = Views(self.model, find, finder, backend, corners)
         if find_references is None:
@@ -92,6 +98,9 @@ class DocClassifier:
         self.registry = Registry(register_root, self.model, gallery, progress, self._views_of_references,
                                  any_way_up=orientation == "any")
         self.progress = progress
+        if not given:
+            compared = len(self.registry.labels) * (2 if find == "auto" else 1)
+            self.threshold, notes = _choose_threshold(self.model, None, None, orientation, compared)
         alike = self.registry.look_alikes(self.threshold)
         self.thresholds: dict[str, float] = dict.fromkeys(self.registry.labels, self.threshold)
         if threshold is None:
@@ -211,15 +220,15 @@ def _name(image):
     return None if isinstance(image, np.ndarray) else str(image)
 
 
-def _choose_threshold(model, threshold, fpr, orientation):
-    """(threshold, warnings)."""
+def _choose_threshold(model, threshold, fpr, orientation, compared=1):
+    """(threshold, warnings). compared: what an image is compared with, types x views."""
     if threshold is not None:
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold}: must be between 0 and 1; a score is (cosine + 1) / 2")
         return threshold, []
     if fpr is not None and not 0 < fpr <= 1:
         raise UserError(f"fpr {fpr}: must be above 0 and at most 1; it is the share of wrong matches to allow")
-    rate = DEFAULT_FPR if fpr is None else fpr
+    rate = min(HIGHEST_FPR, UNKNOWN_LABELED / compared) if fpr is None else fpr
     table, allowed, bounded = orientation, rate, ""
     if orientation == "any" and model.lowest_rate("any") is None:
         # The best of four scores passes at most four times as often as one.
@@ -250,7 +259,8 @@ def main(arguments=None) -> int:
     limit.add_argument("--threshold", type=float, metavar="T", help="lowest score, 0..1, at which a label is given "
                                                                     "(default: see --fpr)")
     limit.add_argument("--fpr", type=float, metavar="F", help="threshold for this false positive rate in the model's own "
-                                                              f"table (default: {DEFAULT_FPR:g})")
+                                                              "table (default: the rate at which 5 %% of the images of "
+                                                              "unknown types would get a label, at most 1e-3)")
     parser.add_argument("--gap", "--margin", dest="margin", type=float, metavar="G",
                         help="runner-up gap: least difference between the scores of the best and the second best type at "
                              "which a label is given; 0 switches it off (default: the model's own)")

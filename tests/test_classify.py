@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inference.classify import DocClassifier, main
 from inference.cli import counted, exit_status
 from inference.errors import UserError
+from inference.finder import Finder
 from inference.image import ImageError, fit_square
 from inference.model import PART, Part, _Bound, load_model
 from inference.registry import Registry
@@ -374,12 +375,29 @@ def test_nothing_shipped(model, register, tmp_path, capsys, monkeypatch):
 
 
 # ---------------------------------------------------------------- thresholds
-@pytest.mark.parametrize("fpr, expected", [(0.1, 0.6), (0.05, 0.7), (0.01, 0.7), (0.001, 0.8), (1, 0.6), (None, 0.85)])
+@pytest.mark.parametrize("fpr, expected", [(0.1, 0.6), (0.05, 0.7), (0.01, 0.7), (0.001, 0.8), (1, 0.6), (None, 0.8)])
 def test_fpr_picks_the_nearest_rate_not_above(tmp_path, register, fpr, expected):
     table = THRESHOLDS | {"1e-4": {"threshold": 0.85}, "1e-5": {"threshold": 0.9}}
     path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": table})
     classifier = DocClassifier(model=path, register_root=register, fpr=fpr)
     assert classifier.threshold == expected and classifier.warnings == []
+
+
+@pytest.mark.parametrize("types, find, expected", [
+    (50, False, 0.8), (51, False, 0.85), (100, False, 0.85), (101, False, 0.87), (25, "auto", 0.8), (26, "auto", 0.85)])
+def test_the_default_rate_lets_one_unknown_image_in_twenty_pass(tmp_path, types, find, expected):
+    """0.05 / (types x views), at most 1e-3; the nearest rate not above it."""
+    table = {"1e-2": 0.7, "1e-3": 0.8, "5e-4": 0.85, "2e-4": 0.87}
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": {k: {"threshold": v} for k, v in table.items()}})
+    for number in range(types):
+        save(tmp_path / "register" / f"{number:03}.png", blocks(number))
+    finder = None
+    if find:
+        finder = Finder.__new__(Finder)  # one that is not asked: references are taken as they are
+        finder.image_size = 224
+    classifier = DocClassifier(model=path, register_root=tmp_path / "register", find=find, finder=finder,
+                               find_references=False)
+    assert classifier.threshold == expected
 
 
 def test_a_threshold_that_nothing_passes(tmp_path, register):
@@ -390,11 +408,12 @@ def test_a_threshold_that_nothing_passes(tmp_path, register):
 
 
 def test_a_table_that_ends_before_the_default(tmp_path, register):
-    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": THRESHOLDS})
+    ends = {rate: entry for rate, entry in THRESHOLDS.items() if rate != "1e-3"} | {"2e-3": {"threshold": 0.8}}
+    path = write_model(tmp_path / "model.onnx", METADATA | {"thresholds": ends})
     classifier = DocClassifier(model=path, register_root=register)
     assert classifier.threshold == 0.8
-    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.0001; using 0.8000, since "
-                                   "the lowest rate of its table is 0.001"]
+    assert classifier.warnings == ["the model has no threshold for a false positive rate of 0.001; using 0.8000, since "
+                                   "the lowest rate of its table is 0.002"]
     few = write_model(tmp_path / "few.onnx", METADATA | {"thresholds": {"1e-1": {"threshold": 0.56, "tpr": 1.0}}})
     classifier = DocClassifier(model=few, register_root=register)  # its own threshold would accept nearly everything
     assert classifier.threshold == 0.75 and "using 0.7500" in classifier.warnings[0]

@@ -261,11 +261,11 @@ TABLE = {"1e-3": {"threshold": 0.7}, "1e-4": {"threshold": 0.8}, "1e-5": {"thres
     ({"thresholds": TABLE, "thresholds_any": {"1e-4": {"threshold": 0.83}}}, None, 0.83, None),
     ({"thresholds": TABLE, "thresholds_any": {"1e-3": {"threshold": 0.74}, "1e-4": {"threshold": 0.83}}}, 1e-3, 0.74, None),
     # Not calibrated: the best of four passes at most four times as often, so the rate is a quarter.
-    ({"thresholds": TABLE}, None, 0.9, "using 0.9000, the model's threshold for a false positive rate of 0.0001 / 4"),
+    ({"thresholds": TABLE}, None, 0.8, "using 0.8000, the model's threshold for a false positive rate of 0.001 / 4"),
     ({"thresholds": TABLE}, 1e-3, 0.8, "using 0.8000, the model's threshold for a false positive rate of 0.001 / 4"),
-    ({"thresholds": {"1e-4": {"threshold": 0.8}}}, None, 0.8, "no threshold for a false positive rate of 0.0001 / 4, since"),
-    ({"thresholds": None}, None, 0.75, "no threshold for a false positive rate of 0.0001 / 4, since"),
-    ({"thresholds": TABLE, "thresholds_any": {"1e-3": {"threshold": 0.78}}}, None, 0.78, "its table is 0.001"),
+    ({"thresholds": {"1e-3": {"threshold": 0.8}}}, None, 0.8, "no threshold for a false positive rate of 0.001 / 4, since"),
+    ({"thresholds": None}, None, 0.75, "no threshold for a false positive rate of 0.001 / 4, since"),
+    ({"thresholds": TABLE, "thresholds_any": {"1e-2": {"threshold": 0.78}}}, None, 0.78, "its table is 0.01"),
 ])
 def test_thresholds_for_documents_any_way_up(tmp_path, register, tables, fpr, expected, warned):
     path = write_model(tmp_path / "model.onnx", METADATA | tables)
@@ -273,7 +273,7 @@ def test_thresholds_for_documents_any_way_up(tmp_path, register, tables, fpr, ex
     assert classifier.threshold == expected and len(classifier.warnings) == bool(warned)
     assert not warned or warned in classifier.warnings[0]
     if fpr is None and tables["thresholds"] is TABLE:
-        assert DocClassifier(model=path, register_root=register).threshold == 0.8
+        assert DocClassifier(model=path, register_root=register).threshold == 0.7
 
 
 def test_a_rate_too_low_for_any_way_up(tmp_path, register):
