@@ -36,6 +36,8 @@ def _arguments(argv):
     parser.add_argument("--train-captures", type=int, default=0, metavar="K", help="captures per type in OUT/train")
     parser.add_argument("--eval-types", type=int, default=60, metavar="M", help="document types in OUT/eval")
     parser.add_argument("--captures", type=int, default=4, metavar="K", help="captures per type in OUT/eval")
+    parser.add_argument("--look-alikes", action="store_true", help="evaluation sets have types that differ from another "
+                                                                   "in color, layout, name or art alone, too")
     parser.add_argument("--scenes", metavar="DIR", help="folder for scenes, to train and evaluate a finder of documents")
     parser.add_argument("--number", type=int, default=2000, metavar="N", help="scenes in DIR")
     parser.add_argument("--documents", nargs="+", default=[], metavar="DIR2", help="for --scenes: images below these "
@@ -73,12 +75,13 @@ def main(argv=None):
             count = write_captures(args.captures_of, args.out, captures, args.seed, args.severity)
             print(f"{args.out}: {count} images")
         elif args.out:
-            count = write_eval(args.out, args.types, captures, args.seed, args.first_type)
+            count = write_eval(args.out, args.types, captures, args.seed, args.first_type, alike=args.look_alikes)
             print(f"{args.out}: {count} images of {args.types} types")
         if args.both:
             copies = 8 if args.copies is None else args.copies
             train = write_train(f"{args.both}/train", args.train_types, copies, args.seed, args.train_captures)
-            test = write_eval(f"{args.both}/eval", args.eval_types, args.captures, args.seed, args.first_type)
+            test = write_eval(f"{args.both}/eval", args.eval_types, args.captures, args.seed, args.first_type,
+                              alike=args.look_alikes)
             print(f"{args.both}/train: {train} images of {args.train_types} types; "
                   f"{args.both}/eval: {test} images of {args.eval_types} other types")
     except OSError as error:

@@ -5,6 +5,7 @@ when they are requested again, the folder is reused.
 """
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -47,15 +48,18 @@ def write_train(folder, types, copies, seed, captures=0, workers=None):
     return _write_types(folder, range(types), files, seed, workers)
 
 
-def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=None):
-    """Writes the types first_type..first_type+types-1 as `folder/<type>/reference.jpg` (clean) and `capture_N.jpg`.
+def write_eval(folder, types, captures, seed, first_type=NEVER_TRAINED, workers=None, alike=False):
+    """Writes so many types, from first_type on, as `folder/<type>/reference.jpg` (clean) and `capture_N.jpg`.
 
     The reference is copy 0, and capture N is a synthetic capture of copy N = 1..captures, so all have different fields.
-    Otherwise like `write_train`."""
+    alike: with types that are made to look alike; without, each of their groups has one type, since they alone would decide
+    the rates of what is rarely confused. Otherwise like `write_train`."""
     _require(1, types=types, captures=captures)
     _require(0, first_type=first_type)
     files = [("reference.jpg", 0, False)] + [(f"capture_{n}.jpg", n, True) for n in range(1, captures + 1)]
-    return _write_types(folder, range(first_type, first_type + types), files, seed, workers)
+    chosen = (i for i in itertools.count(first_type)
+              if alike or not any(first_type <= other < i for other in look_alikes(seed, i)))
+    return _write_types(folder, list(itertools.islice(chosen, types)), files, seed, workers)
 
 
 def write_captures(source, folder, captures, seed, severity=1.0, workers=None):
@@ -85,11 +89,13 @@ def write_captures(source, folder, captures, seed, severity=1.0, workers=None):
 
 
 def _write_types(folder, type_ids, files, seed, workers):
-    manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "files": [f[0] for f in files]}
+    manifest = {"seed": seed, "first_type": type_ids[0], "types": len(type_ids), "last_type": type_ids[-1],
+                "files": [f[0] for f in files]}
     jobs = [(type_name(type_id), seed, type_id, files) for type_id in type_ids]
 
     def finish(part):
-        groups = [[i, *(other for other in look_alikes(seed, i) if other in type_ids)] for i in type_ids]
+        here = set(type_ids)
+        groups = [[i, *(other for other in look_alikes(seed, i) if other in here)] for i in type_ids]
         lines = ["\t".join(map(type_name, group)) + "\n" for group in groups if len(group) > 1]
         (part / LOOK_ALIKES).write_text("".join(lines))
 

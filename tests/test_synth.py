@@ -19,7 +19,7 @@ from synth.draw import rng, text_mask, text_width
 from synth.families import FAMILIES
 from synth.languages import LABEL_KEYS
 from synth.page import ASPECTS, GROUP
-from synth.templates import chance_of, shape_of
+from synth.templates import chance_of, look_alikes, shape_of
 
 ROOT = Path(__file__).parent.parent
 CAPTURE = sys.modules["synth.capture"]  # synth.capture is the function
@@ -120,6 +120,21 @@ def test_the_look_alikes_of_a_folder_are_named_beside_it(tmp_path):
             assert a.differs == b.differs and number != other
             shared = next(aspect for aspect in ASPECTS if aspect not in a.differs)
             assert getattr(a, shared).random() == getattr(b, shared).random()
+
+
+def test_sets_to_evaluate_on_have_look_alikes_where_asked(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:  # without drawing
+        patch.setattr("synth.folders._write_type", lambda job: job[0].mkdir() or 2)
+        for alike in (False, True):
+            synth.write_eval(tmp_path / str(alike), 200, 1, seed=0, first_type=1_000_005, workers=1, alike=alike)
+    plain, full = ({int(path.name.rsplit("_", 1)[1]) for path in (tmp_path / name).iterdir() if path.is_dir()}
+                   for name in ("False", "True"))
+    assert full == set(range(1_000_005, 1_000_205)) and len(plain) == 200
+    pairs = [(i, other) for i in range(1_000_005, max(plain) + 1) for other in look_alikes(0, i)]
+    assert len(pairs) > 50 and not any(one in plain and other in plain for one, other in pairs)
+    for skipped in set(range(1_000_005, max(plain))) - plain:      # for an earlier type of its group
+        assert any(other in plain and other < skipped for other in look_alikes(0, skipped))
+    assert (tmp_path / "True" / "look_alikes.tsv").read_text() and not (tmp_path / "False" / "look_alikes.tsv").read_text()
 
 
 def test_the_families_alternate_and_a_share_of_types_are_look_alikes():
