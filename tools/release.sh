@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # How inference/models was made, and how to make a better one.
 set -euo pipefail
-types=40000 clean=1 captures=2          # synthetic types; of each so many clean copies and synthetic captures
+types=40000 clean=1 captures=1          # synthetic types; of each so many clean copies and synthetic captures
 held_types=200                          # further synthetic types, to validate on
-most=1500 most_logos=500                # images taken of one folder of real images, of one folder of logos
-views=8                                 # classes of a real image, turned and mirrored; of logos, photographs and synthetic types 1
+most=6500 most_logos=1500               # images taken of one folder of real images, of one folder of logos
+views=1                                 # classes of a real image: 8 turned and mirrored; of logos, photographs and synthetic types 1
 scenes=20000 held_scenes=1000           # for the finder
 photographs="photos bsds caltech101"
 logos="airline-logos appimage carlogos electronapps footlogos region-flags selfhst ticker-icons tvlogos"
@@ -72,7 +72,7 @@ train)
     link_real
     "$python" -m synth $work --train-types $types --copies $clean --train-captures $captures --eval-types $held_types --captures 4
     for kind in designs logos; do
-        "$python" -m synth --photos-of $work/real/$kind --out $work/$kind --copies 2 --severity 1.6
+        "$python" -m synth --photos-of $work/real/$kind --out $work/$kind --copies 3 --severity 1.6
     done
     "$python" -m synth --photos-of $work/held --out $work/validation/real --copies 4 --seed 9 --severity 2
     ln -sfn ../eval $work/validation/made
