@@ -78,7 +78,7 @@ def main(argv=None):
 
 def add_photo_options(add):
     """`--find`, `--finder`, `--corners` and `--orientation`, by `add`, as a parser's add_argument."""
-    add("--find", choices=("auto", "always", "never"), default="never",
+    add("--find", nargs="?", choices=("auto", "always", "never"), default="never", const="auto",
         help="find the document in each image: always compare it alone, or (auto) it and the whole image")
     add("--finder", metavar="F.onnx", help="model for --find (default: the shipped one)")
     add("--corners", metavar="FILE.csv", help="the documents' corners where they are known: file,x0,y0,...,x3,y3, a line an "
@@ -88,6 +88,8 @@ def add_photo_options(add):
 
 def photo_options(args) -> dict:
     """`find`, `finder` and `corners` as `DocClassifier` takes them; empty where none was given."""
+    if args.find == "never" and args.finder:
+        raise UserError(f"--finder {args.finder}: is of use with --find; add --find auto or --find always")
     if args.find == "never" and not args.corners:
         return {}
     from inference.classify import FINDS

@@ -144,6 +144,7 @@ def test_calibration_with_corners_and_the_open_set(model, scenes, linked, capsys
 def test_mistakes_are_one_line(model, linked, tmp_path, capsys):
     for said, arguments in {"no file of corners": ["--corners", tmp_path / "none.csv"],
                             "invalid choice: 'often'": ["--find", "often"],
+                            "--finder f.onnx: is of use with --find": ["--finder", "f.onnx"],
                             "invalid choice: 'down'": ["--orientation", "down"],
                             "nowhere.onnx": ["--find", "auto", "--finder", tmp_path / "nowhere.onnx"]}.items():
         assert exit_status(lambda: main(["--model", str(model), "--data", str(linked), *map(str, arguments)])) == 2
