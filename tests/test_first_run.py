@@ -86,14 +86,14 @@ def test_help_and_mistakes(run):
 def test_the_first_look_names_what_it_shows(tmp_path, capsys):
     first_look.main(["--out", str(tmp_path / "new" / "look.png"), "--columns", "4"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 19 and any(line.split() == ["passport_1000018.jpg", "passport_1000018", "(0.90)"] for line in lines)
+    assert len(lines) == 19 and any(line.split() == ["passport_1000021.jpg", "passport_1000021", "(0.94)"] for line in lines)
     assert sum("not registered" in line for line in lines if line.startswith("never_registered")) == 6
     sheet = cv2.imread(str(tmp_path / "new" / "look.png"))
     cell = first_look.draw_cell({"image": "damaged.jpg", "label": None, "score": None, "top_k": [], "error": "empty"}, {})
     assert sheet.shape == (5 * cell.shape[0], 4 * cell.shape[1], 3)                # 18 captures in rows of 4
     # the field of the first capture holds what its file does, but for scaling
     shown = sheet[first_look.GAP:][:first_look.SIDE, first_look.GAP:][:, :first_look.SIDE]
-    photo = cv2.imread(str(PHOTOS / "bank_card_1000010.jpg"))
+    photo = cv2.imread(str(PHOTOS / "bank_card_1000001.jpg"))
     height = round(first_look.SIDE * photo.shape[0] / photo.shape[1])
     top = (first_look.SIDE - height) // 2
     small = cv2.resize(photo, (first_look.SIDE, height), interpolation=cv2.INTER_AREA)
