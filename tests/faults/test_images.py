@@ -41,7 +41,7 @@ def test_an_image_is_a_function_of_its_number():
 def bad_decoder():
     """Run in the reading process. Image 1 raises, 2 crashes, 4 hangs, 5 gives a reason of two lines, 6 is refused although
     it is not damaged."""
-    decode = inference.image.decode
+    decode = inference.image.decode_reduced
 
     def bad(data, for_size=None):
         match data:
@@ -55,7 +55,7 @@ def bad_decoder():
                 raise ImageError("two\nlines")
         return decode(data, for_size)
 
-    inference.image.decode = bad
+    inference.image.decode_reduced = bad
     images.mutated = lambda seed, number: ("it" if number == 6 else "it: damaged",
                                            b"%d" % number if number else originals()["PNG RGB"])
 
