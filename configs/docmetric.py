@@ -1,6 +1,7 @@
-"""The shipped model's recipe: lcnet_strong's network, which also gets the image as 8 x 8 cells, fine-tuned from the model before
-it over real images, synthetic captures of them, and synthetic documents (tools/release.sh); class centers begin at their images,
-colors stay natural, and all class centers take part in a step, since types that look alike are what is left to learn. 2.66 MB.
+"""The shipped model's recipe: lcnet_strong's network, which also gets the image as 8 x 8 cells, fine-tuned from the one
+before over real images, synthetic captures of them, and synthetic documents (tools/release.sh). Class centers begin at
+their images, colors stay natural, and all centers take part in a step, since types that look alike are what is left to
+learn. 2.66 MB.
 
 68,861 classes, 164,583 images; 3,800 steps of 256 = 973,000 samples, each image six times. From scratch: more steps, and
 centres_init=random sample_rate=0.25.

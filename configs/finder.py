@@ -3,7 +3,7 @@
     python -m synth --scenes DIR --number 20000 --documents FOLDER... --backgrounds FOLDER... --first-type 0
     python train_v2.py configs/finder data=DIR boxes=DIR/corners.json eval_data=DIR2 eval_boxes=DIR2/corners.json
 
-With 20,000 scenes in 8 views (turned and mirrored): 1 epoch = 160,000 images, 5,000 steps of 32, near an hour on one core. No
+With 20,000 scenes in 8 views (turned and mirrored): 1 epoch = 160,000 images, 5,000 steps of 32, an hour on one core. No
 augmentation, since scenes are captures already and no scene is seen often; for a longer run, augment=strong.
 """
 task = "finder"
