@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How inference/models was made, and how to make a better one.
+# How to make the models in inference/models again, and better ones. The card there says how the runs of the shipped ones differed.
 set -euo pipefail
 types=40000 clean=1 captures=1          # synthetic types; of each so many clean copies and synthetic captures
 held_types=200                          # further synthetic types, to validate on
 most=6500 most_logos=1500               # images taken of one folder of real images, of one folder of logos
-views=1                                 # classes of a real image: 8 turned and mirrored; of logos, photographs and synthetic types 1
+views=1                                 # classes of a real image that is no logo or photograph; 8: turned and mirrored, too
 scenes=20000 held_scenes=1000           # for the finder
 photographs="photos bsds caltech101"
 logos="airline-logos appimage carlogos electronapps footlogos region-flags selfhst ticker-icons tvlogos"
