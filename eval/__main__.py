@@ -65,9 +65,9 @@ def main(argv=None):
             from eval.calibrate import calibrate
             other = evaluate(OTHER[args.orientation])
             written = calibrate(args.model, *((result, other) if args.orientation == "upright" else (other, result)))
-            highest, *_, lowest = [*written["thresholds"]] * 2
-            print(printable(f"{args.model}: now has the thresholds of {args.calibrate} for FPR {highest} to {lowest}, and a "
-                            f"runner-up gap of {written['margin']:g}"))
+            rates = list(written["thresholds"])  # the highest first
+            print(printable(f"{args.model}: now has the thresholds of {args.calibrate} for FPR {rates[0]} to {rates[-1]}, "
+                            f"and a runner-up gap of {written['margin']:g}"))
         if args.open_set:
             result = dataclasses.replace(result, open_set=open_set(args.model, result, args.fpr,
                                                                    orientation=args.orientation, **photos))

@@ -2,7 +2,7 @@
 from typing import NamedTuple
 
 from inference.model import Model
-from inference.views import Views
+from inference.views import Views, find_in_references
 
 
 class Input(NamedTuple):
@@ -23,7 +23,7 @@ class Seen:
     def __init__(self, image_size: int, fit: str, find=False, finder=None, corners: dict | None = None):
         network = Input(image_size, fit)
         self.views = Views(network, find, finder, corners=corners)
-        self.views_of_references = Views(network, "auto" if find else False, self.views.finder, corners=corners)
+        self.views_of_references = Views(network, find_in_references(find), self.views.finder, corners=corners)
 
     def __call__(self, item):
         views = self.views_of_references if item.is_reference else self.views

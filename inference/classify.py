@@ -30,7 +30,7 @@ from .image import ImageError, list_images  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
 from .show import show_folder, write_drawing  # noqa: E402
-from .views import Seen, Views, read_corners  # noqa: E402
+from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
 DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
@@ -93,7 +93,7 @@ class DocClassifier:
         self.margin: float = self.model.margin if margin is None else margin
         self.views = Views(self.model, find, finder, backend, corners)
         if find_references is None:
-            find_references = "auto" if find else False
+            find_references = find_in_references(find)
         self._views_of_references = Views(self.model, find_references, self.views.finder or finder, backend, corners)
         self.registry = Registry(register_root, self.model, gallery, progress, self._views_of_references,
                                  any_way_up=orientation == "any")

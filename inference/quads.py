@@ -54,7 +54,7 @@ def decode(outputs, size: int, threshold: float = 0.5, most: int = 8) -> tuple[n
         if all(overlap(quad, other) <= SAME for other in quads):
             quads.append(quad)
             scores.append(one)
-            ranks.append(one * math.sqrt(_visible(quad, size)))
+            ranks.append(one * math.sqrt(inside(quad, size, size)))
     best = np.argsort(-np.array(ranks), kind="stable")[:most]
     return np.array(quads).reshape(-1, 4, 2)[best], np.array(scores)[best]
 
@@ -105,6 +105,12 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
     return both / whole if whole > 0 else 0.0
 
 
+def inside(quad: np.ndarray, width: int, height: int) -> float:
+    """The area of a convex quad `[4,2]` that lies in an image of this size, pixels."""
+    frame = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    return float(cv2.intersectConvexConvex(quad.astype(np.float32), frame)[0])
+
+
 def to_square(quads: np.ndarray, width: int, height: int, size: int, fit: str = "squash") -> np.ndarray:
     """Quads `[N,4,2]` of an image in its resized image, `[size, size]`, as `fit_square` makes it."""
     inner = np.array(fitted_sides(width, height, size, fit))
@@ -115,12 +121,6 @@ def to_image(quads: np.ndarray, width: int, height: int, size: int, fit: str = "
     """Quads `[N,4,2]` of the resized image, `[size, size]`, in the image itself; not clipped."""
     inner = np.array(fitted_sides(width, height, size, fit))
     return (quads - (size - inner) // 2) / (inner / [width, height])
-
-
-def _visible(quad: np.ndarray, size: int) -> float:
-    """The area of a quad inside the resized image."""
-    frame = np.float32([(0, 0), (size, 0), (size, size), (0, size)])
-    return float(cv2.intersectConvexConvex(quad.astype(np.float32), frame)[0])
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from .image import MIN_SIDE, ImageError, as_bgr, load_reduced, resize
-from .quads import is_quad
+from .quads import inside, is_quad
 
 FAR = 1.0  # corners lie no farther outside of the image than so many of its sides
 VISIBLE = 0.25  # least share of a quad's area that must lie in the image
@@ -97,12 +97,6 @@ def problem_of(quad: np.ndarray, width: int, height: int) -> str | None:
 def _lengths(quad):
     """Of the sides of a quad, pixels `[4]`: top, right, bottom, left."""
     return np.linalg.norm(np.roll(quad, -1, 0) - quad, axis=1)
-
-
-def inside(quad: np.ndarray, width: int, height: int) -> float:
-    """The area of a quad that lies in an image of this size, pixels."""
-    frame = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
-    return float(cv2.intersectConvexConvex(quad.astype(np.float32), frame)[0])
 
 
 def sides_of(quad: np.ndarray, width: int, height: int, longest: int) -> tuple[int, int]:

@@ -9,13 +9,19 @@ from .errors import UserError
 from .finder import Finder
 from .image import fit_square, fitted_sides, load_reduced
 from .model import Model
-from .rectify import inside, load_with_corners, rectify, sides_of
+from .quads import inside
+from .rectify import load_with_corners, rectify, sides_of
 
 FINDS = (False, "auto", True)
 MAX_CORNERS = 64 << 20  # bytes of a file of corners: a million images
 # From this share of the image on, a document that is found is the image: cropped already, by hand or by a scanner. What the
 # finder takes for the document there may be a frame in its design. (Photos that were never cropped: the median is 37 %.)
 COVERED = 0.85
+
+
+def find_in_references(find):
+    """What `find` is for references where nothing else is asked: "auto" does clean ones no harm."""
+    return "auto" if find else False
 
 
 class Seen(NamedTuple):

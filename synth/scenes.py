@@ -19,7 +19,7 @@ from inference.errors import UserError
 from inference.image import ImageError, list_images, load_image
 from inference.quads import ordered
 from synth.capture import finger, optics, skin, surface
-from synth.draw import hsv, lines, mix, pick, polygon, rng
+from synth.draw import hsv, lines, mix, pick, polygon, rng, turn
 from synth.folders import files_digest, write_jobs
 from synth.templates import render
 
@@ -138,7 +138,7 @@ def _clutter(r, image):
 def _stack(r, image, quad):
     """Below a document lie others like it, of which the edges alone are seen. In place."""
     for _ in range(int(r.integers(1, 5))):
-        turned = quad.mean(0) + (quad - quad.mean(0)) @ _turn(r.normal(0, .12)) * r.uniform(.9, 1.12)
+        turned = quad.mean(0) + (quad - quad.mean(0)) @ turn(r.normal(0, .12)) * r.uniform(.9, 1.12)
         turned += r.normal(0, .06, 2) * np.ptp(quad, 0)
         color = hsv(r.uniform(), r.uniform(0, .3), pick(r, (r.uniform(0, .25), r.uniform(.6, 1))))
         polygon(image, turned, color)
@@ -151,7 +151,7 @@ def _hold(r, image, quad):
     one, other = quad[side], quad[(side + 1) % 4]
     outward = np.array([(other - one)[1], -(other - one)[0]]) / np.linalg.norm(other - one)
     long = math.sqrt(_area(quad))
-    direction = outward @ _turn(r.normal(0, .4))
+    direction = outward @ turn(r.normal(0, .4))
     thick, start = long * r.uniform(.08, .16), one + (other - one) * along
     count = int(r.choice((1, 3, 4), p=(.6, .2, .2)))
     if count > 1 or r.uniform() < .6:
@@ -189,10 +189,10 @@ def _pose(r, sheet, w, h, size):
     tilt, axis, focal = min(abs(r.normal(0, .4)), 1.05), r.uniform(0, 2 * math.pi), r.uniform(.8, 1.6)
     wide = math.sqrt(sheet.shape[1] / sheet.shape[0]) / 2
     flat = np.array([(-wide, -.25 / wide), (wide, -.25 / wide), (wide, .25 / wide), (-wide, .25 / wide)])  # of area 1
-    x, y = (flat @ _turn(angle)).T
+    x, y = (flat @ turn(angle)).T
     side = size * math.sqrt(w * h)
     near = 1 + y * math.sin(tilt) * min(side / (focal * max(w, h)), .9)
-    quad = np.stack([x / near, y * math.cos(tilt) / near], 1) @ _turn(axis)
+    quad = np.stack([x / near, y * math.cos(tilt) / near], 1) @ turn(axis)
     return quad * side / math.sqrt(_area(quad))
 
 
@@ -285,10 +285,6 @@ def _shadow(r, image, quad):
 
 
 # ---------------------------------------------------------------- geometry and files
-def _turn(angle):
-    return np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
-
-
 def _framed(quad, sheet, margins):
     """The corners of a frame around a sheet at `quad`; margins: left, top, right, bottom, as shares of its longer side."""
     h, w = sheet.shape[:2]

@@ -13,11 +13,11 @@ from engine.distributed import global_mean
 from engine.keys import Key
 from eval.corners import corners_report
 from inference.errors import UserError
-from inference.quads import decode, is_quad, to_image
+from inference.quads import decode, inside, is_quad, to_image
 from losses.heatmap import heatmap_focal
 from losses.quad import quad_distance
 from tasks.base import Evaluation, Export
-from tasks.objects import KEYS, Objects, ObjectTask, cells, heatmaps
+from tasks.objects import KEYS, Objects, ObjectTask, cells, heatmaps, threshold_of
 
 MIN_VISIBLE = 0.5  # share of a document that augmentation must leave in the image; one of which less is left is none
 MIN_SCORE = 0.02  # what scores less counts as nothing found
@@ -69,9 +69,7 @@ class FinderTask(ObjectTask):
     @classmethod
     def export(cls, cfg, info: dict, network: nn.Module, evaluation: dict | None = None) -> Export:
         """Outputs that `inference.quads.decode` reads. The threshold that the evaluation found becomes a score of 0.5."""
-        threshold = evaluation.get("threshold") if isinstance(evaluation, dict) else None
-        if evaluation is not None and not (threshold is None or isinstance(threshold, float) and 0 <= threshold <= 1):
-            raise UserError("eval.json: not what train_v2.py wrote; remove it")
+        threshold = threshold_of(evaluation)
         if threshold is not None:
             threshold = min(max(threshold, LIMIT), 1 - LIMIT)
             with torch.no_grad():
@@ -136,8 +134,7 @@ class FinderTask(ObjectTask):
 
 def _visible(quad: np.ndarray, size: int) -> float:
     """Share of a quad that is inside the resized image."""
-    frame = np.float32([(0, 0), (size, 0), (size, size), (0, size)])
-    return cv2.intersectConvexConvex(quad, frame)[0] / cv2.contourArea(quad)
+    return inside(quad, size, size) / cv2.contourArea(quad)
 
 
 def _squares(number: torch.Tensor, center: torch.Tensor, side) -> Objects:

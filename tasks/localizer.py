@@ -14,7 +14,7 @@ from inference.boxes import decode, to_image
 from inference.errors import UserError
 from losses.heatmap import heatmap_focal
 from tasks.base import Evaluation, Export
-from tasks.objects import KEYS, Objects, ObjectTask, cells, heatmaps
+from tasks.objects import KEYS, Objects, ObjectTask, cells, heatmaps, threshold_of
 
 LARGEST = 8  # objects of sqrt(area) up to 8 cells of a stride belong to it, larger ones to the next: FCOS's limits
 MIN_VISIBLE = 0.4  # share of an object that augmentation must leave in the image; one of which less is left is none
@@ -60,9 +60,7 @@ class LocalizerTask(ObjectTask):
     @classmethod
     def export(cls, cfg, info: dict, network: nn.Module, evaluation: dict | None = None) -> Export:
         """Outputs heat_S and sides_S for each stride S, which `inference.boxes.decode` reads."""
-        threshold = evaluation.get("threshold") if isinstance(evaluation, dict) else None
-        if evaluation is not None and not (threshold is None or isinstance(threshold, float) and 0 <= threshold <= 1):
-            raise UserError("eval.json: not what train_v2.py wrote; remove it")
+        threshold = threshold_of(evaluation)
         outputs = tuple(f"{kind}_{stride}" for stride in network.strides for kind in ("heat", "sides"))
         return Export(network, cfg["image_size"], outputs, {
             "classes": info["classes"], "strides": network.strides, "overlap": cfg["overlap"],

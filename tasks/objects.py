@@ -89,6 +89,15 @@ class ObjectTask(images.ImageTask):
         return {name: listed[name] for name in names}
 
 
+def threshold_of(evaluation) -> float | None:
+    """The score that a run's eval.json names as the limit; None where it names none, or there is no such file (None). Raises
+    UserError."""
+    threshold = evaluation.get("threshold") if isinstance(evaluation, dict) else None
+    if evaluation is not None and not (threshold is None or isinstance(threshold, float) and 0 <= threshold <= 1):
+        raise UserError("eval.json: not what train_v2.py wrote; remove it")
+    return threshold
+
+
 def _check_listed(file: str, listed: dict[str, Boxes], names: list[str], key: str) -> None:
     """Raises UserError unless `file` lists every image of `key`: one that it does not list may show anything."""
     missing = [name for name in names if name not in listed]

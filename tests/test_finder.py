@@ -22,6 +22,7 @@ from inference.quads import decode, is_quad, ordered, overlap, to_image, to_squa
 from losses.quad import quad_distance
 from tasks import build_task
 from tasks.finder import FinderTask
+from tests.helpers.folders import write_drawn
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CPU, rows, train_until
 from train_v2 import train
@@ -65,15 +66,9 @@ def write_coco(file, images):
     return file
 
 
-def make_images(folder, count, seed, width=128, height=96):
-    """`count` images in a new `folder`, and FOLDER.json beside it."""
-    folder.mkdir()
-    rng, images = np.random.default_rng(seed), {}
-    for i in range(count):
-        image, quads = draw(rng, width, height)
-        cv2.imwrite(str(folder / f"{i:03}.png"), image)
-        images[f"{i:03}.png"] = (width, height), quads
-    write_coco(folder.with_suffix(".json"), images)
+def make_images(folder, count, seed):
+    """`count` images in a new `folder`, which is returned, and FOLDER.json beside it."""
+    write_drawn(folder, count, seed, draw, write_coco)
     return folder
 
 

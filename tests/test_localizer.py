@@ -24,6 +24,7 @@ from inference.image import fit_square
 from tasks import build_task
 from tasks.localizer import LocalizerTask, box_loss, levels
 from tasks.objects import Objects, heatmaps
+from tests.helpers.folders import write_drawn
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CPU, rows, train_until
 from train_v2 import train
@@ -77,15 +78,9 @@ def write_coco(file, images, names=NAMES):
     return file
 
 
-def make_images(folder, count, seed, width=128, height=96):
+def make_images(folder, count, seed):
     """`count` images in a new `folder`, and FOLDER.json beside it with their boxes, which is returned."""
-    folder.mkdir()
-    rng, images = np.random.default_rng(seed), {}
-    for i in range(count):
-        image, objects = draw(rng, width, height)
-        cv2.imwrite(str(folder / f"{i:03}.png"), image)
-        images[f"{i:03}.png"] = (width, height), objects
-    return write_coco(folder.with_suffix(".json"), images)
+    return write_drawn(folder, count, seed, draw, write_coco)
 
 
 def settings(folder, output, *more):

@@ -20,6 +20,18 @@ def write(folder, count, suffix=".png", shape=(41, 60), first=0):
     return folder
 
 
+def write_drawn(folder, count, seed, draw, write_coco, width=128, height=96):
+    """`count` images in a new `folder`, and FOLDER.json beside it, which is returned. draw: (Generator, width, height) ->
+    image, what it shows; write_coco: (file, {name: ((width, height), what it shows)}) -> file."""
+    folder.mkdir()
+    rng, images = np.random.default_rng(seed), {}
+    for i in range(count):
+        image, shown = draw(rng, width, height)
+        cv2.imwrite(str(folder / f"{i:03}.png"), image)
+        images[f"{i:03}.png"] = (width, height), shown
+    return write_coco(folder.with_suffix(".json"), images)
+
+
 def folders(data, expansion, size=32, cache=False, **options):
     """The `ImageFolders` of the entries of `data`."""
     return ImageFolders(list_roots([str(text) for text in data], expansion), size, cache, progress=False, **options)
