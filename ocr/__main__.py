@@ -1,0 +1,33 @@
+"""Prepare data to train and to evaluate readers of text lines. Nothing is downloaded.
+
+    python -m ocr lines --out DIR --count 20000       # synthetic lines with the box of each character and word
+    python -m ocr renders --out DIR --charset FILE    # one folder per character, one image per font
+    python -m ocr crops LINES --out DIR               # one folder per character, cut from lines with boxes
+    python -m ocr coco combine|split|subset|validate  # COCO files of lines
+    python -m ocr align LINES --model M.onnx          # transcribed lines -> character boxes
+    python -m ocr label IMAGES --model M.onnx         # lines that a model reads with certainty, as training data
+    python -m ocr register --model M.onnx             # new characters for a model, without training
+
+`python -m ocr COMMAND --help` explains a command.
+"""
+import importlib
+import sys
+
+from inference.cli import run_cli
+from inference.errors import UserError
+
+COMMANDS = ("lines", "renders", "crops", "coco", "align", "label", "register")  # each a module of this package
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"python -m ocr {arguments[0]}: no such command; there are {', '.join(COMMANDS)}")
+    return importlib.import_module(f"ocr.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,144 @@
+"""A folder of text lines: images, their text in `lines.tsv`, and the boxes of the characters in `coco.json` if there is one.
+
+`lines.tsv`: UTF-8, columns separated by tabs, no quoting, a header with at least `file` and `text`; further columns, such as
+`book`, can be selected by. `file` is a path below `images/`, or below the folder, or absolute.
+
+`coco.json`: images {id, file_name, width, height, text}, categories "char" and "word", annotations {id, image_id,
+category_id, bbox [x, y, w, h]} in pixels. The char boxes of an image, sorted along the line, belong to the characters of its
+text without the spaces, one by one. An image with `"vertical": true` is a line that runs from top to bottom.
+"""
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from inference.errors import UserError, first_line
+
+LINES, COCO, IMAGES = "lines.tsv", "coco.json", "images"
+CATEGORIES = [{"id": 0, "name": "char"}, {"id": 1, "name": "word"}]
+log = logging.getLogger(__name__)
+
+
+class Line(NamedTuple):
+    file: str  # as lines.tsv names it
+    path: Path
+    text: str  # as typed: not normalized
+    boxes: np.ndarray | None  # float32 [n,4], x0 y0 x1 y1 in pixels, of the n characters that are not white space
+    fields: dict[str, str]  # the further columns
+
+
+def read_lines(folder, where: str = "", count: int = 0, seed: int = 0) -> list[Line]:
+    """The lines of a folder, in the order of its `lines.tsv`.
+
+    where: `COLUMN=V[,V...]` or `COLUMN!=V[,V...]` selects lines by a column. count: if not 0, so many lines at random by
+    `seed`; a smaller count selects a part of what a larger one selects. A line whose boxes do not match its text has boxes
+    None, and the log tells how many there are. Raises UserError for a missing folder, header, column or image, for no lines,
+    for a file that is listed twice, and for JSON that is not such a COCO file.
+    """
+    folder = Path(folder)
+    rows = _select(folder, _rows(folder), where)
+    if count and count < len(rows):
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+        rows = [rows[i] for i in sorted(chosen)]
+    boxes_of = char_boxes(folder)
+    lines, unmatched = [], 0
+    for row in rows:
+        file, text = row.pop("file"), row.pop("text")
+        boxes = boxes_of.get(_key(file))
+        if boxes is not None and len(boxes) != len("".join(text.split())):
+            boxes, unmatched = None, unmatched + 1
+        lines.append(Line(file, _path(folder, file), text, boxes, row))
+    if unmatched:
+        log.warning("%s: the number of boxes and of characters differ in %d of %d lines; their boxes are not used",
+                    folder, unmatched, len(lines))
+    return lines
+
+
+def char_boxes(folder) -> dict[str, np.ndarray]:
+    """{file below images/: boxes float32 [n,4] x0 y0 x1 y1, sorted along the line}, of the images that `coco.json` lists with
+    at least one char box; empty without that file."""
+    path = Path(folder) / COCO
+    if not path.exists():
+        return {}
+    try:
+        coco = json.loads(path.read_text(encoding="utf-8"))
+        images = {image["id"]: (_key(image["file_name"]), bool(image.get("vertical"))) for image in coco["images"]}
+        chars = {category["id"] for category in coco["categories"] if category["name"] == "char"}
+        found = {}
+        for annotation in coco["annotations"]:
+            if annotation["category_id"] in chars:
+                x, y, w, h = map(float, annotation["bbox"])
+                found.setdefault(images[annotation["image_id"]], []).append((x, y, x + w, y + h))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not a COCO file of lines ({type(error).__name__}: {first_line(error)}); repair or remove "
+                        "it") from None
+    result = {}
+    for (file, vertical), boxes in found.items():
+        boxes = np.float32(boxes)
+        # By the centers: the left edges of two italic letters may lie in the other order.
+        result[file] = boxes[np.argsort(boxes[:, vertical::2].sum(1), kind="stable")]
+    return result
+
+
+def _rows(folder):
+    """The rows of `lines.tsv` as dicts."""
+    path = folder / LINES
+    try:
+        header, *lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"{path}: cannot be read ({reason}); a folder of lines has images and {LINES} with the columns file "
+                        "and text") from None
+    columns = header.rstrip("\r").split("\t")
+    for needed in ("file", "text"):
+        if needed not in columns:
+            raise UserError(f"{path}: no column {needed!r} in its first line; write file and text there, with a tab between")
+    rows, seen = [], set()
+    for number, line in enumerate(lines, 2):
+        line = line.rstrip("\r")
+        if not line:
+            continue
+        values = line.split("\t")
+        if len(values) != len(columns):
+            raise UserError(f"{path}: line {number} has {len(values)} columns and the header {len(columns)}; separate them by "
+                            "single tabs")
+        row = dict(zip(columns, values))
+        if row["file"] in seen:
+            raise UserError(f"{path}: line {number} lists {row['file']} again; remove one of the two")
+        seen.add(row["file"])
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: no lines below its header")
+    return rows
+
+
+def _select(folder, rows, where):
+    if not where:
+        return rows
+    column, separator, values = where.partition("=")
+    if not separator:
+        raise UserError(f"{where!r}: select lines by COLUMN=VALUE or COLUMN!=VALUE, several values with a comma between")
+    column, other = column.removesuffix("!"), column.endswith("!")
+    if column not in rows[0]:
+        raise UserError(f"{folder / LINES}: no column {column!r}; it has {', '.join(rows[0])}")
+    chosen = [row for row in rows if (row[column] in values.split(",")) != other]
+    if not chosen:
+        known = sorted({row[column] for row in rows})
+        raise UserError(f"{folder / LINES}: no line with {where}; {column} is one of {', '.join(known[:8])}"
+                        f"{', ...' if len(known) > 8 else ''}")
+    return chosen
+
+
+def _path(folder, file):
+    """The path of an image; an absolute `file` replaces the folder."""
+    for path in (folder / IMAGES / file, folder / file):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder / LINES}: the image {file} is neither in {folder / IMAGES} nor in {folder}")
+
+
+def _key(file):
+    """The name by which `lines.tsv` and `coco.json` agree on an image."""
+    return Path(file).as_posix().removeprefix(IMAGES + "/")
