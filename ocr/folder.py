@@ -57,8 +57,8 @@ def read_lines(folder, where: str = "", count: int = 0, seed: int = 0) -> list[L
 
 
 def char_boxes(folder) -> dict[str, np.ndarray]:
-    """{file below images/: boxes float32 [n,4] x0 y0 x1 y1, sorted along the line}, of the images that `coco.json` lists with
-    at least one char box; empty without that file."""
+    """{file below images/: boxes float32 [n,4] x0 y0 x1 y1, sorted along the line}, of the images in `coco.json` that have
+    char boxes; empty without that file. Raises UserError for another content."""
     path = Path(folder) / COCO
     if not path.exists():
         return {}
@@ -102,8 +102,8 @@ def _rows(folder):
             continue
         values = line.split("\t")
         if len(values) != len(columns):
-            raise UserError(f"{path}: line {number} has {len(values)} columns and the header {len(columns)}; separate them by "
-                            "single tabs")
+            raise UserError(f"{path}: line {number} has {len(values)} columns and the header {len(columns)}; "
+                            "separate them by single tabs")
         row = dict(zip(columns, values))
         if row["file"] in seen:
             raise UserError(f"{path}: line {number} lists {row['file']} again; remove one of the two")
