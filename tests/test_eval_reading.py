@@ -1,0 +1,207 @@
+"""Evaluation of reading: the counts against plain recomputation, and what must not spoil them."""
+import json
+import math
+import random
+import re
+import stat
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.reading import CONFUSIONS, compare, differences, evaluate_lines, table
+from eval.reading_report import write_reading_report
+from eval.tesseract import read_with_tesseract, tesseract_path
+from inference.errors import UserError
+from inference.text import edit_distance, normalize
+from ocr.folder import Line, read_lines
+
+
+class Known:
+    """Reads a line by its width: `texts[width]`. Fails for an image of another width."""
+
+    def __init__(self, texts, classes=None):
+        self.texts, self.seen = texts, []
+        if classes is not None:
+            self.about = {"classes": ["", *classes]}
+
+    def read(self, images):
+        self.seen += [image.shape for image in images]
+        return [SimpleNamespace(text=self.texts[image.shape[1]]) for image in images]
+
+
+def write_lines(folder, rows):
+    """A folder of lines, each as wide as its number + 20. rows: (text, book)."""
+    (folder / "images").mkdir(parents=True)
+    for number, _ in enumerate(rows):
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), np.full((12, 20 + number), 255, np.uint8))
+    (folder / "lines.tsv").write_text("file\ttext\tbook\n" + "".join(f"{n}.png\t{text}\t{book}\n"
+                                                                     for n, (text, book) in enumerate(rows)))
+    return folder
+
+
+def lines_of(texts, **fields):
+    return [Line(f"{n}.png", None, text, None, fields) for n, text in enumerate(texts)]
+
+
+def plain_distance(a, b):
+    """The textbook recursion."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row, above = [i], row
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
+    return row[-1]
+
+
+def some_pairs(count, seed=0):
+    """(truth, reading) with a few random edits; some readings are unrelated or empty."""
+    rng = random.Random(seed)
+    letters = "aabc rnmM.,"
+    for _ in range(count):
+        truth = "".join(rng.choices(letters, k=rng.randrange(0, 30)))
+        text = list(truth)
+        for _ in range(rng.randrange(0, 6)):
+            at = rng.randrange(len(text) + 1)
+            text[at:at + rng.randrange(0, 3)] = rng.choices(letters, k=rng.randrange(0, 3))
+        yield normalize(truth), normalize("".join(text) if rng.random() > .1 else "")
+
+
+def test_the_counts_are_those_of_a_plain_recomputation():
+    truths, texts = zip(*some_pairs(200))
+    found = compare(lines_of(truths), texts, classes=set("abc rn"))
+    total = sum(map(len, truths))
+    assert found["characters"] == total and found["lines"] == 200
+    assert found["edits"] == sum(map(plain_distance, truths, texts)) and found["cer"] == found["edits"] / total
+    lower = [(a.lower(), b.lower()) for a, b in zip(truths, texts)]
+    assert found["cer_uncased"] == sum(plain_distance(*pair) for pair in lower) / total
+    bare = [(a.replace(" ", ""), b.replace(" ", "")) for a, b in zip(truths, texts)]
+    assert found["cer_no_spaces"] == sum(plain_distance(*pair) for pair in bare) / sum(len(a) for a, _ in bare)
+    assert found["exact"] == sum(map(str.__eq__, truths, texts)) / 200
+    assert found["right_count"] == sum(len(a) == len(b) for a, b in bare) / 200
+    assert found["coverage"] == sum(c in "abc rn" for text in truths for c in text) / total
+    assert len(found["worst"]) == 20 and found["worst"][0]["edits"] == max(map(plain_distance, truths, texts))
+
+
+def test_both_texts_and_the_denominator_are_normalized():
+    """The denominator of EffOCR is that of the text before cleaning."""
+    found = compare(lines_of(["\u201cThe \ufb01rst\u201d  --- day\u2019s"]), ['"The first" - day\'s'])
+    assert found["cer"] == 0 and found["exact"] == 1 and found["characters"] == len('"The first" - day\'s')
+
+
+def test_empty_texts_divide_nothing_by_zero():
+    nothing = compare(lines_of(["", ""]), ["", ""])
+    assert (nothing["cer"], nothing["exact"], nothing["coverage"], nothing["cer_interval"]) == (0, 1, None, [0, 0])
+    ghosts = compare(lines_of([""]), ["ab"], classes=set("ab"))
+    assert ghosts["cer"] == 2 and ghosts["cer_interval"] is None and ghosts["coverage"] == 0
+    assert compare([], [], group="book")["cer"] == 0
+    assert compare(lines_of(["abc"]), [""])["cer"] == 1
+
+
+def test_characters_without_a_class_are_misses():
+    found = compare(lines_of(["abé", "ab"]), ["abe", "ab"], classes={"a", "b"})
+    assert found["coverage"] == 4 / 5 and found["edits"] == 1
+    assert found["confusions"] == [{"truth": "é", "read": "e", "count": 1}]
+
+
+def test_differences_give_both_texts_and_the_fewest_edits():
+    for truth, text in some_pairs(300, seed=1):
+        parts = differences(truth, text)
+        assert "".join(a for a, _ in parts) == truth and "".join(b for _, b in parts) == text
+        kinds = [a == b for a, b in parts]
+        assert all(one != other for one, other in zip(kinds, kinds[1:]))      # equal parts and edits take turns
+        # Side by side, no edits are both insertions and deletions: a replacement would be shorter.
+        assert sum(max(len(a), len(b)) for a, b in parts if a != b) == edit_distance(truth, text)
+
+
+def test_confusions_join_edits_side_by_side():
+    found = compare(lines_of(["modern corn", "born", "aa b"]), ["modem com", "bom", "aab"])
+    assert found["confusions"] == [{"truth": "rn", "read": "m", "count": 3}, {"truth": " ", "read": "", "count": 1}]
+    many = lines_of([chr(0x4e00 + n) for n in range(CONFUSIONS + 10)])
+    assert len(compare(many, ["x"] * len(many))["confusions"]) == CONFUSIONS
+
+
+def test_the_interval_is_that_of_the_ratio():
+    """Against the delta method: the standard deviation of a ratio of sums over n lines."""
+    rng = np.random.default_rng(5)
+    n, length = 400, 50
+    wrong = rng.binomial(length, rng.beta(1, 30, n))
+    lines = lines_of(["a" * length] * n)
+    low, high = compare(lines, ["b" * k + "a" * (length - k) for k in wrong])["cer_interval"]
+    center, deviation = wrong.mean() / length, wrong.std() / length / math.sqrt(n)
+    # 1,000 draws give a 2.5 % quantile to about 8 % of its distance from the center
+    assert low == pytest.approx(center - 1.96 * deviation, abs=.3 * deviation)
+    assert high == pytest.approx(center + 1.96 * deviation, abs=.3 * deviation)
+
+
+def test_groups_and_their_mean(tmp_path):
+    folder = write_lines(tmp_path / "lines", [("abcd", "x"), ("abcd", "y"), ("abcd", "y")])
+    reader = Known({20: "abcd", 21: "abcx", 22: "abcd"}, classes="abcd")
+    found = evaluate_lines(reader, read_lines(folder), group="book")
+    assert found["groups"]["x"]["cer"] == 0 and found["groups"]["y"]["cer"] == 1 / 8
+    assert found["mean_group_cer"] == 1 / 16 and found["cer"] == 1 / 12 and found["coverage"] == 1
+    assert [found["groups"][name]["lines"] for name in "xy"] == [1, 2]
+    assert evaluate_lines(reader, read_lines(folder, "book=x"), group="book")["lines"] == 1
+    assert "12.50" in table(found, {}, "book")
+
+
+def test_a_broken_image_shifts_no_text(tmp_path):
+    """EffOCR reads zero images in the place of those that it cannot open."""
+    folder = write_lines(tmp_path / "lines", [("one", "x"), ("two", "x"), ("three", "x")])
+    (folder / "images" / "1.png").write_bytes(b"not an image")
+    reader = Known({20: "one", 22: "three"})
+    found = evaluate_lines(reader, read_lines(folder))
+    assert [one["file"] for one in found["unreadable"]] == ["1.png"] and len(reader.seen) == 2
+    assert found["edits"] == 3 and found["worst"] == [{"file": "1.png", "truth": "two", "read": "", "edits": 3}]
+    assert "1.png" in table(found, {})
+
+
+def test_the_report_is_one_file_with_the_worst_lines(tmp_path):
+    rows = [("<b>modern</b> & old", "x"), ("fine", "y"), ("gone", "y")]
+    folder = write_lines(tmp_path / "lines", rows)
+    lines = read_lines(folder)
+    found = evaluate_lines(Known({20: "<b>modem</b> & old", 21: "fine", 22: ""}), lines, group="book")
+    other = compare(lines, ["x", "fine", "gone"], group="book")
+    (folder / "images" / "2.png").unlink()      # gone by the time of the report
+    path = write_reading_report(found, {"tesseract": other}, lines, tmp_path / "report", "<title>", "book")
+    page = path.read_text()
+    assert "<b>modern" not in page and "mode<del>rn</del>&lt;/b&gt; &amp; old" in page and "mode<ins>m</ins>" in page
+    assert page.count("data:image/png") == 1 and "file not found" in page and "&lt;title&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<td>rn</td><td>m</td><td>1</td>" in page
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["cer"] == found["cer"] and metrics["tesseract"]["cer"] == other["cer"]
+
+
+def fake_tesseract(tmp_path, monkeypatch, script):
+    program = tmp_path / "bin" / "tesseract"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def test_tesseract_gives_one_text_an_image(tmp_path, monkeypatch):
+    """By a program in its place, which prints the sizes of the files in the list that it is given."""
+    fake_tesseract(tmp_path, monkeypatch, r"""test "$OMP_THREAD_LIMIT" = 1 || exit 3
+while read -r file; do wc -c < "$file"; printf '\036'; done < "$1" """)
+    files = [tmp_path / f"with a\nnew line {n}.png" for n in range(3)]
+    for n, file in enumerate(files):
+        file.write_bytes(b"x" * (n + 7))
+    assert [text.strip() for text in read_with_tesseract(files)] == ["7", "8", "9"]
+    assert read_with_tesseract([]) == []
+
+
+@pytest.mark.parametrize("script", ["echo one; echo 'Image cannot be read!' >&2; exit 1", "echo only one"])
+def test_a_tesseract_that_fails_is_one_line(tmp_path, monkeypatch, script):
+    fake_tesseract(tmp_path, monkeypatch, script)
+    with pytest.raises(UserError, match="tesseract: failed"):
+        read_with_tesseract([tmp_path / "a.png"] * 3)
+
+
+def test_without_tesseract_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tesseract_path() is None
+    with pytest.raises(UserError, match="not installed"):
+        read_with_tesseract([tmp_path / "a.png"])
