@@ -13,7 +13,7 @@ from torch import nn
 
 from augment import operations as op
 from augment.draw import Draw, noise_field
-from augment.geometry import SHOWN, VIEWS, reference_matrix, strong_matrix, warp
+from augment.geometry import SHOWN, VIEWS, drawing_matrix, glyph_matrix, reference_matrix, strong_matrix, warp
 
 AT_ONCE = (256, 8)  # images warped together, on a GPU and on a CPU: twice as fast there as all, since they fit its caches
 NOISES = [op.iso_noise, op.gaussian_noise, op.multiplicative_noise]
@@ -39,7 +39,14 @@ PRESETS = {
                                       (0.1, [op.gray, op.sepia, op.shuffle_channels, op.drop_channel, op.invert]))),
     # As strong, with colors that stay what a camera makes of them: what a color tells of a type is not to be forgotten.
     "natural": (strong_matrix, _strong((0.5, [op.jitter, op.channel_gain, op.gamma]), (0.03, [op.gray]))),
+    # EffOCR's, for single characters: strokes of any weight, ink and paper of any color, blur and noise.
+    "glyphs": (glyph_matrix, [
+        (0.5, [op.thicken, op.thin]), (0.3, [op.gaussian_blur, op.defocus, op.downscale(2)]), (0.3, NOISES),
+        (0.5, [op.jitter, op.channel_gain, op.shift_rgb, op.gamma]), (0.2, [op.gray])]),
+    # Signs drawn by hand.
+    "drawings": (drawing_matrix, [(0.7, [op.elastic]), (0.5, [op.thicken, op.thin])]),
 }
+BORDERED = {"glyphs", "drawings"}  # what lies outside of the image continues its border; else half the samples have a color
 
 
 class Geometry(NamedTuple):
@@ -58,7 +65,7 @@ class Augment(nn.Module):
     def __init__(self, preset: str, seed: int):
         super().__init__()
         self.matrix, self.stages = PRESETS[preset]
-        self.seed = seed
+        self.seed, self.bordered = seed, preset in BORDERED
         self.register_buffer("noise", noise_field(seed) if self.stages else None, persistent=False)
 
     def geometry(self, position: torch.Tensor, view: torch.Tensor | None = None) -> Geometry:
@@ -79,10 +86,10 @@ class Augment(nn.Module):
         -> float `[B,3,size,size]` in [0,1] on the image's device; size None: c."""
         size = size or image.shape[-1]
         draw, fill, mode = Draw(self.seed, position, image.device, self.noise), None, "bilinear"
-        if self.matrix is not None:
+        if self.matrix is not None and not self.bordered:
             color = torch.cat([draw(f"fill{c}") for c in range(3)], 1)
             fill = color.where(draw("filled") < 0.5, torch.nan)
-        elif size == image.shape[-1] and (view is None or (view < 8).all()):
+        elif self.matrix is None and size == image.shape[-1] and (view is None or (view < 8).all()):
             mode = "nearest"  # turns and flips of whole images: the same pixels, exactly
         x = torch.empty(len(image), 3, size, size, device=image.device)
         matrix, shown = (part.to(x.dtype).to(x.device, non_blocking=True) for part in self.geometry(position, view))

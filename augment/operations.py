@@ -1,6 +1,7 @@
 """What an augmentation does to the values of pixels: each operation is (x [n,3,H,W] in [0,1], draw) -> [n,3,H,W].
 
-The caller clamps the result to [0,1]. What an image shows stays where it is, though `cutout` may hide a part of it.
+The caller clamps the result to [0,1]. What an image shows stays where it is, though `cutout` may hide a part of it; but for
+`elastic`, which is not for images with boxes or points.
 """
 import math
 from collections.abc import Callable
@@ -163,6 +164,25 @@ def glare(x, d):
     wide, high = d("glare/wide", 0.1, 0.6), d("glare/high", 0.1, 0.6)
     spot = (-((across - d("glare/x", -1, 1)) / wide) ** 2 - ((down - d("glare/y", -1, 1)) / high) ** 2).exp()
     return x + d("glare", 0.3, 1.0) * spot
+
+
+def thicken(x, d):
+    """Dark strokes grow by up to a pixel on each side."""
+    return torch.lerp(x, -F.max_pool2d(-x, 3, 1, 1), d("thicken", 0.3, 1))
+
+
+def thin(x, d):
+    """Dark strokes lose up to a pixel on each side."""
+    return torch.lerp(x, F.max_pool2d(x, 3, 1, 1), d("thin", 0.3, 1))
+
+
+def elastic(x, d):
+    """Each place moves by a smooth random field, 1 to 4 % of the side (Simard et al. 2003): as if drawn by another hand."""
+    away = F.interpolate(d.noise_field("elastic", 2, 4, 4), x.shape[2:], mode="bicubic", align_corners=False)  # [n,2,H,W]
+    across, down = axes(x)
+    place = torch.cat([across.expand(1, 1, *x.shape[2:]), down.expand(1, 1, *x.shape[2:])], 1)
+    grid = (place + d("elastic", 0.02, 0.08) * away).permute(0, 2, 3, 1)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def cutout(x, d):

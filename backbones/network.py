@@ -9,6 +9,7 @@ from torch import nn
 
 from inference.errors import UserError, first_line
 
+from . import plain  # noqa: F401  timm learns its names
 from .head import Head
 
 

@@ -2,7 +2,7 @@
 
 A margin (cosface, arcface, combined, softmax) maps the target's cosine to its new cosine, elementwise. That is all the
 head in partial_fc.py needs to know, whose classes are sharded and tiled: only the owner of a class applies it.
-The other losses (heatmap, distillation) are functions that return a value for each sample, `[B]`, never a mean: only the
+The other losses (heatmap, distillation, supcon) are functions that return a value for each sample, `[B]`, never a mean: only the
 training loop knows the global batch.
 """
 from inference.errors import UserError
@@ -14,9 +14,10 @@ from .distillation import soft_target_kl
 from .heatmap import heatmap_focal
 from .margin import Margin
 from .softmax import Softmax
+from .supcon import supcon
 
 __all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "get_margin", "heatmap_focal",
-           "soft_target_kl"]
+           "soft_target_kl", "supcon"]
 # What the key `margin` can name: how each is made of the keys s, m and interclass (None: off).
 MARGINS = {
     "cosface": lambda s, m, interclass: CosFace(s, m, interclass),
