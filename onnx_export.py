@@ -55,14 +55,14 @@ def export(item: Export, path: Path, metadata: dict) -> float:
     """
     network = item.module.cpu().float().eval()
     with torch.inference_mode():
-        if not all(out.isfinite().all() for out in _outputs(network, torch.rand(1, 3, item.size, item.size))):
+        if not all(out.isfinite().all() for out in _outputs(network, torch.rand(item.shape(1)))):
             raise UserError(f"{path}: not written, the network's outputs are not finite; its training has diverged")
-    proto = _to_onnx(network, item.size, item.outputs)
+    proto = _to_onnx(network, item)
     if metadata["precision"] == "fp16":
         proto = half_weights(proto)
     with replacing(path) as unchecked:
         _save(proto, metadata, unchecked)
-        cosine = _parity(network, unchecked, item.size)
+        cosine = _parity(network, unchecked, item)
         if not cosine >= MIN_COSINE:
             raise UserError(f"{path}: not written, its outputs differ from torch's (cosine {cosine:.7f}, "
                             f"at least {MIN_COSINE} is needed)")
@@ -136,7 +136,7 @@ def describe(item: Export, cfg: dict, precision: str = "fp32") -> dict:
         "task": cfg.get("task", "registration"),
         "image_size": item.size,
         "fit": cfg.get("fit", "squash"),
-        "channel_order": "RGB",
+        "channel_order": "RGB" if item.channels == 3 else "gray",
         "range": [0, 1],
         "precision": precision,
         "config": without_places(cfg),
@@ -155,8 +155,11 @@ def without_places(cfg: dict) -> dict:
     return {key: value if key == "network" else last(value) for key, value in cfg.items()}  # timm's names have slashes
 
 
-def _to_onnx(network, size, outputs):
-    example = torch.rand(2, 3, size, size)  # a batch of 1 would be taken for a constant
+def _to_onnx(network, item):
+    example = torch.rand(item.shape(2))  # a batch of 1 would be taken for a constant
+    sides = {0: torch.export.Dim("batch")}
+    if item.variable_width:
+        sides[3] = item.width_step * torch.export.Dim("steps", min=2)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -166,7 +169,7 @@ def _to_onnx(network, size, outputs):
                 logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
                 network, (example,), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                input_names=["img"], output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim("batch")},))
+                input_names=["img"], output_names=list(item.outputs), dynamic_shapes=(sides,))
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
@@ -183,7 +186,7 @@ def _save(proto, metadata, path):
     onnx.save(proto, path)
 
 
-def _parity(network, path, size):
+def _parity(network, path, item):
     """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise."""
     generator = np.random.default_rng(0)
     options, lowest = onnxruntime.SessionOptions(), 1.0
@@ -193,11 +196,12 @@ def _parity(network, path, size):
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise UserError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from None
     for batch in PARITY_BATCHES:
-        images = generator.integers(0, 256, (batch, 3, size, size)).astype(np.float32) / np.float32(255)
+        images = generator.integers(0, 256, item.shape(batch)).astype(np.float32) / np.float32(255)
         with torch.inference_mode():
             expected = _outputs(network, torch.from_numpy(images))
         for one, other in zip(expected, session.run(None, {"img": images}), strict=True):
-            one, other = (out.reshape(batch, -1).astype(np.float64) for out in (one.numpy(), other))
+            rows = batch if len(one) == batch else 1  # 1: a constant
+            one, other = (out.reshape(rows, -1).astype(np.float64) for out in (one.numpy(), other))
             lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
             lowest = min(lowest, float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-30)).min()))
     return lowest

@@ -82,7 +82,7 @@ def read_config(folder: Path) -> EasyDict:
                         "give the `output` folder of train_v2.py")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or "network" not in values:
+        if not isinstance(values, dict) or not {"task", "network"} & set(values):
             raise ValueError("not a config of this project")
         keys = keys_of(values.get("task", "registration"))  # runs older than the key had one task
         values = {name: key.checked(name, values.get(name, key.default)) for name, key in keys.items()}

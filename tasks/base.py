@@ -51,13 +51,21 @@ class Evaluation:
 class Export:
     """How a published network becomes an ONNX file.
 
-    module: float `[B, 3, S, S]` in [0, 1], RGB, as `img` -> a tensor or a tuple of tensors `[B, ...]`, named by `outputs`.
-    size: S. metadata: what inference must know beside what every file says (`onnx_export.describe`).
+    module: float `[B, channels, S, S]` in [0, 1], RGB or gray, as `img` -> a tensor or a tuple of tensors `[B, ...]`, or of
+    constants `[...]`, named by `outputs`. size: S. variable_width: the last side of `img` may be any multiple of
+    `width_step` pixels. metadata: what inference must know beside what every file says (`onnx_export.describe`).
     """
     module: nn.Module
     size: int
     outputs: tuple[str, ...]
     metadata: dict = field(default_factory=dict)
+    channels: int = 3
+    variable_width: bool = False
+    width_step: int = 8
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Of an input of `batch` images; one of variable width is some steps wide."""
+        return batch, self.channels, self.size, 10 * self.width_step if self.variable_width else self.size
 
 
 class Task(ABC):
