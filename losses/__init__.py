@@ -2,8 +2,8 @@
 
 A margin (cosface, arcface, combined, softmax) maps the target's cosine to its new cosine, elementwise. That is all the
 head in partial_fc.py needs to know, whose classes are sharded and tiled: only the owner of a class applies it.
-The other losses (heatmap, distillation, supcon) are functions that return a value for each sample, `[B]`, never a mean: only the
-training loop knows the global batch.
+The other losses (heatmap, distillation, supcon) are functions that return a value for each sample, `[B]`, never a mean: only
+the training loop knows the global batch.
 """
 from inference.errors import UserError
 

@@ -12,7 +12,7 @@ from eval import evaluate_folder
 from eval.calibrate import threshold_table
 from inference.errors import UserError
 from inference.model import are_thresholds
-from losses import MARGINS, get_margin
+from losses import MARGINS, Margin, get_margin
 from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 from tasks import images
 from tasks.base import Evaluation, Export
@@ -66,13 +66,18 @@ class RegistrationTask(images.ImageTask):
         if classes < ranks.world:
             raise UserError(f"data: {classes} classes cannot be shared by {ranks.world} processes; "
                             "use fewer (--nproc_per_node), more images, or a larger expansion")
+        self.make_head(margin, classes)
+        self.cache_images()
+
+    def make_head(self, margin: Margin, classes: int) -> None:
+        """The class centers. A subclass whose loss has none makes none."""
+        cfg = self.cfg
         self._check_memory(classes)
         self.partial_fc = PartialFC(margin, cfg.embedding_size, classes, cfg.sample_rate,
                                     optimizer=cfg.centres_optimizer, update=LEANEST_UPDATE[cfg.centres_optimizer],
-                                    momentum=cfg.centres_momentum,
-                                    weight_decay=cfg.centres_weight_decay, seed=cfg.seed, device=ranks.device)
+                                    momentum=cfg.centres_momentum, weight_decay=cfg.centres_weight_decay, seed=cfg.seed,
+                                    device=self.ranks.device)
         self.sharded = {"centres": self.partial_fc}
-        self.cache_images()
 
     @classmethod
     def restore(cls, cfg, info: dict) -> nn.Module:
@@ -112,11 +117,14 @@ class RegistrationTask(images.ImageTask):
             self.partial_fc.imprint(label, embeddings)
         self.published.train()
 
-    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+    def embeddings(self, batch: dict) -> torch.Tensor:
+        """Of this rank's part of a micro-batch, augmented: `[B_local, D]`."""
         image = self.augment(batch["image"], batch["position"], batch["view"], self.cfg.image_size)
         with self.autocast():
-            embeddings = self.forward(image)                                      # [B_local, D]
-        return {self.cfg.margin: self.partial_fc(embeddings, batch["label"])}
+            return self.forward(image)
+
+    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        return {self.cfg.margin: self.partial_fc(self.embeddings(batch), batch["label"])}
 
     def evaluate(self) -> Evaluation | None:
         """Zero-shot metrics on `eval_data`: what `python -m eval --json` prints; the AUROC decides."""

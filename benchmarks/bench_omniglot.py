@@ -1,0 +1,156 @@
+"""One-shot recognition of signs of alphabets that were never trained on: Omniglot, 20-way, within an alphabet.
+
+    python benchmarks/bench_omniglot.py --data OMNIGLOT [--folds 4] [--trials 200] [key=value ...]
+    python benchmarks/bench_omniglot.py --quick                             # signs that it draws itself, a few steps
+
+OMNIGLOT/<alphabet>/<character>/*.png, the drawings of a character in the order of the people who drew them
+(https://github.com/brendenlake/omniglot). Cross-validation: the alphabets are shared out over the folds, and for each fold
+configs/omniglot is trained on the others alone (further key=value settings go to that run). A trial is Lake et al.'s
+(https://doi.org/10.1126/science.aab3050): 20 characters of one alphabet, one drawing of each by one person as reference, one
+of each by another person as query; a query is named by the reference with the highest cosine. An alphabet with fewer than 20
+characters is trained on, but not tested. Each drawing is embedded as the mean over 9 small affine changes of it.
+
+error: the mean over the tested alphabets, with a 95 % interval over them (t distribution). `peer` is the paper's conv net,
+`limit` its people: both had 30 other alphabets to learn from, and 10 to be tested on.
+"""
+import math
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from side_by_side import Report, UserError, run_cli
+
+from augment.geometry import warp
+from configs import load_config, load_run
+from dataset import load_resized
+from engine.distributed import Ranks
+from inference.image import list_images
+from train_v2 import train
+
+WAYS = 20
+PEOPLE, CONV_NET = 0.045, 0.135
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by the number of alphabets
+
+
+def read_alphabets(folder) -> dict[str, dict[str, list[Path]]]:
+    """{alphabet: {character: its drawings, by person}}."""
+    alphabets = {}
+    for name in list_images(folder):
+        alphabet, character, _ = (name.split("/") + ["", ""])[:3]
+        alphabets.setdefault(alphabet, {}).setdefault(character, []).append(Path(folder, name))
+    if not any(len(characters) >= WAYS for characters in alphabets.values()) or len(alphabets) < 2:
+        raise UserError(f"{folder}: needs two alphabets, and one with {WAYS} characters: "
+                        f"{folder}/<alphabet>/<character>/*.png")
+    return alphabets
+
+
+def draw_signs(folder, alphabets=3, characters=WAYS, people=4, seed=0):
+    """Signs of three strokes, each drawn by several people, for --quick."""
+    rng = np.random.default_rng(seed)
+    for alphabet in range(alphabets):
+        for character in range(characters):
+            strokes = rng.uniform(15, 90, (3, 4, 2))
+            place = Path(folder, f"alphabet{alphabet}", f"character{character:02}")
+            place.mkdir(parents=True)
+            for person in range(people):
+                image = np.full((105, 105, 3), 255, np.uint8)
+                drawn = np.int32(strokes + rng.normal(0, 3, strokes.shape) + rng.normal(0, 4, 2))
+                cv2.polylines(image, list(drawn), False, (0, 0, 0), 2)
+                cv2.imwrite(str(place / f"{person:02}.png"), image)
+
+
+def link(alphabets, folder):
+    """A folder of labelled classes: one for each character."""
+    for alphabet, characters in alphabets.items():
+        for character, drawings in characters.items():
+            Path(folder).mkdir(exist_ok=True)
+            Path(folder, f"{alphabet}-{character}").symlink_to(drawings[0].parent.resolve())
+    return folder
+
+
+def changes() -> torch.Tensor:
+    """`[9,3,3]`: as it is; turned, sheared, wider and narrower, higher and lower, by a little each way."""
+    matrices = []
+    for turn, shear, wide, high in ((0, 0, 1, 1), (8, 0, 1, 1), (-8, 0, 1, 1), (0, .12, 1, 1), (0, -.12, 1, 1),
+                                    (0, 0, 1.12, 1), (0, 0, .9, 1), (0, 0, 1, 1.12), (0, 0, 1, .9)):
+        cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+        matrices.append([[wide * cos, wide * (shear - sin), 0], [high * sin, high * cos, 0], [0, 0, 1]])
+    return torch.tensor(matrices)
+
+
+@torch.inference_mode()
+def embed(network, files, size, fit) -> torch.Tensor:
+    """`[N,D]` of length 1."""
+    found, matrices = [], changes()
+    for start in range(0, len(files), 32):
+        pixels = np.stack([load_resized(file, size + size // 4, fit) for file in files[start:start + 32]])
+        image = torch.from_numpy(pixels).float() / 255
+        seen = torch.cat([warp(image, matrix.expand(len(image), 3, 3), size=size) for matrix in matrices])
+        parts = torch.nn.functional.normalize(network(seen), dim=1).view(len(matrices), len(image), -1)
+        found.append(torch.nn.functional.normalize(parts.mean(0), dim=1))
+    return torch.cat(found)
+
+
+def trial_errors(features: torch.Tensor, trials: int, rng) -> np.ndarray:
+    """float `[trials]`: of an alphabet, features `[characters, people, D]`."""
+    characters, people, _ = features.shape
+    errors = np.empty(trials)
+    for trial in range(trials):
+        chosen = torch.from_numpy(rng.permutation(characters)[:WAYS])
+        one, other = rng.permutation(people)[:2]
+        cosine = features[chosen, other] @ features[chosen, one].T                    # [20 queries, 20 references]
+        errors[trial] = (cosine.argmax(1) != torch.arange(WAYS)).double().mean()
+    return errors
+
+
+def main():
+    report = Report(
+        __doc__, ("settings", {"nargs": "*", "metavar": "key=value", "help": "of configs/omniglot"}),
+        ("--data", {"metavar": "OMNIGLOT", "help": "folder of alphabets (--quick: draws its own)"}),
+        ("--folds", {"type": int, "default": 4, "help": "runs, each without its share of the alphabets"}),
+        ("--only", {"type": int, "metavar": "FOLD", "help": "one fold alone"}),
+        ("--trials", {"type": int, "default": 200, "help": "for each alphabet"}))
+    args = report.args
+    if not args.data and not report.quick:
+        raise UserError("no --data OMNIGLOT; get https://github.com/brendenlake/omniglot, or give --quick")
+    with tempfile.TemporaryDirectory() as place:
+        if not args.data:
+            draw_signs(f"{place}/drawn")
+        alphabets = read_alphabets(args.data or f"{place}/drawn")
+        names, errors, raw = sorted(alphabets), {}, {}
+        for fold in range(args.folds if args.only is None else 0) if args.only is None else [args.only]:
+            held_out = names[fold::args.folds]
+            if not any(len(alphabets[name]) >= WAYS for name in held_out):
+                continue
+            data = link({name: alphabets[name] for name in names if name not in held_out}, f"{place}/fold{fold}")
+            short = ["max_steps=20", "num_workers=0"] if report.quick else []
+            cfg = load_config("omniglot", [f"data={data}:8:labelled", f"output={place}/run{fold}", f"cache={place}/cache",
+                                           "log_every=200", *short, *args.settings])
+            train(cfg, Ranks(0, 1, torch.device("cpu")))
+            network, _ = load_run(cfg.output)
+            for name in held_out:
+                characters = list(alphabets[name].values())
+                people = min(map(len, characters))
+                if len(characters) < WAYS:
+                    continue
+                files = [file for drawings in characters for file in drawings[:people]]
+                features = embed(network, files, cfg.image_size, cfg.fit).view(len(characters), people, -1)
+                pixels = torch.stack([torch.from_numpy(load_resized(file, 16).mean(0)).flatten() for file in files])
+                pixels = torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), dim=1).float()
+                # The same trials for both.
+                errors[name], raw[name] = (trial_errors(x, args.trials, np.random.default_rng(0)) for x in (
+                    features, pixels.view(len(characters), people, -1)))
+                report.add(f"{name}, {len(characters)} characters: error", errors[name].mean(), raw[name].mean(), 0.0,
+                           "share")
+        means, count = np.array([found.mean() for found in errors.values()]), len(errors)
+        half = T_95.get(count, 2.0) * means.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
+        report.add(f"{WAYS}-way one-shot error, {count} alphabets", means.mean(), CONV_NET, PEOPLE, "share")
+        report.say(f"95 % interval over the alphabets: {means.mean() - half:.4f} to {means.mean() + half:.4f}; "
+                   f"nearest of 16 x 16 pixels {np.mean([found.mean() for found in raw.values()]):.4f}")
+    report.end()
+
+
+if __name__ == "__main__":
+    run_cli(main)
