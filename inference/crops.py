@@ -14,7 +14,8 @@ PAD = 0.05
 LONGEST = 255  # bytes of a file's name
 
 
-def crop(image: np.ndarray, box, kind: str = "tight", size: int = 64, pad: float = PAD, vertical: bool = False) -> np.ndarray:
+def crop(image: np.ndarray, box, kind: str = "tight", size: int = 64, pad: float = PAD,
+         vertical: bool = False) -> np.ndarray:
     """What lies in `box` of a line's image, uint8 `[H,W]` or `[H,W,3]`, as a square `[size,size]` or `[size,size,3]`.
 
     kind "tight": the box alone, as EffOCR cuts. "line": the line's whole height, or with `vertical` its whole width, so that
