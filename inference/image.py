@@ -75,10 +75,22 @@ def load_image(image, for_size: int | None = None) -> np.ndarray:
     return load_reduced(image, for_size)[0]
 
 
+def load_gray(image) -> np.ndarray:
+    """`load_image` in gray, uint8 `[H, W]`: a gray file does not pass through three colors."""
+    if isinstance(image, (str, os.PathLike)):
+        return _decode(read_bytes(image), None, _to_gray)[0]
+    return _to_gray(image)
+
+
 def load_reduced(image, for_size: int | None = None) -> tuple[np.ndarray, int]:
     """`load_image`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
     if not isinstance(image, (str, os.PathLike)):
         return as_bgr(image), 1
+    return decode_reduced(read_bytes(image), for_size)
+
+
+def read_bytes(image) -> bytes:
+    """The content of an image file. Raises ImageError for what is no regular file of a size within the limit."""
     try:
         status = os.stat(image)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -86,12 +98,11 @@ def load_reduced(image, for_size: int | None = None) -> tuple[np.ndarray, int]:
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{status.st_size} bytes: larger than the limit of {MAX_BYTES}")
         with open(image, "rb") as file:  # cv2.imread cannot open every path on every system
-            data = file.read(status.st_size)  # no more: some of /proc's files are regular, empty, and have no end
+            return file.read(status.st_size)  # no more: some of /proc's files are regular, empty, and have no end
     except FileNotFoundError:
         raise ImageError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return decode_reduced(data, for_size)
 
 
 def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
@@ -107,6 +118,10 @@ def decode(data: bytes, for_size: int | None = None) -> np.ndarray:
 
 def decode_reduced(data: bytes, for_size: int | None = None) -> tuple[np.ndarray, int]:
     """`decode`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
+    return _decode(data, for_size, _to_bgr)
+
+
+def _decode(data, for_size, convert):
     if not data:
         raise ImageError("empty file")
     header = read_header(data)
@@ -134,7 +149,7 @@ def decode_reduced(data: bytes, for_size: int | None = None) -> tuple[np.ndarray
             image = None
         if image is None:
             raise ImageError(f"damaged or unsupported {header.format}")
-        image = _to_bgr(image, header.premultiplied and image.dtype == np.uint8)
+        image = convert(image, header.premultiplied and image.dtype == np.uint8)
         return _upright(image, header.orientation), divisor
 
 
@@ -286,6 +301,12 @@ def _to_bgr(array, premultiplied):
     return bgr
 
 
+def _to_gray(array, premultiplied=False):
+    if isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype == np.uint8 and min(array.shape) >= MIN_SIDE:
+        return array
+    return cv2.cvtColor(_to_bgr(array, premultiplied), cv2.COLOR_BGR2GRAY)
+
+
 def _as_uint8(array):
     if array.dtype == np.uint8:
         return array
@@ -308,7 +329,7 @@ def _on_white(bgra, premultiplied):
 def _upright(image, orientation):
     """Undo EXIF's orientation: 5 to 8 have rows and columns exchanged, the others are only mirrored."""
     if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 0, 2)
+        image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     if orientation in (3, 4, 7, 8):

@@ -16,7 +16,10 @@ METADATA_KEY = "docmetric"
 FORMAT = 1
 AGAIN = "export it again with onnx_export.py"
 MAX_BYTES = 2 << 30  # no ONNX file can be larger
-USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents"}  # what other tasks lack
+# What the models of all other tasks lack, by the task that is wanted, and where a model of a task is of use.
+USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents", "reading": "reads no lines"}
+PROGRAMS = {"registration": "inference/classify.py --model", "finder": "inference/classify.py --finder",
+            "reading": "inference/read.py --model"}
 TABLES = {"upright": "thresholds", "any": "thresholds_any"}  # of the metadata, by how the documents may lie
 TURNS = 4  # quarter turns that a document of orientation "any" may have
 PART = {"cpu": 16, "cuda": 64}  # images per run; on a CPU more no longer fit the cache: each then takes longer
@@ -233,13 +236,16 @@ def read_metadata(path, session, task: str) -> dict:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         version, other = metadata["format"], metadata.get("task", "registration")
         if other != task:
-            raise UserError(f"{path}: a model of task={other}, which {USELESS[task]}; give one of task={task}")
+            useful = f", or use this one with {PROGRAMS[other]}" if other in PROGRAMS else ""
+            raise UserError(f"{path}: a model of task={other}, which {USELESS[task]}; give one of task={task}{useful}")
         if version != FORMAT:
             raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
         size = metadata["image_size"]
-        inputs = [(port.name, port.type, port.shape[1:]) for port in session.get_inputs()]
+        inputs = [(port.name, port.type, [side if type(side) is int else None for side in port.shape[1:]])
+                  for port in session.get_inputs()]
+        shape = [1, size, None] if task == "reading" else [3, size, size]  # lines are gray and of any width
         ours = (type(size) is int and 1 <= size <= MAX_INPUT and metadata.get("fit", "squash") in FITS
-                and inputs == [("img", "tensor(float)", [3, size, size])])
+                and inputs == [("img", "tensor(float)", shape)])
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
         ours = False
     if not ours:
