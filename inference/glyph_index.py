@@ -41,9 +41,9 @@ class GlyphIndex:
             np.savez(opened, text=codes, features=np.float32(self.features), probe=np.float32(self.probe))
 
 
-def read_index(file, width: int | None = None, probe: np.ndarray | None = None) -> GlyphIndex:
-    """The index in `file`. width: D; probe: that of the model whose features will be searched. Raises UserError for a file
-    that is no index, and for one that was made with another model."""
+def read_index(file, probe: np.ndarray | None = None) -> GlyphIndex:
+    """The index in `file`. probe: of the model whose features will be searched (None: not known). Raises UserError for a
+    file that is no index, and for one that was made with another model."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             codes, features, theirs = stored["text"], stored["features"], stored["probe"]

@@ -7,6 +7,7 @@
     python -m ocr align LINES --model M.onnx          # transcribed lines -> character boxes
     python -m ocr label IMAGES --model M.onnx         # lines that a model reads with certainty, as training data
     python -m ocr register --model M.onnx             # new characters for a model, without training
+    python -m ocr windows LINES --out SHEETS          # sheets of lines, for the localizer of two-stage reading
 
 `python -m ocr COMMAND --help` explains a command.
 """
@@ -16,7 +17,7 @@ import sys
 from inference.cli import run_cli
 from inference.errors import UserError
 
-COMMANDS = ("lines", "renders", "crops", "coco", "align", "label", "register")  # each a module of this package
+COMMANDS = ("lines", "renders", "crops", "coco", "align", "label", "register", "windows")  # each a module of this package
 
 
 def main(arguments=None):

@@ -31,6 +31,8 @@ class LocalizerTask(ObjectTask):
         **KEYS,
         "strides": Key([8, 16], "of the heatmaps, pixels; the sides of objects should not be shorter than the first"),
         "box_weight": Key(1.0, "of the boxes' loss beside the heatmaps'", least=0),
+        "line_height": Key(0, "the images are sheets of text lines, so many pixels high each (python -m ocr windows); the "
+                              "exported network takes one line of any width. 0: they are not", least=0),
         "overlap": Key(0.5, "where two boxes of a class have a larger IoU, one is a duplicate", least=0, most=1),
     }
 
@@ -40,6 +42,8 @@ class LocalizerTask(ObjectTask):
         whole = all(type(stride) is int and stride > 0 for stride in cfg.strides)
         if not cfg.strides or not whole or cfg.strides != sorted(set(cfg.strides)):
             raise UserError(f"strides={cfg.strides}: must be whole numbers that grow, such as [8, 16]")
+        if cfg.line_height % 32:
+            raise UserError(f"line_height={cfg.line_height}: must be a multiple of 32, the coarsest cell of most networks")
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
@@ -62,9 +66,12 @@ class LocalizerTask(ObjectTask):
         """Outputs heat_S and sides_S for each stride S, which `inference.boxes.decode` reads."""
         threshold = threshold_of(evaluation)
         outputs = tuple(f"{kind}_{stride}" for stride in network.strides for kind in ("heat", "sides"))
-        return Export(network, cfg["image_size"], outputs, {
-            "classes": info["classes"], "strides": network.strides, "overlap": cfg["overlap"],
-            "threshold": threshold})
+        about = {"classes": info["classes"], "strides": network.strides, "overlap": cfg["overlap"], "threshold": threshold}
+        if not cfg["line_height"]:
+            return Export(network, cfg["image_size"], outputs, about)
+        step = max(network.features.feature_info.reduction())
+        return Export(network, cfg["line_height"], outputs, {**about, "width_step": step}, variable_width=True,
+                      width_step=step)
 
     def describe(self) -> dict:
         return {**super().describe(), "num_classes": len(self.names), "classes": self.names,
