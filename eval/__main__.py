@@ -1,4 +1,4 @@
-"""Evaluate a model on document types that it was never trained on.
+"""Evaluate a model on document types, or a reader of lines on books, that it was never trained on.
 
     python -m eval --model model.onnx --data DIR                  # prints a table; the images are DIR/<type>/*.jpg
     python -m eval --model OUTPUT_DIR --data DIR --report DIR     # a training run; writes report.html and its figures
@@ -6,6 +6,7 @@
     python -m eval --model model.onnx --data DIR --open-set       # also measures the rejection of unknown types
     python -m eval --model model.onnx --data DIR --find auto --orientation any      # photos as a camera took them
     python -m eval --model model.onnx --calibrate DIR             # also writes DIR's thresholds into model.onnx
+    python -m eval --model reader.onnx --data LINES --where book=a --tesseract     # a reader; LINES: images and lines.tsv
 
 A file named reference* is a gallery image of its type. A mistake in the arguments or the data gives one line on stderr
 and exit status 2.
@@ -22,6 +23,8 @@ from inference.cli import Parser, run_cli
 from inference.errors import UserError, printable
 
 OTHER = {"upright": "any", "any": "upright"}   # a calibration measures both
+DOCUMENTS = "calibrate", "open_set", "fpr", "find", "finder", "corners", "orientation"      # options of one kind of model
+READING = "where", "count", "group", "vertical", "dictionary", "characters", "tesseract"    # and of the other
 
 
 def main(argv=None):
@@ -39,7 +42,15 @@ def main(argv=None):
                                                         "(default: no report)")
     parser.add_argument("--json", action="store_true", help="print one JSON document (default: a table)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per call of the model")
+    add_reading_options(parser.add_argument_group("for a reader of lines").add_argument)
     args = parser.parse_args(argv)
+    reads = is_reader(args.model)
+    for option in (*DOCUMENTS, "batch_size") if reads else READING:
+        if getattr(args, option) != parser.get_default(option):
+            parser.error(f"--{option.replace('_', '-')} is for {'a model of documents' if reads else 'a reader of lines'}; "
+                         f"{args.model} is {'a reader of lines' if reads else 'none'}")
+    if reads:
+        return evaluate_reader(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
     if args.fpr is not None and not args.open_set:
@@ -103,6 +114,56 @@ def seen(image_size, fit, **photos):
         return None
     from eval.find import Seen
     return Seen(image_size, fit, **photos)
+
+
+def add_reading_options(add):
+    """The options of READING, by `add`, as a parser's add_argument."""
+    add("--where", default="", metavar="COLUMN=V", help="only lines with this value, or one of V,V,..., in a column of "
+                                                        "lines.tsv; or COLUMN!=V")
+    add("--count", type=int, default=0, metavar="N", help="so many lines, at random (default: all)")
+    add("--group", default="", metavar="COLUMN", help="also the error for each value of a column, such as book")
+    add("--vertical", action="store_true", help="the lines run from top to bottom (default: as the model says)")
+    add("--dictionary", metavar="FILE", help="a word a line, to correct by")
+    add("--characters", metavar="FILE.npz", help="characters that python -m ocr register has added")
+    add("--tesseract", action="store_true", help="also read with Tesseract, if it is installed")
+
+
+def is_reader(model) -> bool:
+    """Whether a file says that it is a model of task "reading". What is no model at all is told when it is loaded."""
+    from inference.model import METADATA_KEY, open_session
+    if not Path(model).is_file():
+        return False
+    try:
+        return json.loads(open_session(model).get_modelmeta().custom_metadata_map[METADATA_KEY])["task"] == "reading"
+    except (UserError, LookupError, ValueError, TypeError):
+        return False
+
+
+def evaluate_reader(args):
+    from eval.reading import compare, evaluate_lines, table
+    from inference.reader import LineReader
+    from ocr.folder import read_lines
+    with redirect_stdout(sys.stderr):
+        lines = read_lines(args.data, args.where, args.count)
+        if args.group and args.group not in lines[0].fields:
+            raise UserError(f"--group {args.group}: lines.tsv has no such column; it has "
+                            f"{', '.join(lines[0].fields) or 'file and text alone'}")
+        if args.report:
+            from eval.reading_report import make_folder, write_reading_report
+            make_folder(args.report)
+        reader = LineReader(args.model, characters=args.characters, dictionary=args.dictionary,
+                            vertical=args.vertical or None)
+        result, peers = evaluate_lines(reader, lines, args.group, progress=True), {}
+        if args.tesseract:
+            from eval.tesseract import read_with_tesseract
+            broken = {one["file"] for one in result["unreadable"]}
+            texts = dict(zip((line.file for line in lines if line.file not in broken),
+                             read_with_tesseract([line.path for line in lines if line.file not in broken])))
+            peers["tesseract"] = compare(lines, [texts.get(line.file, "") for line in lines], group=args.group)
+        if args.report:
+            path = write_reading_report(result, peers, lines, args.report, f"{args.model} on {args.data}", args.group)
+            print(f"report: {path}")
+    print(json.dumps({**result, **peers}) if args.json else table(result, peers, args.group))
 
 
 def load_embed(model):

@@ -10,25 +10,25 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from inference.image import ImageError, load_image, map_ahead
+from inference.errors import printable
 from inference.text import edit_distance, normalize
 from ocr.folder import Line
 
 DRAWS = 1000        # of the bootstrap
 WORST = 20          # lines kept for the report
 CONFUSIONS = 50     # the most frequent ones are kept
-CHUNK = 512         # lines in memory at a time
+CHUNK = 512         # lines that are read at a time
 
 
 def evaluate_lines(reader, lines: Sequence[Line], group: str = "", progress: bool = False) -> dict:
     """Read `lines` and compare with their texts. Returns what `compare` returns, and `unreadable`: a list of {file, reason}.
 
-    reader: has `read(images)`, uint8 `[H, W, 3]` -> objects with a `text`, as `LineReader`, and may have `about["classes"]`.
-    group: a further column of lines.tsv (`book`), for a table by its values. An image that cannot be used is not read: its
-    text is empty, so that all its characters count as errors. progress: a bar on stderr if that is a terminal.
+    reader: a `LineReader`, or anything with its `read(paths)` and `classes`. group: a further column of lines.tsv (`book`),
+    for a table by its values. An image that cannot be used has an empty text, so that all its characters count as errors.
+    progress: a bar on stderr if that is a terminal.
     """
     texts, unreadable = read_texts(reader, lines, progress)
-    return {**compare(lines, texts, classes_of(reader), group),
+    return {**compare(lines, texts, set(reader.classes), group),
             "unreadable": [{"file": file, "reason": reason} for file, reason in unreadable.items()]}
 
 
@@ -38,27 +38,12 @@ def read_texts(reader, lines: Sequence[Line], progress: bool = False) -> tuple[l
     with tqdm(total=len(lines), desc="read", unit="line", disable=None if progress else True) as bar:
         for start in range(0, len(lines), CHUNK):
             part = lines[start:start + CHUNK]
-            images = list(map_ahead(_load, part))
-            read = iter(reader.read([image for image in images if not isinstance(image, ImageError)]))
-            for line, image in zip(part, images):
-                if isinstance(image, ImageError):
-                    unreadable[line.file] = str(image)
-                texts.append("" if isinstance(image, ImageError) else next(read).text)
+            for line, reading in zip(part, reader.read([line.path for line in part]), strict=True):
+                texts.append(reading.text)
+                if reading.error:
+                    unreadable[line.file] = reading.error
             bar.update(len(part))
     return texts, unreadable
-
-
-def _load(line):
-    try:
-        return load_image(line.path)
-    except ImageError as error:
-        return error
-
-
-def classes_of(reader) -> set[str] | None:
-    """The characters that a reader has classes for, registered ones too; None where it does not say."""
-    about = getattr(reader, "about", None) or getattr(getattr(reader, "model", None), "about", None)
-    return None if about is None else {*about["classes"], *getattr(reader, "registered", ())} - {""}
 
 
 def compare(lines: Sequence[Line], texts: Sequence[str], classes: set[str] | None = None, group: str = "") -> dict:
@@ -140,8 +125,8 @@ def _interval(counts):
 
 
 def differences(truth: str, text: str) -> list[tuple[str, str]]:
-    """The two texts in parts, (part of `truth`, part of `text`), in order: equal parts, and between them what stands in one in
-    place of the other, either of which may be empty. The edits are as few as `edit_distance`."""
+    """The two texts in parts, (part of `truth`, part of `text`), in order: equal parts, and between them what stands in one
+    in place of the other, either of which may be empty. The edits are as few as `edit_distance`."""
     shorter = min(len(truth), len(text))
     start = next((i for i in range(shorter) if truth[i] != text[i]), shorter)
     end = next((i for i in range(shorter - start) if truth[-1 - i] != text[-1 - i]), shorter - start)
@@ -201,7 +186,7 @@ def table(result: dict, peers: dict[str, dict], group: str = "") -> str:
     if result["confusions"]:
         lines += ["", "most frequent confusions (truth > read): " + "  ".join(
             f"{visible(one['truth'])} > {visible(one['read'])} {one['count']}" for one in result["confusions"][:12])]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def visible(text: str) -> str:
