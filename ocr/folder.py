@@ -9,6 +9,7 @@ text without the spaces, one by one. An image with `"vertical": true` is a line 
 """
 import json
 import logging
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,20 +64,24 @@ def char_boxes(folder) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        coco = json.loads(path.read_text(encoding="utf-8"))
+        found = {}  # (image, category): the numbers of its boxes, since a million annotations would be a gigabyte as dicts
+
+        def keep(entry):
+            if "bbox" not in entry:
+                return entry
+            x, y, w, h = map(float, entry["bbox"])
+            found.setdefault((entry["image_id"], entry["category_id"]), array("f")).extend((x, y, x + w, y + h))
+
+        coco = json.loads(path.read_text(encoding="utf-8"), object_hook=keep)
         images = {image["id"]: (_key(image["file_name"]), bool(image.get("vertical"))) for image in coco["images"]}
         chars = {category["id"] for category in coco["categories"] if category["name"] == "char"}
-        found = {}
-        for annotation in coco["annotations"]:
-            if annotation["category_id"] in chars:
-                x, y, w, h = map(float, annotation["bbox"])
-                found.setdefault(images[annotation["image_id"]], []).append((x, y, x + w, y + h))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = {images[image]: boxes for (image, category), boxes in found.items() if category in chars}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not a COCO file of lines ({type(error).__name__}: {first_line(error)}); repair or remove "
                         "it") from None
     result = {}
     for (file, vertical), boxes in found.items():
-        boxes = np.float32(boxes)
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
         # By the centers: the left edges of two italic letters may lie in the other order.
         result[file] = boxes[np.argsort(boxes[:, vertical::2].sum(1), kind="stable")]
     return result

@@ -7,6 +7,7 @@ import functools
 import glob
 import logging
 import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +21,12 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from inference.errors import UserError
 from ocr.text import fold
-from synth.fonts import _FOLDERS
+from synth.fonts import _FOLDERS, SCRIPTS, available, find
 
 EM = 96  # pixels per em at which all glyphs are drawn: large enough that hinting hardly changes their shape
 QUOTES_AND_DASHES = "‘’“”–—"  # drawn for ' " -, which are what a charset has
 LIGATURES = {"ffi": "\ufb03", "ffl": "\ufb04", "fi": "\ufb01", "fl": "\ufb02", "ff": "\ufb00"}
+OPENCV = "opencv:uni:400"  # stands for a path: the font inside OpenCV 5, which has Chinese, Japanese and Korean
 SUFFIXES = (".ttf", ".otf", ".woff")
 log = logging.getLogger(__name__)
 
@@ -57,10 +59,6 @@ class Face:
         """By how much the pen moves between two characters, in pixels at EM."""
         return _kerning(self, left, right)
 
-    def space(self) -> float:
-        """The advance of the space, in pixels at EM."""
-        return _font(self.path, self.axes, False).getlength(" ")
-
     @functools.cached_property
     def x_height(self) -> int:
         """Pixels at EM."""
@@ -87,6 +85,8 @@ def _font(path, axes, shaped):
 
 @functools.lru_cache(maxsize=40_000)  # about 3 kB each
 def _glyph(face, text, tags):
+    if face.path == OPENCV:
+        return _opencv_glyph(text)
     font = _font(face.path, face.axes, len(text) > 1 or bool(tags))
     options = {"features": list(tags)} if tags and SHAPING else {}
     try:
@@ -98,18 +98,34 @@ def _glyph(face, text, tags):
         advance = font.getlength(text, **options)
     except (OSError, ValueError):  # a broken glyph
         return None
-    mask = np.asarray(image)
+    glyph = _cropped(np.asarray(image), left - 1, top - 1, advance)
+    # "Tofu": U+FFFF is never a character, so it draws what stands for a missing one.
+    missing = _glyph(face, "\uffff", ()) if text != "\uffff" else None
+    return None if glyph and missing and np.array_equal(missing.mask, glyph.mask) else glyph
+
+
+def _cropped(mask, left, top, advance):
+    """A drawn mask whose corner is at (left, top) as a Glyph; None without ink."""
     rows, columns = np.flatnonzero(mask.max(1) > 96), np.flatnonzero(mask.max(0) > 96)
-    if not len(rows) or not len(columns):
+    if not len(rows):
         return None
-    mask = np.ascontiguousarray(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
-    if text != "\uffff" and (missing := _glyph(face, "\uffff", ())) and np.array_equal(missing.mask, mask):
-        return None  # "tofu": U+FFFF is never a character, so it draws what stands for a missing one
-    return Glyph(mask, left - 1 + int(columns[0]), top - 1 + int(rows[0]), advance)
+    part = np.ascontiguousarray(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+    return Glyph(part, left + int(columns[0]), top + int(rows[0]), advance)
+
+
+def _opencv_glyph(text):
+    """A glyph of the font inside OpenCV; it draws a question mark for what it lacks."""
+    font, _ = find(OPENCV)
+    mask = font.mask(text, EM)
+    if text not in ("?", "？") and np.array_equal(mask, font.mask("?", EM)):
+        return None
+    return _cropped(mask, 0, -EM, font.width(text, EM))
 
 
 @functools.lru_cache(maxsize=200_000)
 def _kerning(face, left, right):
+    if face.path == OPENCV:
+        return 0.0
     font = _font(face.path, face.axes, True)
     options = {"features": ["-liga", "-clig", "-dlig", "-calt"]} if SHAPING else {}
     both, one, other = (font.getlength(text, **options) for text in (left + right, left, right))
@@ -135,6 +151,9 @@ def find_faces(folders=(), charset: str = "") -> list[Face]:
     files = sorted({str(path) for root in roots for path in ([Path(root)] if os.path.isfile(root) else Path(root).rglob("*"))
                     if path.suffix.lower() in SUFFIXES})
     faces = [face for file in files for face in _faces_of(file, charset)]
+    if not folders and available().get("cjk") == "opencv:uni" and any(re.match(f"[{SCRIPTS['cjk']}]", c) for c in charset):
+        face = Face(OPENCV, (), "OpenCV", False, False, frozenset(), frozenset(charset) | {" "})
+        faces += [face] if _is_text_face(face, charset) else []
     if not faces:
         raise UserError(f"{', '.join(map(str, folders)) or 'this machine'}: no font among {len(files)} files can be used; "
                         "give a folder with text faces (.ttf, .otf, .woff) that have the letters of the charset")
@@ -147,7 +166,8 @@ def _faces_of(file, charset):
         with TTFont(file, lazy=True) as font:
             cmap = font.getBestCmap() or {}
             letters = [c for c in charset if c.isalpha()] or list(charset)
-            if sum(ord(c) in cmap for c in letters) * 2 < len(letters) or not letters:
+            # Counted by glyph: a font of last resort has one for all characters of a script.
+            if len({cmap[ord(c)] for c in letters if ord(c) in cmap}) * 2 < len(letters) or not letters:
                 return []
             os2, post = font["OS/2"], font["post"]
             panose = os2.panose

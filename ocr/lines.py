@@ -35,7 +35,6 @@ from ocr.text import CHARSET, Texts, fold, read_charset
 HEIGHT = 48
 CHUNK = 100  # lines of one job, and what a stopped command loses at most
 MANIFEST, PARTS = "made.json", "parts"
-OPENING = "([“‘"
 
 
 class Sample(NamedTuple):
@@ -112,7 +111,7 @@ class LineMaker:
 
     def _pieces(self, text, face, style, r):
         """The pieces of a text in order, with the styles of its words: italics, small capitals, letter-spacing."""
-        pieces, opened = [], {}
+        pieces = []
         italic = self.faces.italics.get(face.family) if not face.italic else None
         words = text.split(" ")
         changed, sort = set(), ""
@@ -126,17 +125,17 @@ class LineMaker:
             first = 0 if r.random() < .6 else int(r.integers(len(words)))
             changed = set(range(first, len(words) if r.random() < .4 else first + int(r.integers(1, 4))))
             sort = "small capitals"
-        tracking = r.uniform(.08, .3) * EM
+        tracking = r.uniform(.06, .25) * EM
         ended = False
         for i, word in enumerate(words):
             if i in changed and sort == "italic" and italic.has(word.translate(_PLAIN)):
-                new = _spell(word, italic, style, opened, ligatures=style.ligatures)
+                new = _spell(word, italic, style, ligatures=style.ligatures)
             elif i in changed and sort == "spaced":
-                new = _spell(word, face, style, opened, ligatures=False, tracking=tracking)
+                new = _spell(word, face, style, ligatures=False, tracking=tracking)
             elif i in changed and sort == "small capitals" and face.has(word.upper().translate(_PLAIN)):
-                new = _small_capitals(word, face, style, opened, r)
+                new = _small_capitals(word, face, style, whole=len(changed & set(range(len(words)))) == len(words))
             else:
-                new = _spell(word, face, style, opened, ligatures=style.ligatures)
+                new = _spell(word, face, style, ligatures=style.ligatures)
             if new:
                 new[0] = new[0]._replace(begins=bool(pieces), full=ended)
                 pieces += new
@@ -156,11 +155,11 @@ def _style(r, heading):
     space = float(np.clip(.3 * math.exp(r.normal(.15, .35)), .167, .83)) * EM
     spaced = heading and r.random() < .35 or r.random() < .02
     return Style(
-        space=space * (1.6 if spaced else 1),
+        space=space,
         sentence=space * (r.uniform(1.3, 2.6) if r.random() < .45 else 1),
         tracking=r.uniform(.06, .25) * EM if spaced else r.normal(0, .012) * EM,
-        before=r.uniform(.08, .4) * EM if r.random() < .5 else 0,
-        inside=r.uniform(.04, .2) * EM if r.random() < .3 else 0,
+        before=r.uniform(.2, .9) * space if r.random() < .5 else 0,
+        inside=r.uniform(.1, .6) * space if r.random() < .3 else 0,
         dash=r.uniform(0, .2) * EM if r.random() < .5 else 0,
         curly=r.random() < .85,
         ligatures=not spaced and r.random() < .75,
@@ -171,8 +170,8 @@ def _style(r, heading):
         bend=r.normal(0, .025) * EM if r.random() < .2 else 0)
 
 
-def _spell(word, face, style, opened, ligatures, tracking=None):
-    """The pieces of a word. opened: state of the quotes of the line, {straight quote: whether it is open}."""
+def _spell(word, face, style, ligatures, tracking=None):
+    """The pieces of a word. tracking: its own, in place of the line's."""
     pieces, i = [], 0
     tracking = style.tracking if tracking is None else tracking
     while i < len(word):
@@ -185,7 +184,7 @@ def _spell(word, face, style, opened, ligatures, tracking=None):
             if glyph is None:
                 letters = word[i]
         if glyph is None:
-            letters = drawn = _shape_of(word, i, face, style, opened)
+            letters = drawn = _shape_of(word, i, face, style)
             glyph = _figure(face, drawn, style) if drawn.isdigit() and drawn.isascii() else face.glyph(drawn)
         if glyph is not None:
             if style.slant:
@@ -197,7 +196,7 @@ def _spell(word, face, style, opened, ligatures, tracking=None):
     return pieces
 
 
-def _shape_of(word, i, face, style, opened):
+def _shape_of(word, i, face, style):
     """The character that is drawn, and written in the text, for word[i]: curly quotes, a dash that the face has."""
     c = word[i]
     if c == '"' and style.curly:
@@ -225,14 +224,15 @@ def _figure(face, digit, style):
     return glyph
 
 
-def _small_capitals(word, face, style, opened, r):
-    """A word in small capitals: small letters drawn as capitals of little more than the height of an x."""
+def _small_capitals(word, face, style, whole):
+    """A word in small capitals: small letters drawn as capitals of little more than the height of an x. Transcriptions keep
+    the case of single words, "a Tiger"; a whole line is a heading, which they write in capitals."""
     scale = min(1.0, 1.08 * face.x_height / face.cap_height)
     pieces = []
-    capitals = _spell(word.upper(), face, style, opened, ligatures=False, tracking=style.tracking + .03 * EM)
+    capitals = _spell(word.upper(), face, style, ligatures=False, tracking=style.tracking + .03 * EM)
     for piece, letter in zip(capitals, word):
         if letter.islower():
-            piece = piece._replace(glyph=_scaled(piece.glyph, 1.06 * scale, scale))
+            piece = piece._replace(glyph=_scaled(piece.glyph, 1.06 * scale, scale), letters=piece.letters if whole else letter)
         pieces.append(piece)
     return pieces
 
@@ -259,8 +259,8 @@ def _set(pieces, style, r):
     """Sets a horizontal line: its ink uint8 [h,w] at EM, cropped to the ink, and the boxes float64 [n,4] of its letters."""
     x, previous, pens = 0.0, None, []
     for piece in pieces:
-        if piece.begins:
-            x += style.sentence if piece.full else style.space
+        if piece.begins:  # wider than the room between letter-spaced letters
+            x += (style.sentence if piece.full else style.space) + .75 * max(0, previous.tracking + piece.tracking)
         elif previous is not None:
             x += _gap(previous, piece, style)
         pens.append(x)
@@ -384,8 +384,8 @@ def write_lines(out, count: int, seed: int = 0, fonts=(), texts=(), charset=None
     that cannot be used.
     """
     if count < 1 or workers < 1 or (height and not 12 <= height <= 512):
-        raise UserError(f"--count {count}, --workers {workers}, --height {height}: give at least 1, at least 1, and 12 to 512, "
-                        "or 0 for the height of the scan")
+        raise UserError(f"--count {count}, --workers {workers}, --height {height}: give at least 1, at least 1, and 12 to "
+                        "512 or 0")
     out = Path(out)
     characters = read_charset(charset) if charset else CHARSET
     manifest = {"count": count, "seed": seed, "height": height, "vertical": vertical, "charset": characters,
@@ -434,7 +434,7 @@ def _write_chunk(maker, out, start, stop):
         image, text, boxes, words = maker(number)
         name = f"{number:06}.png"
         (out / IMAGES / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
-        corners = [[[round(float(x), 2) for x in (a, b, c - a, d - b)] for a, b, c, d in part] for part in (boxes, words)]
+        corners = [[[round(float(x), 1) for x in (a, b, c - a, d - b)] for a, b, c, d in part] for part in (boxes, words)]
         rows.append((name, image.shape[1], image.shape[0], text, *corners))
     _write_json(out / PARTS / f"{start:06}.json", rows)
     return stop - start
@@ -455,7 +455,7 @@ def _join(out, count):
             for category, boxes in enumerate(row[4:]):
                 for box in boxes:
                     file.write(f'{"," if number else ""}\n{{"id":{number},"image_id":{i},"category_id":{category},"bbox":'
-                               f'{json.dumps(box)},"area":{round(box[2] * box[3], 1)},"iscrowd":0}}')
+                               f'{json.dumps(box)}}}')
                     number += 1
         file.write("]}\n")
     with replacing(out / LINES) as partial:
