@@ -1,0 +1,272 @@
+"""The lines of a scanned page of text, in reading order: connected components, columns by their white gaps, rows.
+
+    for line, reading in read_page(reader, load_gray("page.png")): ...        # `python inference/read.py --page` does that
+
+It takes dark text on a light ground, or light on dark, in straight lines that are less than 5 degrees from level, all in one
+direction; several columns, headings of other sizes, and pictures beside the text. It cannot do: curved lines (the inner
+margin of a thick book), tables and forms (cells of a row are one line), text over pictures, handwriting whose lines run into
+each other, pages with text of several directions, more than one page in an image. Drop capitals go to the line beside their
+top. numpy and OpenCV.
+
+The steps are those of G. Nagy and S. Seth, "Hierarchical representation of optically scanned documents", 1984 (white gaps,
+columns and rows in turn), on components instead of pixels, and of H. Baird, "The skew angle of printed documents", 1987 (the
+angle at which the feet of the letters fall together most).
+"""
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from .image import resize
+from .reader import LineReader, Reading
+
+SIDE = 1800  # pixels: a larger page is searched at this size, where the letters of print are 10 to 20 pixels high
+WINDOW, CONTRAST = 51, 15  # ink is darker by CONTRAST levels than the mean of the WINDOW x WINDOW pixels around it
+SKEW, STEP = 5.0, 0.05  # degrees: the largest skew that is found, and how finely
+# In letters: multiples of the height of most components.
+SPECK, BODY, TALL, LARGE, LONG = 0.15, 0.65, 2.5, 8, 40  # below: dirt; comma; letter; capital of a heading; picture or rule
+GUTTER, COLUMN, BAND = 1.5, 8, 4  # the least width of a gap between columns, and of a column; the least height of columns
+CORE = 0.3  # of a letter's height: cut off at both ends, it keeps to the rows where all letters are
+FAINT = 0.25  # of the contrast of the blackest tenth of the ink: below it, a picture or the back of the page
+DENSE = 0.2  # ink in the box of a large component: a picture with it, the frame of a page below
+ROW = 3.5  # times the height of its larger letters, a row is no more: rows that run into each other, or a picture
+NOBODY, PICTURE = -1, -2  # owners of ink that is no row's
+
+
+class PageLine(NamedTuple):
+    """A line of a page: its `image`, gray uint8 `[h,w]`, level, with the ink of other lines painted over; `to_page`, float64
+    `[2,3]`, leads from its points (x, y, 1) to those of the page; `box` (x0, y0, x1, y1) is around it on the page."""
+    image: np.ndarray
+    to_page: np.ndarray
+    box: tuple[float, float, float, float]
+
+    def on_page(self, box) -> tuple[float, float, float, float]:
+        """The box, level with the page, around a box of the line's image."""
+        x0, y0, x1, y1 = box
+        points = np.array([(x0, y0, 1), (x1, y0, 1), (x1, y1, 1), (x0, y1, 1)]) @ self.to_page.T
+        return *points.min(0).tolist(), *points.max(0).tolist()
+
+
+def read_page(reader: LineReader, page: np.ndarray) -> list[tuple[PageLine, Reading]]:
+    """The lines of a page, gray uint8 `[H,W]`, and what they say, with the boxes of their characters on the page; lines
+    without text are skipped. With a vertical reader the lines run from top to bottom, the first one on the right."""
+    lines = find_lines(page, reader.vertical)
+    found = []
+    for line, reading in zip(lines, reader.stream([line.image for line in lines])):
+        if reading.text:
+            characters = [one._replace(box=line.on_page(one.box)) for one in reading.characters]
+            found.append((line, reading._replace(characters=characters)))
+    return found
+
+
+def find_lines(page: np.ndarray, vertical: bool = False) -> list[PageLine]:
+    """The lines of a page, gray uint8 `[H,W]`, in reading order; none on a page without text.
+
+    vertical: the lines run from top to bottom; their images too.
+    """
+    to_page = np.eye(3)  # from the points (x, y, 1) of what is searched to those of the page
+    if vertical:
+        to_page = np.array([[0, -1, page.shape[1]], [1, 0, 0], [0, 0, 1.0]])
+        page = np.ascontiguousarray(np.rot90(page))
+    if np.median(page[::4, ::4]) < min(128, page[::4, ::4].mean()):
+        page = 255 - page
+    found = _Components(page)
+    angle = _skew(found.boxes[found.letters], found.letter)
+    if abs(angle) >= 2 * STEP:
+        page, back = _turned(page, angle)
+        to_page, found = to_page @ back, _Components(page)
+    rows = _rows(found)
+    owner = np.full(len(found.boxes) + 1, NOBODY)  # of the ink with each label: the number of its row
+    owner[1:][found.pictures] = PICTURE
+    for number, row in enumerate(rows):
+        owner[row + 1] = number
+    spans = _spans(found, rows)
+    return [_cut(page, found, owner, number, span, to_page, vertical) for number, span in enumerate(spans)]
+
+
+class _Components:
+    """The connected ink of a page: `boxes` int64 `[n,4]` in pixels of the searched size, which is `scale` times that of the
+    page; `labels` `[h,w]` of it, 0 for no ink, i + 1 for component i. `letter`: the height of most. `letters`, `marks` and
+    `talls` are the numbers of components by size (BODY ...), `pictures` bool `[n]` those of what is no text."""
+
+    def __init__(self, page):
+        self.scale = min(1.0, SIDE / max(page.shape))
+        small = resize(page[:, :, None], *(max(1, round(side * self.scale)) for side in page.shape[::-1]))
+        ink = cv2.adaptiveThreshold(small, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, WINDOW, CONTRAST)
+        _, self.labels, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
+        x, y, wide, high, area = stats[1:].T.astype(np.int64)
+        self.boxes = np.stack([x, y, x + wide, y + high], 1)
+        usual = (high >= 4) & (high <= max(small.shape) / 10)
+        self.letter = letter = int(_weighted(high[usual], area[usual], 0.5, default=4))
+        darker = cv2.blur(small, (WINDOW, WINDOW)).astype(np.float32) - small  # than the mean around each pixel
+        contrast = np.bincount(self.labels.ravel(), darker.ravel(), len(stats))[1:] / area
+        size = np.maximum(wide, high)
+        self.pictures = (high > LARGE * letter) | (wide > LONG * letter)
+        for number in np.flatnonzero(self.pictures & (area > DENSE * wide * high)):  # and what lies in it
+            x0, y0, x1, y1 = self.boxes[number]
+            self.pictures |= (self.boxes[:, :2] >= (x0, y0)).all(1) & (self.boxes[:, 2:] <= (x1, y1)).all(1)
+        faint = contrast < FAINT * _weighted(contrast[usual], area[usual], 0.9, default=0)
+        text = ~self.pictures & ~faint & (size >= max(2, SPECK * letter))
+        self.letters = np.flatnonzero(text & (high >= BODY * letter) & (high <= TALL * letter))
+        self.talls = np.flatnonzero(text & (high > TALL * letter))
+        self.marks = np.flatnonzero(text & (high < BODY * letter))
+
+
+def _weighted(values, weights, share, default):
+    """The value that `share` of the weight does not exceed; `default` without any."""
+    if not len(values):
+        return default
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return values[order][np.searchsorted(total, share * total[-1])]
+
+
+def _skew(boxes, letter):
+    """The angle of the lines in degrees, counterclockwise positive."""
+    if len(boxes) < 8:
+        return 0.0
+    foot = np.stack([boxes[:, ::2].mean(1), boxes[:, 3]], 1)
+    foot -= foot.mean(0)
+
+    def sharpness(degrees):
+        place = foot[:, 1] + foot[:, 0] * np.tan(np.radians(degrees))  # where the foot is once the page is level
+        bins = np.bincount(np.floor((place - place.min()) / max(1, letter / 8)).astype(int))
+        return float((bins ** 2).sum())
+
+    def best(angles):
+        return float(max(angles, key=lambda degrees: (sharpness(degrees), -abs(degrees))))
+
+    return best(best(np.arange(-SKEW, SKEW + STEP, 5 * STEP)) + STEP * np.arange(-5, 6))
+
+
+def _turned(page, angle):
+    """(the page turned clockwise by `angle` degrees, with all of it on white, the matrix [3,3] of points back)."""
+    height, width = page.shape
+    turn = np.radians(angle)
+    cos, sin = np.cos(turn), np.sin(turn)
+    wide, high = (int(np.ceil(abs(cos) * a + abs(sin) * b)) for a, b in ((width, height), (height, width)))
+    matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    matrix[:2, 2] = np.array([wide, high]) / 2 - matrix[:2, :2] @ (width / 2, height / 2)
+    # OpenCV's points are at the middles of pixels, ours at their edges.
+    half = np.array([[1, 0, .5], [0, 1, .5], [0, 0, 1]])
+    pixels = np.linalg.inv(half) @ matrix @ half
+    white = float(np.percentile(page[::4, ::4], 90))
+    turned = cv2.warpAffine(page, pixels[:2], (wide, high), flags=cv2.INTER_LINEAR, borderValue=white)
+    return turned, np.linalg.inv(matrix)
+
+
+# ---------------------------------------------------------------- rows
+def _rows(found):
+    """The numbers of the components of each row, in reading order."""
+    boxes, letter = found.boxes, found.letter
+    bodies = found.letters
+    alone = [tall for tall in found.talls if not _beside(boxes[tall], boxes[bodies], letter)]
+    bodies = np.concatenate([bodies, alone]).astype(np.int64)
+    rows = [row for row in _ordered(bodies, boxes, letter) if _is_text(boxes[row])]
+    if not rows:
+        return []
+    around = np.array([[*boxes[row, :2].min(0), *boxes[row, 2:].max(0)] for row in rows])
+    joined = [list(row) for row in rows]
+    for number in [*found.marks, *np.setdiff1d(found.talls, alone)]:
+        x0, y0, x1, y1 = boxes[number]
+        # A tall one is beside the row at its top; a mark is nearest to its own.
+        middle = y0 + letter / 2 if y1 - y0 > TALL * letter else (y0 + y1) / 2
+        away = np.maximum(np.maximum(around[:, 1] - middle, middle - around[:, 3]), 0)
+        away += np.maximum(np.maximum(around[:, 0] - x1, x0 - around[:, 2]), 0) / 3
+        nearest = int(away.argmin())
+        if away[nearest] <= letter:
+            joined[nearest].append(number)
+    return [np.array(row) for row in joined]
+
+
+def _beside(tall, letters, letter):
+    """Whether a tall component stands beside smaller letters, as the capital of a word or a bracket does."""
+    x0, y0, x1, y1 = tall
+    return bool(((letters[:, 1] < y1) & (letters[:, 3] > y0) & (letters[:, 0] < x1 + 3 * letter)
+                 & (letters[:, 2] > x0 - 3 * letter)).any())
+
+
+def _ordered(numbers, boxes, letter):
+    """The components `numbers` as rows in reading order: the page is cut at its white gaps into stripes; stripes that share
+    a gutter are columns, and each of them is cut anew."""
+    if not len(numbers):
+        return []
+    stripes = _stripes(numbers, boxes)
+    rows, at = [], 0
+    while at < len(stripes):
+        best, members = None, np.zeros(0, np.int64)
+        for end in range(at, len(stripes)):
+            members = np.concatenate([members, stripes[end]])
+            cut = _gutter(boxes[members], letter)
+            if cut is None:
+                break
+            if np.ptp(boxes[members][:, 1::2]) >= BAND * letter:
+                best = end, members, cut
+        if best is None:
+            rows.append(stripes[at])
+            at += 1
+        else:
+            end, members, cut = best
+            left = boxes[members, 0] < cut
+            rows += _ordered(members[left], boxes, letter) + _ordered(members[~left], boxes, letter)
+            at = end + 1
+    return rows
+
+
+def _stripes(numbers, boxes):
+    """`numbers` from top to bottom, in groups with a white gap between; each from left to right."""
+    y0, y1 = boxes[numbers, 1], boxes[numbers, 3]
+    cut = CORE * (y1 - y0)
+    top, bottom = y0 + cut, y1 - cut
+    order = np.argsort(top, kind="stable")
+    reach = np.maximum.accumulate(bottom[order])
+    begins = np.flatnonzero(top[order][1:] > reach[:-1]) + 1
+    return [group[np.argsort(boxes[group, 0], kind="stable")] for group in np.split(numbers[order], begins)]
+
+
+def _gutter(boxes, letter):
+    """Where a white gap parts columns: the middle of the first one with enough text on both sides; None without any."""
+    order = np.argsort(boxes[:, 0])
+    left, reach = boxes[order, 0], np.maximum.accumulate(boxes[order, 2])
+    gap = left[1:] - reach[:-1]
+    fits = (gap >= GUTTER * letter) & (reach[:-1] - left[0] >= COLUMN * letter) & (reach[-1] - left[1:] >= COLUMN * letter)
+    first = np.flatnonzero(fits)
+    return (left[first[0] + 1] + reach[first[0]]) / 2 if len(first) else None
+
+
+def _is_text(boxes):
+    """Whether a row is as high as its letters let expect."""
+    return np.ptp(boxes[:, 1::2]) <= ROW * np.percentile(boxes[:, 3] - boxes[:, 1], 85)
+
+
+def _spans(found, rows):
+    """The box of each row, int64 `[n,4]`. Its height is at least what rows with letters of this size usually have above and
+    below the line that they stand on: a row without tall letters would otherwise be cut closer than the others."""
+    boxes = np.array([[*found.boxes[row, :2].min(0), *found.boxes[row, 2:].max(0)] for row in rows]).reshape(-1, 4)
+    size = np.array([np.median(np.diff(found.boxes[row][:, 1::2])) for row in rows])
+    foot = np.array([np.median(found.boxes[row, 3]) for row in rows])
+    if len(rows):
+        above, below = (np.median(part / size) for part in (foot - boxes[:, 1], boxes[:, 3] - foot))
+        boxes[:, 1] = np.minimum(boxes[:, 1], foot - above * size)
+        boxes[:, 3] = np.maximum(boxes[:, 3], foot + below * size)
+    return boxes
+
+
+def _cut(page, found, owner, number, span, to_page, vertical):
+    """Row `number`, whose box is `span`, as a PageLine."""
+    x0, y0, x1, y1 = span + (-1, -1, 1, 1)
+    height, width = found.labels.shape
+    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    seen = owner[found.labels[y0:y1, x0:x1]]
+    foreign = cv2.dilate(((seen != number) & (seen != NOBODY)).astype(np.uint8), np.ones((3, 3), np.uint8))
+    foreign[seen == number] = 0
+    left, top, right, bottom = (round(side / found.scale) for side in (x0, y0, x1, y1))
+    image = page[top:bottom, left:right].copy()
+    foreign = cv2.resize(foreign, image.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    image[foreign > 0] = np.percentile(image, 90)
+    matrix = to_page @ np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
+    if vertical:
+        image = np.ascontiguousarray(np.rot90(image, -1))
+        matrix = matrix @ np.array([[0, 1, 0], [-1, 0, image.shape[1]], [0, 0, 1.0]])
+    line = PageLine(image, matrix[:2], (0.0, 0.0, 0.0, 0.0))
+    return line._replace(box=line.on_page((0, 0, image.shape[1], image.shape[0])))
