@@ -73,6 +73,8 @@ def char_boxes(folder) -> dict[str, np.ndarray]:
             found.setdefault((entry["image_id"], entry["category_id"]), array("f")).extend((x, y, x + w, y + h))
 
         coco = json.loads(path.read_text(encoding="utf-8"), object_hook=keep)
+        if not isinstance(coco["annotations"], list):
+            raise TypeError("annotations is not a list")
         images = {image["id"]: (_key(image["file_name"]), bool(image.get("vertical"))) for image in coco["images"]}
         chars = {category["id"] for category in coco["categories"] if category["name"] == "char"}
         found = {images[image]: boxes for (image, category), boxes in found.items() if category in chars}

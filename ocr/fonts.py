@@ -174,7 +174,7 @@ def _faces_of(file, charset):
             # PANOSE's family: 0 any, 1 no fit, 2 text, 3 script, 4 decorative, 5 symbol; proportion 9 of text: fixed pitch.
             if panose.bFamilyType > 2 or panose.bFamilyType == 2 and panose.bProportion == 9 or post.isFixedPitch:
                 return []
-            if not 300 <= os2.usWeightClass <= 800:
+            if "fvar" not in font and not 300 <= os2.usWeightClass <= 800:
                 return []
             names = font["name"]
             family = names.getDebugName(16) or names.getDebugName(1) or os.path.basename(file)
@@ -212,15 +212,15 @@ def _places(font):
 
 
 def _is_text_face(face, charset):
-    """Looks at the drawn letters: whether most are there, capitals are of one height, as dingbats are not, and small letters
-    are no capitals; sets `serif`."""
+    """Looks at the drawn letters: whether most are there, i and l are narrow, as those of dingbats and typewriters are not,
+    and small letters are no capitals; sets `serif`."""
     letters = [c for c in charset if c.isalpha()] or list(charset)
     sample = letters[::max(1, len(letters) // 12)]
     if sum(face.has(c) for c in sample) * 2 < len(sample):
         return False
-    if face.has("BDEHIKLNT"):
-        heights = [len(face.glyph(c).mask) for c in "BDEHIKLNT"]
-        if max(heights) > 1.2 * min(heights):
+    if face.has("ilm"):
+        narrow, narrow_too, wide_one = (face.glyph(c).mask.shape[1] for c in "ilm")
+        if max(narrow, narrow_too) > .7 * wide_one:
             return False
     if face.has("aegrAEGR"):
         alike = [_overlap(face.glyph(c).mask, face.glyph(c.upper()).mask) for c in "aegr"]
