@@ -258,7 +258,7 @@ class LineReader:
         text = " ".join("".join([self.classes[number] for number in runs.ids]).split())
         characters = self._characters(runs.take(np.flatnonzero(runs.ids != SPACE)), columns)
         if self.tidy:
-            text, characters = tidied(text), _with_double_quotes(characters)
+            text, characters = tidied(text), with_double_quotes(characters)
         return Reading(text, confidence, characters, size)
 
     def _characters(self, runs, columns):
@@ -308,7 +308,7 @@ def _grouped(widths):
     return [group[at:at + BATCH] for group in by_width.values() for at in range(0, len(group), BATCH)]
 
 
-def _with_double_quotes(characters):
+def with_double_quotes(characters):
     """Two ' side by side as one ", as `text.tidy` has it."""
     joined = []
     for one in characters:
