@@ -12,7 +12,6 @@ DIR has a folder of reference images per type (DIR/passport/*.jpg), or one image
 Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: makes its fol
 
 from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
-from .image import ImageError, list_images  # noqa: E402
+from .image import ImageError, images_at  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
 from .show import show_folder, write_drawing  # noqa: E402
@@ -293,7 +292,7 @@ def main(arguments=None) -> int:
     if args.finder and not (args.find or args.find_references or DEFAULT_FIND):
         parser.error("--finder: of use with --find or --find-references alone")
 
-    images = [path for image in args.images for path in _expanded(image)]
+    images = [path for image in args.images for path in images_at(image)]
     show = args.show and show_folder(args.show, images, args.register or DEFAULT_REGISTRY)
     corners = read_corners(args.corners) if args.corners else None
     progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
@@ -321,12 +320,6 @@ def main(arguments=None) -> int:
     if args.json:
         print(json.dumps(results, indent=2))
     return 0 if usable else 2
-
-
-def _expanded(image):
-    """The images below a folder. Anything else, and a folder without images, is kept and gets a result of its own."""
-    below = [os.path.join(image, file) for file in list_images(image)] if os.path.isdir(image) else []
-    return below or [image]
 
 
 def _line(result, top_k, thresholds):

@@ -241,6 +241,13 @@ def list_images(root) -> list[str]:
     return sorted(found)
 
 
+def images_at(path) -> list[str]:
+    """The images below a folder, as `list_images` finds them. Anything else, and a folder without images, is kept, so that
+    it gets a result of its own."""
+    below = [os.path.join(path, file) for file in list_images(path)] if os.path.isdir(path) else []
+    return below or [path]
+
+
 def available_cores() -> int:
     """Cores that this process may use: fewer than the machine's under `taskset`."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .image import resize
 from .reader import LineReader, Reading
 
 SIDE = 1800  # pixels: a larger page is searched at this size, where the letters of print are 10 to 20 pixels high
@@ -50,7 +49,11 @@ class PageLine(NamedTuple):
 def read_page(reader: LineReader, page: np.ndarray) -> list[tuple[PageLine, Reading]]:
     """The lines of a page, gray uint8 `[H,W]`, and what they say, with the boxes of their characters on the page; lines
     without text are skipped. With a vertical reader the lines run from top to bottom, the first one on the right."""
-    lines = find_lines(page, reader.vertical)
+    return read_found(reader, find_lines(page, reader.vertical))
+
+
+def read_found(reader: LineReader, lines: list[PageLine]) -> list[tuple[PageLine, Reading]]:
+    """`read_page` for lines that are found."""
     found = []
     for line, reading in zip(lines, reader.stream([line.image for line in lines])):
         if reading.text:
@@ -91,7 +94,8 @@ class _Components:
 
     def __init__(self, page):
         self.scale = min(1.0, SIDE / max(page.shape))
-        small = resize(page[:, :, None], *(max(1, round(side * self.scale)) for side in page.shape[::-1]))
+        size = [max(1, round(side * self.scale)) for side in page.shape[::-1]]
+        small = cv2.resize(page, size, interpolation=cv2.INTER_AREA)
         ink = cv2.adaptiveThreshold(small, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, WINDOW, CONTRAST)
         _, self.labels, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
         x, y, wide, high, area = stats[1:].T.astype(np.int64)

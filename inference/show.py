@@ -15,12 +15,12 @@ SIDE, GAP, TEXT = 400, 8, 24  # pixels: the longer side of image and document, t
 GREEN, RED, BLACK, WHITE = (70, 150, 30), (50, 50, 210), (20, 20, 20), 255  # BGR
 
 
-def show_folder(folder, images, references) -> Path:
+def show_folder(folder, images, references=None) -> Path:
     """Make the folder for drawings. Raises UserError where it cannot be made, or where one of the `images` (paths) or the
     folder of `references` lies in it: a drawing must not replace an image, nor become a reference."""
     folder = Path(folder)
     real = os.path.realpath(folder)
-    if os.path.commonpath([real, root := os.path.realpath(references)]) == root:
+    if references and os.path.commonpath([real, root := os.path.realpath(references)]) == root:
         raise UserError(f"--show {folder}: lies among the reference images, {references}; name another folder")
     inside = next((path for path in images if os.path.dirname(os.path.realpath(path)) == real), None)
     if inside is not None:
@@ -41,7 +41,12 @@ def write_drawing(folder: Path, number: int, result: dict) -> None:
         drawing = draw(result)
     except ImageError:  # read a moment ago, and gone or changed since
         return
-    name = re.sub(r"[^\w.-]", "_", Path(result["image"]).stem, flags=re.ASCII)[:80]
+    write_numbered(folder, number, result["image"], drawing)
+
+
+def write_numbered(folder: Path, number: int, image: str, drawing: np.ndarray) -> None:
+    """Write a drawing of `image` as `NUMBER_NAME.jpg`."""
+    name = re.sub(r"[^\w.-]", "_", Path(image).stem, flags=re.ASCII)[:80]
     with replacing(folder / f"{number:05}_{name}.jpg") as partial:
         partial.write_bytes(cv2.imencode(".jpg", drawing)[1])
 

@@ -26,12 +26,13 @@ def centers() -> np.ndarray:
     return patterns() / np.float32(CELLS ** 0.5)
 
 
-def draw(text: str, height: int = HEIGHT, left: int = 8) -> np.ndarray:
-    """A line that the reader reads: gray uint8 `[height, W]`, height a multiple of HEIGHT."""
+def draw(text: str, height: int = HEIGHT, left: int = 8, light: int = 255) -> np.ndarray:
+    """A line that the reader reads: gray uint8 `[height, W]`, height a multiple of HEIGHT. light: the gray of white cells;
+    at 140 each character is one piece of ink."""
     line = np.full((HEIGHT, left + len(text) * (WIDE + GAP)), 255, np.uint8)
     for place, number in enumerate(map(CLASSES.index, text)):
         x = left + place * (WIDE + GAP)
-        line[:, x:x + WIDE] = np.repeat(127.5 * (patterns()[number] + 1), HEIGHT // CELLS)[:, None]
+        line[:, x:x + WIDE] = np.repeat(np.where(patterns()[number] > 0, light, 0), HEIGHT // CELLS)[:, None]
     return line.repeat(height // HEIGHT, 0).repeat(height // HEIGHT, 1)
 
 
