@@ -87,6 +87,8 @@ class LineMaker:
         text, heading = self.texts.line(r)
         face, text = self._face_for(text, r)
         style = _style(r, heading or text.isupper())
+        if self.vertical:
+            style = style._replace(ligatures=False)
         pieces = self._pieces(text, face, style, r)
         canvas, boxes = (_stack if self.vertical else _set)(pieces, style, r)
         canvas, boxes = _surround(canvas, boxes, self.vertical, r)
@@ -232,7 +234,8 @@ def _small_capitals(word, face, style, whole):
     capitals = _spell(word.upper(), face, style, ligatures=False, tracking=style.tracking + .03 * EM)
     for piece, letter in zip(capitals, word):
         if letter.islower():
-            piece = piece._replace(glyph=_scaled(piece.glyph, 1.06 * scale, scale), letters=piece.letters if whole else letter)
+            small = _scaled(piece.glyph, 1.06 * scale, scale)
+            piece = piece._replace(glyph=small, letters=piece.letters if whole else letter)
         pieces.append(piece)
     return pieces
 
@@ -403,8 +406,13 @@ def write_lines(out, count: int, seed: int = 0, fonts=(), texts=(), charset=None
             if not (out / PARTS / f"{start:06}.json").exists()]
     with tqdm(total=count, initial=max(0, count - CHUNK * len(jobs)), desc="lines", unit="line", disable=None) as bar:
         if workers == 1 or len(jobs) == 1:
-            for job in jobs:
-                bar.update(_write_chunk(maker, *job))
+            threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)  # the images are too small to share
+            try:
+                for job in jobs:
+                    bar.update(_write_chunk(maker, *job))
+            finally:
+                cv2.setNumThreads(threads)
         else:  # spawn, since OpenCV may have threads, and a fork would inherit their locks
             with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _start, (options,)) as pool:
                 for done in pool.imap_unordered(_work, jobs):

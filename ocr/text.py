@@ -41,7 +41,7 @@ def read_charset(path) -> str:
     whose code points and characters differ.
     """
     text = _read(path)
-    rows = [line.split("\t") for line in text.split("\n") if line.strip()]
+    rows = [line.split("\t", 1) for line in text.split("\n") if line.strip()]
     if rows and all(len(row) == 2 and row[0].strip().isdigit() for row in rows):
         characters = []
         for code, character in rows:
