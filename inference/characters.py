@@ -1,7 +1,7 @@
 """Registered characters: centers that a reader gets without training, in a file beside its model.
 
 An .npz file for one model: `text` (str `[n]`), `centers` (float32 `[n,D]`, of unit length), `offset` (float32 `[n]`: the
-cosine by which a column must be nearer to this center than to others), and `model`, the fingerprint of the model's centers.
+cosine by which a column must be nearer to this center than to others), and `model`, a hash of the model's centers.
 """
 import hashlib
 import io
@@ -26,7 +26,7 @@ class Characters(NamedTuple):
     offset: np.ndarray
 
 
-def fingerprint(centers: np.ndarray) -> str:
+def centers_hash(centers: np.ndarray) -> str:
     """What tells a model's centers, float32 `[C,D]`, from those of others: registered characters are of use with them alone.
     """
     return hashlib.sha256(np.ascontiguousarray(centers, np.float32).tobytes()).hexdigest()
@@ -41,7 +41,7 @@ def save_characters(path, characters: Characters, model_centers: np.ndarray) -> 
     """Write `path`, for the model with these centers. Raises UserError where it cannot be written."""
     content = io.BytesIO()
     np.savez(content, text=np.array(characters.text, dtype=np.str_), centers=np.float32(characters.centers),
-             offset=np.float32(characters.offset), model=np.array(fingerprint(model_centers)))
+             offset=np.float32(characters.offset), model=np.array(centers_hash(model_centers)))
     with replacing(path) as partial:
         partial.write_bytes(content.getvalue())
 
@@ -59,7 +59,7 @@ def load_characters(path, model_centers: np.ndarray) -> Characters:
     except (OSError, ValueError, LookupError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
             zipfile.zlib.error) as error:
         raise UserError(f"{path}: not a file of characters ({first_line(error)}); {HOW}") from None
-    if model.shape or str(model) != fingerprint(model_centers):
+    if model.shape or str(model) != centers_hash(model_centers):
         raise UserError(f"{path}: its characters were registered for another model; register them again with this one: "
                         "python -m ocr register")
     names = text.tolist() if text.ndim == 1 and text.dtype.kind == "U" else []

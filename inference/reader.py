@@ -308,7 +308,7 @@ def _grouped(widths):
     return [group[at:at + BATCH] for group in by_width.values() for at in range(0, len(group), BATCH)]
 
 
-def with_double_quotes(characters):
+def with_double_quotes(characters: list[Character]) -> list[Character]:
     """Two ' side by side as one ", as `text.tidy` has it."""
     joined = []
     for one in characters:

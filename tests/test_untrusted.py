@@ -32,6 +32,7 @@ SOURCES = sorted(file for depth in ("*.py", "*/*.py", "*/*/*.py") for file in RO
 EXECUTES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
 ALLOWED = {("configs/__init__.py", "runpy"),            # a config is the user's own Python
            ("inference/classify.py", "__import__"),     # its own package, when it runs as a script
+           ("inference/read.py", "__import__"),
            ("tests/helpers/programs.py", "runpy"), ("tests/test_augment.py", "runpy"),  # the project's own commands
            ("tests/test_readme.py", "exec"), ("tests/test_train.py", "exec"),  # the code of the docs
            ("tests/test_untrusted.py", "pickle")}

@@ -9,12 +9,12 @@ from inference.model import METADATA_KEY
 HEIGHT, STRIDE, CELLS = 40, 2, 8  # a character is a column of 8 cells, black or white, the first and the last one black
 WIDE = GAP = 8  # pixels of a character, and between two
 SCALE = 40.0
-CLASSES = ["", " ", *"abcdefghijklmnopqrstuvwxyz.,'\"-1"]  # 34; no two patterns differ in one cell alone
+CLASSES = ["", " ", *"abcdefghijklmnopqrstuvwxyz.,'-1"]  # no two patterns differ in one cell alone
 
 
 def patterns() -> np.ndarray:
-    """float32 `[C,8]`, 1 for white and -1 for black, of each of CLASSES; blank is all white."""
-    rows = [np.ones(CELLS), np.r_[np.ones(3), -1, -1, np.ones(3)]]  # the space is a dash, since white is blank
+    """float32 `[C,8]`, 1 for white and -1 for black, of each of CLASSES: blank is all white, the space has its own sign."""
+    rows = [np.ones(CELLS)]
     for code in range(2 ** 6):
         cells = 1 - 2 * np.array([1, *map(int, f"{code:06b}"), 1])
         if cells.prod() == 1 and len(rows) < len(CLASSES):
@@ -41,31 +41,29 @@ def about(**changes) -> dict:
             "scale": SCALE, "vertical": False, **changes}
 
 
-def write_reader(path, metadata=None, class_centers=None, outputs=("embeddings", "boxes", "centers"), gain=2.0):
-    """The network: the cells of each column, as a unit vector, and a box around it. gain: 0 makes vectors of no length.
+def write_reader(path, metadata=None, class_centers=None, outputs=("embeddings", "boxes", "centers"), gain=1.0):
+    """The network: the cells of each column, 1 where they are lighter than half, as a unit vector, and a box around it.
+    gain: 0 makes vectors of no length.
     Returns `path`."""
-    def constant(name, value):
-        return numpy_helper.from_array(np.asarray(value), name)
-
-    constants = [constant("gain", np.float32(gain)), constant("one", np.float32(1)), constant("tiny", np.float32(1e-6)),
-                 constant("axis", np.int64([2])), constant("begin", np.int64(0)), constant("step", np.int64(1)),
-                 constant("along", np.float32([STRIDE, 0, STRIDE, 0])), constant("ends", np.int64([0, 2])),
-                 constant("sides", np.float32([1 - WIDE / 2, 0, 1 + WIDE / 2, HEIGHT])),
-                 constant("table", centers() if class_centers is None else class_centers), constant("none", np.float32(0)),
-                 constant("row", np.int64([1]))]
-    node = helper.make_node
-    cell = [HEIGHT // CELLS, STRIDE]
+    values = {"four": np.float32(4), "one": np.float32(1), "gain": np.float32(gain), "tiny": np.float32(1e-6),
+              "none": np.float32(0), "row": np.int64([1]), "axis": np.int64([2]), "begin": np.int64(0), "step": np.int64(1),
+              "ends": np.int64([0, 2]), "along": np.float32([STRIDE, 0, STRIDE, 0]),
+              "sides": np.float32([1 - WIDE / 2, 0, 1 + WIDE / 2, HEIGHT]),
+              "table": centers() if class_centers is None else class_centers}
+    node, cell = helper.make_node, [HEIGHT // CELLS, STRIDE]
     nodes = [node("AveragePool", ["img"], ["pooled"], kernel_shape=cell, strides=cell),
              node("Squeeze", ["pooled", "row"], ["cells"]), node("Transpose", ["cells"], ["columns"], perm=[0, 2, 1]),
-             node("Mul", ["columns", "gain"], ["twice"]), node("Sub", ["twice", "one"], ["signed"]),
-             node("Mul", ["signed", "gain"], ["scaled"]), node("ReduceL2", ["scaled", "axis"], ["length"]),
-             node("Add", ["length", "tiny"], ["divisor"]), node("Div", ["scaled", "divisor"], ["embeddings"]),
+             node("Mul", ["columns", "four"], ["much"]), node("Sub", ["much", "one"], ["signed"]),
+             node("Min", ["signed", "one"], ["clipped"]), node("Mul", ["clipped", "gain"], ["scaled"]),
+             node("ReduceL2", ["scaled", "axis"], ["length"]), node("Add", ["length", "tiny"], ["divisor"]),
+             node("Div", ["scaled", "divisor"], ["embeddings"]),
              node("Shape", ["columns"], ["shape"]), node("Gather", ["shape", "step"], ["count"]),
              node("Range", ["begin", "count", "step"], ["places"]), node("Cast", ["places"], ["real"], to=TensorProto.FLOAT),
              node("Unsqueeze", ["real", "ends"], ["column"]), node("Mul", ["column", "along"], ["moved"]),
              node("Add", ["moved", "sides"], ["box"]), node("Mul", ["length", "none"], ["zeros"]),
              node("Add", ["zeros", "box"], ["boxes"]), node("Identity", ["table"], ["centers"])]
     shapes = {"embeddings": ["batch", "columns", CELLS], "boxes": ["batch", "columns", 4], "centers": [None, CELLS]}
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
     graph = helper.make_graph(
         nodes, "reader", [helper.make_tensor_value_info("img", TensorProto.FLOAT, ["batch", 1, HEIGHT, "width"])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in outputs], constants)
