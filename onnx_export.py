@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from backbones.quantize import half_weights, to_int8
 from configs import load_run, read_info
@@ -168,7 +169,7 @@ def _to_onnx(network, item):
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
-                network, (example,), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+                _Named(network), (example,), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
                 input_names=["img"], output_names=list(item.outputs), dynamic_shapes=(sides,))
     finally:
         for logger, level in zip(loggers, levels):
@@ -179,6 +180,17 @@ def _to_onnx(network, item):
     return proto
 
 
+class _Named(nn.Module):
+    """A network whose parameters have names that no output has: in ONNX they share one name space."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, img):
+        return self.network(img)
+
+
 def _save(proto, metadata, path):
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(metadata))
@@ -187,7 +199,8 @@ def _save(proto, metadata, path):
 
 
 def _parity(network, path, item):
-    """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise."""
+    """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise, each of
+    another width where that may vary."""
     generator = np.random.default_rng(0)
     options, lowest = onnxruntime.SessionOptions(), 1.0
     options.log_severity_level = 4  # its errors reach the user as one line, through the exception
