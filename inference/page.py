@@ -24,7 +24,7 @@ WINDOW, CONTRAST = 51, 15  # ink is darker by CONTRAST levels than the mean of t
 SKEW, STEP = 5.0, 0.05  # degrees: the largest skew that is found, and how finely
 # In letters: multiples of the height of most components.
 SPECK, BODY, TALL, LARGE, LONG = 0.15, 0.65, 2.5, 8, 40  # below: dirt; comma; letter; capital of a heading; picture or rule
-GUTTER, COLUMN, BAND = 1.5, 8, 4  # the least width of a gap between columns, and of a column; the least height of columns
+GUTTER, COLUMN, BAND = 1.5, 8, 4  # the least width of a gap between columns, and of a column; its least height, three rows
 CORE = 0.3  # of a letter's height: cut off at both ends, it keeps to the rows where all letters are
 FAINT = 0.25  # of the contrast of the blackest tenth of the ink: below it, a picture or the back of the page
 DENSE = 0.2  # ink in the box of a large component: a picture with it, the frame of a page below
@@ -201,19 +201,20 @@ def _ordered(numbers, boxes, letter):
         best, members = None, np.zeros(0, np.int64)
         for end in range(at, len(stripes)):
             members = np.concatenate([members, stripes[end]])
-            cut = _gutter(boxes[members], letter)
-            if cut is None:
+            around = boxes[members]
+            cut = _gutter(around, letter)
+            if cut is not None:
+                left = around[:, 0] < cut
+                if min(np.ptp(around[left, 1::2]), np.ptp(around[~left, 1::2])) >= BAND * letter:
+                    best = end, members[left], members[~left]
+            elif np.ptp(around[:, 1::2]) >= BAND * letter:  # less may be a row of one column, above the others' first
                 break
-            if np.ptp(boxes[members][:, 1::2]) >= BAND * letter:
-                best = end, members, cut
         if best is None:
             rows.append(stripes[at])
             at += 1
         else:
-            end, members, cut = best
-            left = boxes[members, 0] < cut
-            rows += _ordered(members[left], boxes, letter) + _ordered(members[~left], boxes, letter)
-            at = end + 1
+            at = best[0] + 1
+            rows += _ordered(best[1], boxes, letter) + _ordered(best[2], boxes, letter)
     return rows
 
 
