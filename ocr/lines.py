@@ -53,6 +53,7 @@ class Style(NamedTuple):
     inside: float  # inside quotes
     dash: float  # on both sides of a long dash
     curly: bool
+    two_quotes: float  # a double quote is two single ones, so far apart; 0: the face's own
     ligatures: bool
     figures: str  # "lining", "old" (the font's own) or "drawn" (lining ones scaled and shifted)
     slant: float  # shear, as of a worn or tilted form: x per y
@@ -164,6 +165,7 @@ def _style(r, heading):
         inside=r.uniform(.1, .6) * space if r.random() < .3 else 0,
         dash=r.uniform(0, .2) * EM if r.random() < .5 else 0,
         curly=r.random() < .85,
+        two_quotes=r.uniform(.02, .12) * EM if r.random() < .25 else 0,
         ligatures=not spaced and r.random() < .75,
         figures=str(r.choice(["lining", "old", "drawn"], p=(.6, .25, .15))),
         slant=r.normal(0, .02) if r.random() < .25 else 0,
@@ -187,7 +189,12 @@ def _spell(word, face, style, ligatures, tracking=None):
                 letters = word[i]
         if glyph is None:
             letters = drawn = _shape_of(word, i, face, style)
-            glyph = _figure(face, drawn, style) if drawn.isdigit() and drawn.isascii() else face.glyph(drawn)
+            if drawn in "“”" and style.two_quotes and face.has("‘’"):
+                glyph = _doubled(face.glyph("‘’"["“”".index(drawn)]), round(style.two_quotes))
+            elif drawn.isdigit() and drawn.isascii():
+                glyph = _figure(face, drawn, style)
+            else:
+                glyph = face.glyph(drawn)
         if glyph is not None:
             if style.slant:
                 glyph = _slanted(glyph, style.slant)
@@ -238,6 +245,12 @@ def _small_capitals(word, face, style, whole):
             piece = piece._replace(glyph=small, letters=piece.letters if whole else letter)
         pieces.append(piece)
     return pieces
+
+
+def _doubled(glyph, gap):
+    """A glyph twice, as double quotes are set that are two single ones."""
+    room = np.zeros((len(glyph.mask), gap), np.uint8)
+    return glyph._replace(mask=np.hstack([glyph.mask, room, glyph.mask]), advance=glyph.advance + gap + glyph.mask.shape[1])
 
 
 def _scaled(glyph, sx, sy):
@@ -311,7 +324,8 @@ def _stack(pieces, style, r):
 
 
 def _draw(pieces, places, vertical):
-    """The ink of placed masks, cropped to it, and the boxes of the letters: a ligature's box is divided among its own."""
+    """The ink of placed masks, cropped to it, and the boxes of the letters: a ligature's is divided among its own in the
+    proportion of their advances."""
     corners = np.array([(x, y, x + p.glyph.mask.shape[1], y + p.glyph.mask.shape[0]) for (x, y), p in zip(places, pieces)])
     left, top = corners[:, :2].min(0)
     right, bottom = corners[:, 2:].max(0)
@@ -320,7 +334,11 @@ def _draw(pieces, places, vertical):
     for (x0, y0, x1, y1), piece in zip(corners - [left, top, left, top], pieces):
         part = canvas[y0:y1, x0:x1]
         np.maximum(part, piece.glyph.mask, out=part)
-        edges = np.linspace(x0, x1, len(piece.letters) + 1)
+        shares = [0]
+        if len(piece.letters) > 1:
+            shares = np.cumsum([0, *(glyph.advance if (glyph := piece.face.glyph(c)) else EM / 3 for c in piece.letters)])
+            shares = shares[:-1] / shares[-1]
+        edges = [*(x0 + (x1 - x0) * share for share in shares), x1]
         boxes += [(a, y0, b, y1) for a, b in zip(edges, edges[1:])]
     return canvas, np.array(boxes, np.float64)
 

@@ -17,6 +17,7 @@ from inference.text import normalize
 
 CHARSET = string.ascii_letters + string.digits + ".,;:!?'\"()-&*/[]+=$%§£°éèêëàâäôöùûüïîçñæœÆŒÉ"
 SHARES = {"running": .75, "words": .1, "characters": .1, "headings": .05}
+RARE = ("ff", "ffi", "ffl", "fi", "fl", '"', "“", "”", "'", "’", "?", "!", ";", ":", "(", ")", "-", "—", "j", "q", "z", "x")
 MONTHS = "January February March April May June July August September October November December".split()
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,9 @@ class Texts:
         source = self.sources[min(int(np.searchsorted(self.shares, r.random())), len(self.sources) - 1)]
         length = self._length(r)
         start = int(r.integers(max(1, len(source) - 2 * length - 40)))
+        if r.random() < .2:  # a place with something rare in it
+            found = source.find(RARE[int(r.integers(len(RARE)))], start + length)
+            start = max(0, found - int(r.integers(length))) if found >= 0 else start
         if not self.wide and r.random() < .92:  # else the line begins within a word, as after a hyphen
             start = source.find(" ", start) + 1
         text = source[start:start + length + 30]
