@@ -75,7 +75,7 @@ def find_lines(page: np.ndarray, vertical: bool = False) -> list[PageLine]:
         page = 255 - page
     found = _Components(page)
     angle = _skew(found.boxes[found.letters], found.letter)
-    if abs(angle) >= 2 * STEP:
+    if angle:
         page, back = _turned(page, angle)
         to_page, found = to_page @ back, _Components(page)
     rows = _rows(found)
@@ -126,7 +126,7 @@ def _weighted(values, weights, share, default):
 
 
 def _skew(boxes, letter):
-    """The angle of the lines in degrees, counterclockwise positive."""
+    """The angle of the lines in degrees, counterclockwise positive; 0 where it moves their ends by less than 1/4 letter."""
     if len(boxes) < 8:
         return 0.0
     foot = np.stack([boxes[:, ::2].mean(1), boxes[:, 3]], 1)
@@ -140,7 +140,8 @@ def _skew(boxes, letter):
     def best(angles):
         return float(max(angles, key=lambda degrees: (sharpness(degrees), -abs(degrees))))
 
-    return best(best(np.arange(-SKEW, SKEW + STEP, 5 * STEP)) + STEP * np.arange(-5, 6))
+    angle = best(best(np.arange(-SKEW, SKEW + STEP, 5 * STEP)) + STEP * np.arange(-5, 6))
+    return angle if abs(np.tan(np.radians(angle))) * np.ptp(foot[:, 0]) > letter / 4 else 0.0
 
 
 def _turned(page, angle):
@@ -169,7 +170,9 @@ def _rows(found):
     rows = [row for row in _ordered(bodies, boxes, letter) if _is_text(boxes[row])]
     if not rows:
         return []
-    around = np.array([[*boxes[row, :2].min(0), *boxes[row, 2:].max(0)] for row in rows])
+    # From where most of a row's letters begin to where they stand: the dot of an i is beside the tails of the row above.
+    around = np.array([[boxes[row, 0].min(), np.median(boxes[row, 1]), boxes[row, 2].max(), np.median(boxes[row, 3])]
+                       for row in rows])
     joined = [list(row) for row in rows]
     for number in [*found.marks, *np.setdiff1d(found.talls, alone)]:
         x0, y0, x1, y1 = boxes[number]

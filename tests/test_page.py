@@ -107,16 +107,17 @@ def test_uneven_light():
 
 
 def test_the_ink_of_other_lines_is_painted_over():
-    """The tails of one line reach into the next one."""
-    page = np.full((400, 900), 235, np.uint8)
-    for row in range(6):
-        write_line(page, "gypsy jumps gypsy jumps", 90, 80 + 31 * row, 1.1)
+    """The tails of one line reach between the tall letters of the next one."""
+    texts = ["gyp    gyp    gyp", "    Hul    Hul    Hul"] * 3
+    page, alone = np.full((2, 400, 900), 235, np.uint8)
+    for row, text in enumerate(texts):
+        write_line(page, text, 90, 80 + 30 * row, 1.1)
+    write_line(alone, texts[3], 90, 80 + 30 * 3, 1.1)
     lines = find_lines(page)
     assert len(lines) == 6
-    alone = np.full((400, 900), 235, np.uint8)
-    write_line(alone, "gypsy jumps gypsy jumps", 90, 80 + 31 * 2, 1.1)
-    x0, y0, x1, y1 = map(int, lines[2].box)
-    wrong, before = (np.abs(image.astype(int) - alone[y0:y1, x0:x1]).mean() for image in (lines[2].image, page[y0:y1, x0:x1]))
+    x0, y0, x1, y1 = map(int, lines[3].box)
+    alone = alone[y0:y1, x0:x1].astype(int)
+    wrong, before = (np.abs(image - alone).mean() for image in (lines[3].image, page[y0:y1, x0:x1]))
     assert before > 1 and wrong < before / 4
 
 
