@@ -44,16 +44,16 @@ def age(ink, boxes, em, r):
     boxes: float [n,4], x0 y0 x1 y1 of the characters; one whose ink would vanish is printed well. em: pixels per em.
     """
     h, w = ink.shape
-    spread = r.uniform(.008, .028) * em if r.random() < .8 else r.uniform(.028, .04) * em
+    spread = r.uniform(*((.005, .016) if r.random() < .75 else (.016, .034))) * em
     blurred = cv2.GaussianBlur(ink, (0, 0), max(.35, spread))
     # How the line was printed: well, worn, or with much ink.
     kind = r.choice(4, p=(.35, .3, .25, .1))
-    share = r.uniform(*((.92, 1.08), (.66, .95), (1.05, 1.5), (.75, 1.25))[kind])
-    edge, letter, word = r.uniform((0, 0, 0), ((.06, .06, .04), (.1, .14, .08), (.1, .1, .08), (.14, .2, .14))[kind])
+    share = r.uniform(*((.84, 1.02), (.62, .92), (1.0, 1.4), (.7, 1.2))[kind])
+    edge, letter, word = r.uniform((0, 0, 0), ((.06, .05, .03), (.09, .11, .07), (.1, .1, .07), (.12, .17, .12))[kind])
     field = (edge * noise(r, (h, w), r.uniform(1, 2.2)) + letter * noise(r, (h, w), r.uniform(.1, .35) * em)
              + word * noise(r, (h, w), r.uniform(1, 4) * em))
     # Of how many hairlines break, the faces themselves must not decide: those of a Didone would all be gone in a worn line.
-    hairline = hairline_strength(blurred, ink) * r.uniform(*((.5, .85), (.6, 1.05), (.4, .8), (.5, .95))[kind])
+    hairline = hairline_strength(blurred, ink) * r.uniform(*((.6, .95), (.7, 1.1), (.5, .9), (.6, 1.0))[kind])
     level = np.clip(min(level_for(blurred, share, r), hairline) + field, .05, .95)
     _print_the_vanished(blurred, level, ink, boxes)
     if r.random() < .75:

@@ -46,8 +46,9 @@ class Sample(NamedTuple):
 
 class Style(NamedTuple):
     """How a line is set; lengths in pixels at EM."""
-    space: float  # between words: one width in the whole line, as in justified lines
+    space: float  # between words, in the whole line: so lines are justified
     sentence: float  # the same after the end of a sentence
+    uneven: float  # by which share of it each space may differ, as where a compositor has put in thin ones by hand
     tracking: float  # between letters
     before: float  # before ; : ? !
     inside: float  # inside quotes
@@ -155,11 +156,12 @@ def _plain(character):
 
 
 def _style(r, heading):
-    space = float(np.clip(.3 * math.exp(r.normal(.15, .35)), .167, .83)) * EM
+    space = float(np.clip(.3 * math.exp(r.normal(.25, .34)), .167, .83)) * EM
     spaced = heading and r.random() < .35 or r.random() < .02
     return Style(
         space=space,
         sentence=space * (r.uniform(1.3, 2.6) if r.random() < .45 else 1),
+        uneven=r.uniform(0, .35) if r.random() < .5 else 0,
         tracking=r.uniform(.06, .25) * EM if spaced else r.normal(0, .012) * EM,
         before=r.uniform(.2, .9) * space if r.random() < .5 else 0,
         inside=r.uniform(.1, .6) * space if r.random() < .3 else 0,
@@ -276,7 +278,8 @@ def _set(pieces, style, r):
     x, previous, pens = 0.0, None, []
     for piece in pieces:
         if piece.begins:  # wider than the room between letter-spaced letters
-            x += (style.sentence if piece.full else style.space) + .75 * max(0, previous.tracking + piece.tracking)
+            space = (style.sentence if piece.full else style.space) * (1 + style.uneven * r.uniform(-1, 1))
+            x += space + .75 * max(0, previous.tracking + piece.tracking)
         elif previous is not None:
             x += _gap(previous, piece, style)
         pens.append(x)
@@ -344,8 +347,8 @@ def _draw(pieces, places, vertical):
 
 
 def _surround(canvas, boxes, vertical, r):
-    """Crops as line finders do: most tight, some with margins, some with bits of the lines beside, some too tight."""
-    kind = r.choice(4, p=(.66, .16, .12, .06))
+    """Crops as line finders do: half of them tight, others with margins or bits of the lines beside, a few too tight."""
+    kind = r.choice(4, p=(.52, .30, .12, .06))
     if kind == 3:
         cut = r.integers(0, 4, 4)
         h, w = canvas.shape
@@ -377,7 +380,7 @@ def _surround(canvas, boxes, vertical, r):
 
 def _scan(canvas, boxes, r):
     """The drawing at the resolution of a scan, float32 in [0,1], its boxes, and its pixels per em."""
-    low, high = ((40, 66), (25, 40), (14, 25))[r.choice(3, p=(.75, .17, .08))]
+    low, high = ((36, 64), (25, 36), (14, 25))[r.choice(3, p=(.77, .15, .08))]
     em, stretch = r.uniform(low, high), r.uniform(.93, 1.07)
     h, w = canvas.shape
     size = max(4, round(w * em / EM * stretch)), max(4, round(h * em / EM))

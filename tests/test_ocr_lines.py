@@ -176,7 +176,7 @@ def test_missing_fonts_are_one_line(tmp_path, command):
 
 
 # ---------------------------------------------------------------- setting
-PLAIN = Style(space=40, sentence=40, tracking=0, before=0, inside=0, dash=0, curly=True, two_quotes=0, ligatures=True,
+PLAIN = Style(space=40, sentence=40, uneven=0, tracking=0, before=0, inside=0, dash=0, curly=True, two_quotes=0, ligatures=True,
               figures="lining", slant=0, jitter=0, slope=0, bend=0)
 
 
