@@ -40,12 +40,11 @@ class Glyph(NamedTuple):
 
 class Face:
     """path: of the font file. axes: the places on its variation axes, () for a fixed font. tags: its OpenType features.
-    cmap: the characters that it says it has."""
+    cmap: the characters that it says it has. serif: whether its letters have serifs, as far as they show it."""
 
     def __init__(self, path: str, axes: tuple, family: str, italic: bool, bold: bool, tags: frozenset, cmap: frozenset):
         self.path, self.axes, self.family, self.italic, self.bold = path, axes, family, italic, bold
-        self.tags, self.cmap = tags, cmap
-        self.serif = True
+        self.tags, self.cmap, self.serif = tags, cmap, True
 
     def has(self, text: str) -> bool:
         """Whether all characters are in the font and not drawn as its box for missing ones."""

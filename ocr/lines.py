@@ -34,7 +34,7 @@ from ocr.text import CHARSET, Texts, fold, read_charset
 
 HEIGHT = 48
 CHUNK = 100  # lines of one job, and what a stopped command loses at most
-MANIFEST, PARTS = "made.json", "parts"
+MANIFEST, PARTS = "synth.json", "parts"
 
 
 class Sample(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
+import ocr.fonts
 import ocr.lines
 from inference.errors import UserError
 from inference.text import normalize
@@ -176,8 +177,8 @@ def test_missing_fonts_are_one_line(tmp_path, command):
 
 
 # ---------------------------------------------------------------- setting
-PLAIN = Style(space=40, sentence=40, uneven=0, tracking=0, before=0, inside=0, dash=0, curly=True, two_quotes=0, ligatures=True,
-              figures="lining", slant=0, jitter=0, slope=0, bend=0)
+PLAIN = Style(space=40, sentence=40, uneven=0, tracking=0, before=0, inside=0, dash=0, curly=True, two_quotes=0,
+              ligatures=True, figures="lining", slant=0, jitter=0, slope=0, bend=0)
 
 
 def set_line(face, text, **changes):
@@ -213,6 +214,21 @@ def test_words_of_spaced_letters_stay_apart(faces):
     _, boxes = set_line(faces[1], "nun nun", tracking=.3 * EM, space=.2 * EM)
     gaps = boxes[1:, 0] - boxes[:-1, 2]
     assert gaps[2] > 1.3 * max(gaps[[0, 1, 3, 4]])
+
+
+def test_lines_are_set_without_pillows_opentype_layout(monkeypatch, texts):
+    for module in (ocr.fonts, ocr.lines):
+        monkeypatch.setattr(module, "SHAPING", False)
+    for cached in (ocr.fonts._font, ocr.fonts._glyph, ocr.fonts._kerning):
+        cached.cache_clear()
+    face = find_faces(FEW[:1], CHARSET)[0]
+    text = "office 1885 AV"
+    drawing, boxes = set_line(face, text, figures="old")
+    assert len(boxes) == len(text.replace(" ", "")) and drawing.any()
+    for number in range(10):
+        assert LineMaker([face], texts)(number).image.min() < 128
+    for cached in (ocr.fonts._font, ocr.fonts._glyph, ocr.fonts._kerning):
+        cached.cache_clear()
 
 
 def test_old_style_figures_reach_below_the_line(faces):
@@ -315,7 +331,7 @@ def test_a_written_folder_is_a_folder_of_lines(written):
     assert {image["height"] for image in coco["images"]} == {32}
     words = sum(annotation["category_id"] == 1 for annotation in coco["annotations"])
     assert words == sum(len(line.text.split()) for line in lines)
-    assert sorted(path.name for path in written.iterdir()) == ["coco.json", "images", "lines.tsv", "made.json"]
+    assert sorted(path.name for path in written.iterdir()) == ["coco.json", "images", "lines.tsv", "synth.json"]
 
 
 def test_any_number_of_workers_writes_the_same(written, tmp_path):
