@@ -26,7 +26,7 @@ from augment.geometry import warp
 from configs import load_config, load_run
 from dataset import load_resized
 from engine.distributed import Ranks
-from inference.image import list_images
+from inference.image import list_images, load_image
 from train_v2 import train
 
 WAYS = 20
@@ -61,13 +61,24 @@ def draw_signs(folder, alphabets=3, characters=WAYS, people=4, seed=0):
                 cv2.imwrite(str(place / f"{person:02}.png"), image)
 
 
-def link(alphabets, folder):
-    """A folder of labelled classes: one for each character."""
+def write_cropped(alphabets, folder) -> dict[str, dict[str, list[Path]]]:
+    """The drawings, each cropped to its ink with a margin, in `folder`/<alphabet>-<character>; where it stands on the sheet
+    says nothing. Returns them as `alphabets`."""
+    written = {}
     for alphabet, characters in alphabets.items():
         for character, drawings in characters.items():
-            Path(folder).mkdir(exist_ok=True)
-            Path(folder, f"{alphabet}-{character}").symlink_to(drawings[0].parent.resolve())
-    return folder
+            place = Path(folder, f"{alphabet}-{character}")
+            place.mkdir(parents=True)
+            for drawing in drawings:
+                image = load_image(drawing)
+                rows, columns = (image.max(2) < 128).nonzero()
+                if len(rows):
+                    margin = max(2, round(0.1 * max(np.ptp(rows), np.ptp(columns))))
+                    image = cv2.copyMakeBorder(image[rows.min():rows.max() + 1, columns.min():columns.max() + 1],
+                                               *[margin] * 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+                cv2.imwrite(str(place / f"{drawing.stem}.png"), image)
+                written.setdefault(alphabet, {}).setdefault(character, []).append(place / f"{drawing.stem}.png")
+    return written
 
 
 def changes() -> torch.Tensor:
@@ -118,13 +129,17 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         if not args.data:
             draw_signs(f"{place}/drawn")
-        alphabets = read_alphabets(args.data or f"{place}/drawn")
+        alphabets = write_cropped(read_alphabets(args.data or f"{place}/drawn"), f"{place}/signs")
         names, errors, raw = sorted(alphabets), {}, {}
         for fold in range(args.folds if args.only is None else 0) if args.only is None else [args.only]:
             held_out = names[fold::args.folds]
             if not any(len(alphabets[name]) >= WAYS for name in held_out):
                 continue
-            data = link({name: alphabets[name] for name in names if name not in held_out}, f"{place}/fold{fold}")
+            data = f"{place}/fold{fold}"
+            Path(data).mkdir()
+            for name in names:
+                for drawings in alphabets[name].values() if name not in held_out else ():
+                    Path(data, drawings[0].parent.name).symlink_to(drawings[0].parent)
             short = ["max_steps=20", "num_workers=0"] if report.quick else []
             cfg = load_config("omniglot", [f"data={data}:8:labelled", f"output={place}/run{fold}", f"cache={place}/cache",
                                            "log_every=200", *short, *args.settings])

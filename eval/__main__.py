@@ -7,6 +7,7 @@
     python -m eval --model model.onnx --data DIR --find auto --orientation any      # photos as a camera took them
     python -m eval --model model.onnx --calibrate DIR             # also writes DIR's thresholds into model.onnx
     python -m eval --model reader.onnx --data LINES --where book=a --tesseract     # a reader; LINES: images and lines.tsv
+    python -m eval --model glyphs.onnx --data CROPS --references RENDERS --report DIR   # single characters; writes an index
 
 A file named reference* is a gallery image of its type. A mistake in the arguments or the data gives one line on stderr
 and exit status 2.
@@ -43,12 +44,17 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print one JSON document (default: a table)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per call of the model")
     add_reading_options(parser.add_argument_group("for a reader of lines").add_argument)
+    parser.add_argument("--references", metavar="DIR", help="recognize the glyphs of --data, DIR/<class>/*.png, by the "
+                                                            "nearest of these, such as one font's renders; see "
+                                                            "eval/glyphs.py")
     args = parser.parse_args(argv)
     reads = is_reader(args.model)
     for option in (*DOCUMENTS, "batch_size") if reads else READING:
         if getattr(args, option) != parser.get_default(option):
             parser.error(f"--{option.replace('_', '-')} is for {'a model of documents' if reads else 'a reader of lines'}; "
                          f"{args.model} is {'a reader of lines' if reads else 'none'}")
+    if args.references:
+        return evaluate_recognizer(args)
     if reads:
         return evaluate_reader(args)
     if args.batch_size < 1:
@@ -164,6 +170,19 @@ def evaluate_reader(args):
             path = write_reading_report(result, peers, lines, args.report, f"{args.model} on {args.data}", args.group)
             print(f"report: {path}")
     print(json.dumps({**result, **peers}) if args.json else table(result, peers, args.group))
+
+
+def evaluate_recognizer(args):
+    from eval.glyphs import evaluate_glyphs, write_artifacts
+    if not args.data:
+        raise UserError("--references: is compared with the glyphs of --data; give that folder too")
+    with redirect_stdout(sys.stderr):
+        embed, image_size, fit = load_embed(args.model)
+        result = evaluate_glyphs(embed, args.references, args.data, image_size, fit)
+        if args.report:
+            write_artifacts(args.report, result)
+            print(f"report: {args.report}: index.npz, references.json, look_alikes.txt, nearest.png, metrics.json")
+    print(json.dumps(result.as_dict()) if args.json else result.table())
 
 
 def load_embed(model):

@@ -2,14 +2,15 @@
 nearest reference glyph (Bryan, Carlson, Arora and Dell 2023, https://arxiv.org/abs/2310.10050).
 
     reader = TwoStageReader("localizer.onnx", "recognizer.onnx", "index.npz")
-    text = reader.read([image])[0].text
+    text = reader.read(["line.png"])[0].text
 
 A new character or word needs a reference in the index, and no training. localizer: a run of configs/lines_localizer;
 recognizer: of configs/glyphs, or configs/glyphs_classifier, which needs no index; index: what `python -m eval --references`
 writes. The same `Reading` as `reader.LineReader` gives. numpy, OpenCV and ONNX Runtime.
 """
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,16 +18,17 @@ from .boxes import decode
 from .crops import KINDS, class_text, crop
 from .errors import UserError, first_line
 from .glyph_index import WRITE, probe_of, read_index
-from .image import as_bgr, default_threads, map_ahead, resize
+from .image import ImageError, default_threads, load_image, map_ahead, resize
 from .lines import gray_line
 from .model import AGAIN, METADATA_KEY, Model, load_model, not_ours, open_session, read_metadata
-from .reader import Character, Reading
+from .reader import Character, Reading, with_double_quotes
 from .text import tidy as tidied
 
 CHAR, WORD = "char", "word"  # classes of the localizer
 THRESHOLD = 0.35   # EffOCR's, of the localizer's score
 WORD_COSINE = 0.83  # EffOCR's: a word is named as a whole from this cosine with a reference on
 SCALE = 24.0       # of cosines, as logits: what probabilities of alternatives are made of
+RIVALS = 5         # classes beyond those that are told, that a probability is measured against
 MAX_STEPS = 512    # widths of a line in steps of the localizer; a longer one is squeezed
 
 
@@ -131,44 +133,56 @@ class TwoStageReader:
 
     localizer, recognizer: paths of exported models, or objects with `find`, and with `size`, `crop` and `name`. index: the
     references (`glyph_index`). words: an index of whole words, by which a word is read first (WORD_COSINE), or a recognizer
-    with `name`; characters where no word is near enough. crop: how crops are cut (`crops.KINDS`); None: as the recognizer
-    says. vertical: lines run from top to bottom. alternatives: of each character. tidy: spaces as print has them.
-    Raises UserError.
+    with `name`; characters where no word is near enough. threshold: of the localizer's scores. crop: how crops are cut
+    (`crops.KINDS`); None: as the recognizer says. vertical: lines run from top to bottom. tidy: spaces as print has them.
+    top_k: number of `alternatives` of a character; their probabilities are a softmax of SCALE times the cosines of the best
+    few. A character's confidence is that times the localizer's score, a line's the product over its characters.
+    threads: of many lines at once, 0: one for each core, at most 16. Raises UserError.
     """
 
     def __init__(self, localizer, recognizer, index=None, words=None, *, threshold: float | None = None,
-                 crop: str | None = None, vertical: bool = False, tidy: bool = True, alternatives: int = 5,
-                 threads: int = 0):
-        self._localizer = localizer if hasattr(localizer, "find") else Localizer(localizer, threshold)
-        self._recognizer = recognizer if hasattr(recognizer, "name") else load_recognizer(recognizer, index)
-        self._words = words
-        if words is not None and not hasattr(words, "name"):
-            self._words = load_recognizer(recognizer, words)
+                 crop: str | None = None, vertical: bool = False, tidy: bool = True, top_k: int = 3, threads: int = 0):
+        if top_k < 1:
+            raise UserError(f"top-k {top_k}: must be at least 1")
+        if threads < 0:
+            raise UserError(f"threads {threads}: must be at least 1, or 0 for one each core")
+        self._localizer = Localizer(localizer, threshold) if _is_path(localizer) else localizer
+        self._recognizer = load_recognizer(recognizer, index) if _is_path(recognizer) else recognizer
+        self._words = load_recognizer(recognizer, words) if _is_path(words) else words
         self._kind = crop or self._recognizer.crop
         if self._kind not in KINDS:
             raise UserError(f"crop {self._kind}: choose one of {', '.join(KINDS)}")
-        self._vertical, self._tidy, self._count = vertical, tidy, max(1, alternatives)
-        self._threads = threads or default_threads()
+        self.vertical, self.tidy, self.top_k = vertical, tidy, top_k
+        self._threads, self.warnings = threads or default_threads(), []
 
-    def read(self, images: Iterable[np.ndarray]) -> list[Reading]:
-        """Of uint8 images, gray or BGR. Each line is read by itself, so that its text does not depend on the others, nor on
-        the threads. A line in which nothing is found has the text ""."""
-        return list(map_ahead(self._read, list(images), 2 * self._threads, self._threads))
+    def read(self, images: Sequence) -> list[Reading]:
+        """Paths, or arrays gray or as `cv2.imread` gives them -> their text. Each line is read by itself, so that its text
+        depends neither on the others nor on the threads. One in which nothing is found has the text ""; one that cannot be
+        used has an `error`."""
+        return list(self.stream(images))
 
-    def _read(self, image: np.ndarray) -> Reading:
-        image = as_bgr(image)
-        boxes, found, words = self._localizer.find(gray_line(image, self._vertical))
+    def stream(self, images: Sequence) -> Iterator[Reading]:
+        """What `read` returns, in order, each as soon as it is known."""
+        return map_ahead(self._read, images, 2 * self._threads, self._threads)
+
+    def _read(self, image) -> Reading:
+        try:
+            image = load_image(image)
+        except ImageError as error:
+            return Reading("", 0.0, [], error=str(error))
+        height, width = image.shape[:2]
+        boxes, found, words = self._localizer.find(gray_line(image, self.vertical))
         if not len(boxes):
-            return Reading("", 0.0, [])
+            return Reading("", 0.0, [], (width, height))
         in_image, words_in_image = boxes, words
-        if self._vertical:
-            in_image, words_in_image = (_turned_back(part, image.shape[1]) for part in (boxes, words))
-        texts, cosines = self._recognizer.name(self._crops(image, in_image, self._recognizer.size), max(2, self._count))
+        if self.vertical:
+            in_image, words_in_image = (_turned_back(part, width) for part in (boxes, words))
+        texts, cosines = self._recognizer.name(self._crops(image, in_image, self._recognizer.size), self.top_k + RIVALS)
         weights = np.exp(SCALE * (cosines - cosines[:, :1]))                      # [n,K]
         shares = weights / weights.sum(1, keepdims=True)
         column = boxes[:, ::2].mean(1)
-        characters = [Character(names[0], float(share[0] * score), box, int(x),
-                                list(zip(names, share.tolist()))[:self._count])
+        characters = [Character(names[0], float(share[0] * score), tuple(box.tolist()), int(x),
+                                list(zip(names, share.tolist()))[:self.top_k])
                       for names, share, score, box, x in zip(texts, shares, found, in_image, column)]
         owner = _owners(column, words)
         for at, name, cosine in self._whole_words(image, words_in_image, owner):
@@ -177,17 +191,19 @@ class TwoStageReader:
                 for letter, i in zip(name, members):
                     characters[i] = characters[i]._replace(text=letter, confidence=max(characters[i].confidence, cosine))
             else:  # the localizer has found more or fewer letters than there are: the word stands as one
-                characters[members[0]] = Character(name, cosine, words_in_image[at], int(words[at, ::2].mean()),
-                                                   [(name, cosine)])
+                characters[members[0]] = Character(name, cosine, tuple(words_in_image[at].tolist()),
+                                                   int(words[at, ::2].mean()), [(name, cosine)])
                 for i in members[1:]:
                     characters[i] = characters[i]._replace(text="")
         text = _with_spaces([character.text for character in characters], column, words)
         characters = [character for character in characters if character.text]
-        confidence = float(np.mean([character.confidence for character in characters]))
-        return Reading(tidied(text) if self._tidy else text, confidence, characters)
+        confidence = float(np.prod([character.confidence for character in characters]))
+        if self.tidy:
+            text, characters = tidied(text), with_double_quotes(characters)
+        return Reading(text, confidence, characters, (width, height))
 
     def _crops(self, image, boxes, size) -> np.ndarray:
-        return np.stack([crop(image, box, self._kind, size, vertical=self._vertical) for box in boxes])
+        return np.stack([crop(image, box, self._kind, size, vertical=self.vertical) for box in boxes])
 
     def _whole_words(self, image, words, owner):
         """(place in `words`, text, cosine) of the words that are read as a whole."""
@@ -195,8 +211,12 @@ class TwoStageReader:
         if self._words is None or not present:
             return []
         texts, cosines = self._words.name(self._crops(image, words[present], self._words.size), 1)
-        return [(at, names[0], float(cosine[0])) for at, names, cosine in zip(present, texts, cosines)
+        return [(at, names[0], min(1.0, float(cosine[0]))) for at, names, cosine in zip(present, texts, cosines)
                 if cosine[0] >= WORD_COSINE]
+
+
+def _is_path(given) -> bool:
+    return isinstance(given, (str, os.PathLike))
 
 
 def _turned_back(boxes: np.ndarray, width: int) -> np.ndarray:
