@@ -2,13 +2,25 @@
 import cv2
 import numpy as np
 
-from .image import load_image
+from .header import read_header
+from .image import ImageError, load_gray, read_bytes
+
+
+def line_size(path, vertical: bool = False) -> tuple[int, int]:
+    """(width, height) in pixels of what `load_line` makes of an image file, whose header tells. Raises ImageError."""
+    header = read_header(read_bytes(path))
+    if header is None:
+        raise ImageError("not an image (JPEG, PNG, WebP, BMP or TIFF)")
+    if header.problem:
+        raise ImageError(f"{header.problem} {header.format}")
+    turns = vertical + (header.orientation > 4)  # EXIF's orientations from 5 on lie on their side
+    return (header.height, header.width) if turns == 1 else (header.width, header.height)
 
 
 def load_line(path, vertical: bool = False) -> np.ndarray:
-    """The line in an image file, gray uint8 `[h,w]`; `vertical`: one that runs from top to bottom, turned counterclockwise, so
-    that its top is the left. Raises ImageError."""
-    return gray_line(load_image(path), vertical)
+    """The line in an image file, gray uint8 `[h,w]`; `vertical`: one that runs from top to bottom, turned counterclockwise,
+    so that its top is the left. Raises ImageError."""
+    return gray_line(load_gray(path), vertical)
 
 
 def gray_line(image: np.ndarray, vertical: bool = False) -> np.ndarray:
@@ -21,4 +33,4 @@ def resize_line(line: np.ndarray, height: int) -> tuple[np.ndarray, float]:
     """(gray `[h,w]` resized to `height` pixels, its aspect kept, the scale)."""
     scale = height / line.shape[0]
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(line, (max(8, round(line.shape[1] * scale)), height), interpolation=how), scale
+    return cv2.resize(line, (max(1, round(line.shape[1] * scale)), height), interpolation=how), scale
