@@ -5,6 +5,7 @@
     python inference/read.py --page SCAN.png                    # finds the lines of a page first
     python inference/read.py --coco LINES/coco.json --json      # the images that a COCO file lists; one JSON list
     python inference/read.py FOLDER --dictionary WORDS.txt --coco-out FOUND.json
+    python inference/read.py FOLDER --localizer L.onnx --recognizer R.onnx --index I.npz    # in two stages, as EffOCR
 
     from inference import LineReader
     for reading in LineReader("M.onnx").read(["line.png"]): print(reading.text)
@@ -32,6 +33,7 @@ from .image import ImageError, images_at, load_gray, map_ahead  # noqa: E402
 from .page import find_lines, read_found  # noqa: E402
 from .reader import LineReader, Reading  # noqa: E402
 from .show import BLACK, GREEN, RED, TEXT, show_folder, write_numbered  # noqa: E402
+from .two_stage import TwoStageReader  # noqa: E402
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "reader.onnx"
 SHOWN = 1600  # pixels: the longer side of a drawing at most
@@ -182,6 +184,10 @@ def main(arguments=None) -> int:
                                                              "frequency behind a space")
     parser.add_argument("--without", default="", metavar="CHARS", help="characters that do not occur in the text")
     parser.add_argument("--characters", metavar="FILE.npz", help="characters that python -m ocr register has added")
+    parser.add_argument("--localizer", metavar="L.onnx", help="read in two stages: the model that finds the characters")
+    parser.add_argument("--recognizer", metavar="R.onnx", help="for --localizer: the model that names them")
+    parser.add_argument("--index", metavar="I.npz", help="for --recognizer: its references (not for a classifier)")
+    parser.add_argument("--words", metavar="I.npz", help="for --recognizer: references of whole words, read first")
     parser.add_argument("--no-tidy", action="store_true", help="leave the spaces at punctuation as they were read")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="alternatives of each character, for --json")
     parser.add_argument("--coco-out", metavar="FILE", help="write the boxes of characters and words there, as COCO")
@@ -199,17 +205,7 @@ def main(arguments=None) -> int:
     listed = listed_images(args.coco) if args.coco else {}
     images = list(listed) or [path for image in args.images for path in images_at(image)]
     show = args.show and show_folder(args.show, images)
-    model = args.model
-    if model is None:
-        model = DEFAULT_MODEL
-        if not model.exists():
-            raise UserError(f"{model}: the shipped reader is missing; give another one with --model, or train one: python "
-                            "train_v2.py configs/read")
-        print(printable(f"using the shipped reader: {model}"), file=sys.stderr)
-    progress = not args.page and (args.json or not sys.stdout.isatty())
-    reader = LineReader(model, characters=args.characters, dictionary=args.dictionary, without=args.without,
-                        vertical=args.vertical or None, tidy=not args.no_tidy, top_k=args.top_k, threads=args.threads,
-                        progress=progress)
+    reader = make_reader(args)
     for warning in reader.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
     results, usable, keep = [], False, args.json or args.coco_out
@@ -229,6 +225,28 @@ def main(arguments=None) -> int:
     if args.json:
         print(json.dumps(results, indent=2))
     return 0 if usable else 2
+
+
+def make_reader(args) -> LineReader | TwoStageReader:
+    """The reader that the options ask for. Raises UserError."""
+    common = dict(tidy=not args.no_tidy, top_k=args.top_k, threads=args.threads)
+    if args.localizer or args.recognizer or args.index or args.words:
+        if not (args.localizer and args.recognizer):
+            raise UserError("--localizer, --recognizer: reading in two stages needs both")
+        for option in ("model", "dictionary", "without", "characters"):
+            if getattr(args, option):
+                raise UserError(f"--{option}: is not for reading in two stages; leave it, or leave --localizer")
+        return TwoStageReader(args.localizer, args.recognizer, args.index, args.words, vertical=args.vertical, **common)
+    model = args.model
+    if model is None:
+        model = DEFAULT_MODEL
+        if not model.exists():
+            raise UserError(f"{model}: the shipped reader is missing; give another one with --model, or train one: python "
+                            "train_v2.py configs/read")
+        print(printable(f"using the shipped reader: {model}"), file=sys.stderr)
+    return LineReader(model, characters=args.characters, dictionary=args.dictionary, without=args.without,
+                      vertical=args.vertical or None, progress=not args.page and (args.json or not sys.stdout.isatty()),
+                      **common)
 
 
 def write_shown(folder: Path, number: int, result: dict) -> None:

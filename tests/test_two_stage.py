@@ -8,10 +8,12 @@ import pytest
 import onnx_export
 from configs import load_config
 from eval.coco import read_coco
+from inference import two_stage
 from inference.crops import crop
 from inference.errors import UserError
 from inference.glyph_index import GlyphIndex, probe_of
 from inference.model import load_model
+from inference.read import main as command
 from inference.two_stage import WORD_COSINE, Localizer, TwoStageReader, load_recognizer
 from ocr.__main__ import main as ocr
 from tasks import get_task
@@ -201,6 +203,19 @@ def test_a_recognizer_of_a_file_with_its_index(tmp_path):
     assert found.text == "head fed, a cab" and found.characters[0].alternatives[0][0] == "h"
     with pytest.raises(UserError, match="no such model file"):
         TwoStageReader(Told(line), tmp_path / "none.onnx", index)
+
+
+def test_the_command_reads_in_two_stages(tmp_path, capsys, monkeypatch):
+    line = drawn("head fed")
+    cv2.imwrite(str(tmp_path / "line.png"), line[0])
+    monkeypatch.setattr(two_stage, "Localizer", lambda *_: Told(line))
+    monkeypatch.setattr(two_stage, "load_recognizer", lambda *_: characters())
+    assert command(["--localizer", "l.onnx", "--recognizer", "r.onnx", str(tmp_path / "line.png")]) == 0
+    assert capsys.readouterr().out == "head fed\n"
+    for given, says in ((["--localizer", "l.onnx"], "needs both"), (["--index", "i.npz"], "needs both"),
+                        (["--localizer", "l", "--recognizer", "r", "--without", "x"], "--without: is not for")):
+        with pytest.raises(UserError, match=says):
+            command([*given, str(tmp_path / "line.png")])
 
 
 @pytest.fixture(scope="module")
