@@ -5,8 +5,9 @@
 
 The text is known, so the reader says only where each of its characters is: the most probable path through the columns of the
 line that spells the text (Viterbi over CTC's lattice, Graves et al. 2006, https://doi.org/10.1145/1143844.1143891). A box is
-the reader's own, at the column of the character's run where it is most probable. Spaces have no box, and few transcriptions
-set them as the page does, so a column of space counts as one between characters.
+the reader's own, at the column of the character's run where it is most probable; that of a small character, such as a
+period, is moved to its ink. Spaces have no box, and few transcriptions set them as the page does, so a column of space
+counts as one between characters.
 
 The COCO file has the boxes of characters and words, the text and the confidence of each line, and the further columns of
 lines.tsv, for `python -m ocr coco split --by COLUMN`. As LINES/coco.json it makes LINES a folder of lines with boxes.
@@ -16,6 +17,7 @@ the text: there the transcription is wrong, or the reader. How many, and the fir
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -29,7 +31,9 @@ from ocr.coco import Skipped, refuse_existing, write_new
 from ocr.folder import CATEGORIES, Line, read_lines
 
 LEAST = 0.5  # confidence of an alignment that is kept
-SMALLEST = 0.5  # pixels: a box of a smaller side has no area
+SMALL = 0.5  # of the line's height: boxes no longer and no higher are moved to the ink
+OWN, ALL = 0.5, 0.8  # share of a part that must be in a box to belong to it, and of the ink in a box that must belong to it
+SMALLEST = 0.08  # of the line's height: a side of a box that is less, about a period's, grows to it
 APART = 0.1  # pixels along the line from one box's middle to the next at least, so that sorting keeps their order
 
 
@@ -83,14 +87,38 @@ def align_line(reader: LineReader, line: Line) -> Aligned | tuple[str, str]:
     except ValueError as error:
         return "lines whose text is too long for the image", f"{line.file}: {error}"
     height, width = image.shape
-    boxes = _in_order(columns.boxes[at].astype(float), int(reader.vertical))
-    return Aligned(line, text, width, height, boxes, confidence)
+    boxes = to_ink(image, columns.boxes[at].astype(float), width if reader.vertical else height)
+    return Aligned(line, text, width, height, in_order(boxes, int(reader.vertical)), confidence)
 
 
-def _in_order(boxes: np.ndarray, axis: int) -> np.ndarray:
-    """The boxes with their middles in order along the axis, x or y: one that stands before the last, as a period below a
-    quote may, is moved behind it."""
-    middle = -np.inf
+def to_ink(image: np.ndarray, boxes: np.ndarray, line_height: float) -> np.ndarray:
+    """The boxes `[n,4]`, those of small characters moved to the ink, in a gray image of dark ink. A box is a pixel or
+    two wrong, which is nothing for an M and all of a period: the top of its box may lie below the bottom.
+
+    The ink of a character is the connected parts that lie in its box for the most part. Where that is not nearly all the ink
+    in the box, as where letters touch, the box stays, but no side is less than SMALLEST.
+    """
+    ink = cv2.threshold(image, 0, 1, cv2.THRESH_BINARY_INV | cv2.THRESH_OTSU)[1]
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(ink)
+    areas, low, high = stats[:, 4], stats[:, :2], stats[:, :2] + stats[:, 2:4]
+    middle, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    half = half.clip(SMALLEST * line_height / 2)
+    boxes = np.concatenate([middle - half, middle + half], 1).clip(0, image.shape[::-1] * 2)
+    for box in boxes:
+        if max(box[2] - box[0], box[3] - box[1]) <= SMALL * line_height:
+            x0, y0, x1, y1 = (*np.floor((box[:2] - 0.5).clip(0)).astype(int), *np.ceil(box[2:] + 0.5).astype(int))
+            inside = np.bincount(parts[y0:y1, x0:x1].ravel(), minlength=count)
+            inside[0] = 0  # the ground
+            own = np.flatnonzero(inside > OWN * areas)
+            if len(own) and inside[own].sum() >= ALL * inside.sum():
+                box[:] = *low[own].min(0), *high[own].max(0)
+    return boxes
+
+
+def in_order(boxes: np.ndarray, axis: int) -> np.ndarray:
+    """The boxes `[n,4]` with their middles in order along the axis, 0 or 1: one that stands before the last, as a period
+    below a quote may, is moved behind it."""
+    boxes, middle = boxes.copy(), -np.inf
     for box in boxes:
         own = (box[axis] + box[axis + 2]) / 2
         box[axis::2] += max(0.0, middle + APART - own)
@@ -110,8 +138,6 @@ def align_lines(reader: LineReader, lines: list[Line], least: float = LEAST,
         elif result.confidence < least:
             skipped.add(f"lines whose text is not what the reader sees, with a confidence below {least:g}",
                         f"{result.line.file}: {result.confidence:.2f}")
-        elif (result.boxes[:, 2:] - result.boxes[:, :2]).min() < SMALLEST:
-            skipped.add("lines with a box that has no area", result.line.file)
         else:
             found.append(result)
     return found, skipped

@@ -10,7 +10,7 @@ import ocr.align
 from inference.cli import exit_status
 from inference.decode import BLANK, SPACE
 from inference.reader import LineReader
-from ocr.align import APART, align_lines, main, path_of, to_coco
+from ocr.align import APART, align_lines, in_order, main, path_of, to_coco, to_ink
 from ocr.coco import validate
 from ocr.folder import read_lines
 
@@ -47,7 +47,7 @@ def drawn(r, text, misread=0.0, vertical=False):
         seen = int(r.integers(2, len(CLASSES))) if r.uniform() < misread else number
         image[0, at:at + wide], image[-1, at:at + wide] = 255 - STEP * seen, 255 - STEP * number
         if character != " ":
-            top, bottom = sorted(r.choice(np.arange(1, HEIGHT), 2, replace=False))
+            top, bottom = sorted(r.choice(np.arange(2, HEIGHT - 1), 2, replace=False))
             image[top:bottom, at:at + wide] = 90
             boxes.append([at, top, at + wide, bottom])
         at += wide + STRIDE * int(r.integers(2, 5))
@@ -148,12 +148,25 @@ def test_boxes_are_those_of_the_characters_even_of_those_that_are_misread(tmp_pa
 
 def test_characters_above_each_other_stay_in_the_order_of_the_text():
     """Boxes are matched with the text by their middles: a period below a quote could come after it."""
-    lines = [ocr.align.Aligned(None, "a.'b", 60, 16, ocr.align._in_order(np.array(
-        [[2, 4, 8, 12], [12, 10, 16, 12], [9.5, 2, 14.5, 6], [18, 2, 24, 12.]]), 0), 1.0)]
-    boxes = lines[0].boxes
+    boxes = in_order(np.array([[2, 4, 8, 12], [12, 10, 16, 12], [9.5, 2, 14.5, 6], [18, 2, 24, 12.]]), 0)  # a.'b
     middle = boxes[:, ::2].mean(1)
     assert (np.diff(middle) >= APART - 1e-9).all() and middle.tolist() == pytest.approx([5, 14, 14 + APART, 21])
     assert (boxes[:, 2] - boxes[:, 0]).tolist() == pytest.approx([6, 4, 5, 6])
+
+
+def test_small_boxes_are_moved_to_the_ink():
+    image = np.full((40, 200), 230, np.uint8)
+    ink = np.array([[10, 28, 14, 32], [40, 8, 43, 14], [44, 8, 47, 14], [80, 10, 110, 32], [130, 20, 140, 32],
+                    [140, 20, 152, 32], [170, 20, 174, 24]])  # . " M, two letters that touch, and a speck
+    for x0, y0, x1, y1 in ink:
+        image[y0:y1, x0:x1] = 40
+    boxes = np.array([[9, 27, 12.5, 33.5], [41, 7, 46, 12.5], [78, 11, 108, 31], [129, 19, 139, 31], [100.5, 2, 105, 6]])
+    moved = to_ink(image, boxes, 40)
+    assert moved[:2].tolist() == [[10, 28, 14, 32], [40, 8, 47, 14]]
+    assert (moved[2:] == boxes[2:]).all()  # large; not to be told from its neighbor; without ink
+    assert (to_ink(np.full((40, 200), 230, np.uint8), boxes, 40) == boxes).all()
+    turned = np.array([[10, 30.5, 14, 29.5], [100, 4, 104, 4], [60, 40, 64, 40]])  # the top below the bottom; no area
+    assert to_ink(image, turned, 40).tolist() == [[10, 28, 14, 32], [100, 2.4, 104, 5.6], [60, 38.4, 64, 40]]
 
 
 def test_text_stays_as_typed_where_each_character_has_a_box(tmp_path):
