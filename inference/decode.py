@@ -39,6 +39,14 @@ def best_path(log_probs: np.ndarray) -> Runs:
     return Runs(best[start], start, start + length - 1, peak).take(found)
 
 
+def path_of(runs: Runs, columns: int) -> np.ndarray:
+    """The class of each column, int64 `[columns]`, on the path that says the runs and no more."""
+    path = np.full(columns, BLANK)
+    for number, first, last in zip(runs.ids.tolist(), runs.first.tolist(), runs.last.tolist()):
+        path[first:last + 1] = number
+    return path
+
+
 def suppress(runs: Runs, log_probs: np.ndarray, spans: np.ndarray, ligatures=frozenset(), overlap: float = OVERLAP) -> Runs:
     """The runs without ghosts, such as a second letter on the serif of the first: of two characters whose boxes share more
     than `overlap` of the narrower one along the line, the one with less probability, summed over its columns, is removed.

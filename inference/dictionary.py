@@ -40,7 +40,7 @@ class Dictionary:
         total = sum(count for count in counts.values() if count)
         self.log_frequency: dict[str, float] = {}
         for word, count in counts.items():
-            word = normalize(word).lower()
+            word = (word if word.isascii() else normalize(word)).lower()
             self.log_frequency[word] = max(math.log(count / total) if count else WITHOUT_FREQUENCY,
                                            self.log_frequency.get(word, -math.inf))
         self._letters = sorted(set("".join(self.log_frequency)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from .characters import is_character, load_characters
 from .cli import counted
-from .decode import BLANK, OVERLAP, SPACE, best_path, suppress
+from .decode import BLANK, OVERLAP, SPACE, best_path, path_of, suppress
 from .dictionary import Dictionary
 from .errors import UserError, first_line
 from .image import ImageError, default_threads, load_gray, map_ahead
@@ -48,7 +48,7 @@ class Character(NamedTuple):
 
 class Reading(NamedTuple):
     """What was read in an image. `characters` are those of `text` without its spaces, in order. `confidence`, 0..1, is that
-    of the whole line: the product of the highest probability of each column. `size` is the image's (width, height). `error`
+    of the whole line: the probability of the path that spells its text, a product over its columns. `size` is the image's (width, height). `error`
     says why an image cannot be used; its text is empty.
     """
     text: str
@@ -254,7 +254,7 @@ class LineReader:
                         self.overlap)
         if self.dictionary is not None:
             runs = self.dictionary.correct(runs, log_probs, self.classes)
-        confidence = float(np.exp(log_probs.max(1).sum()))
+        confidence = float(np.exp(log_probs[np.arange(len(log_probs)), path_of(runs, len(log_probs))].sum()))
         text = " ".join("".join([self.classes[number] for number in runs.ids]).split())
         characters = self._characters(runs.take(np.flatnonzero(runs.ids != SPACE)), columns)
         if self.tidy:

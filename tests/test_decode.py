@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.decode import OVERLAP, Runs, align, best_path, log_likelihood, suppress
+from inference.decode import OVERLAP, Runs, align, best_path, log_likelihood, path_of, suppress
 
 
 def log_softmax(logits):
@@ -80,6 +80,7 @@ def test_the_best_path():
     probs[np.arange(11), best] = sure
     runs = best_path(np.log(probs))
     assert [tuple(part.tolist()) for part in runs] == [(3, 3, 1, 2), (1, 4, 5, 7), (2, 4, 6, 9), (2, 4, 5, 8)]
+    assert path_of(runs, 11).tolist() == best and path_of(runs.take([1]), 11).tolist() == [0, 0, 0, 0, 3] + [0] * 6
     log_probs = random_columns(200, 5, 3)
     assert tuple(best_path(log_probs).ids) == spelled(log_probs.argmax(1))
     for empty in (np.zeros((0, 4), np.float32), np.log(np.float32([[.9, .1]] * 3))):
