@@ -24,7 +24,8 @@ WINDOW, CONTRAST = 51, 15  # ink is darker by CONTRAST levels than the mean of t
 SKEW, STEP = 5.0, 0.05  # degrees: the largest skew that is found, and how finely
 # In letters: multiples of the height of most components.
 SPECK, BODY, TALL, LARGE, LONG = 0.15, 0.65, 2.5, 8, 40  # below: dirt; comma; letter; capital of a heading; picture or rule
-GUTTER, COLUMN, BAND = 1.5, 8, 4  # the least width of a gap between columns, and of a column; its least height, three rows
+GUTTER, COLUMN = 1.5, 8  # the least width of a gap between columns, and of a column
+ROWS = 3  # that a column has at least: wide gaps between words may stand below each other by chance
 CORE = 0.3  # of a letter's height: cut off at both ends, it keeps to the rows where all letters are
 FAINT = 0.25  # of the contrast of the blackest tenth of the ink: below it, a picture or the back of the page
 DENSE = 0.2  # ink in the box of a large component: a picture with it, the frame of a page below
@@ -83,8 +84,7 @@ def find_lines(page: np.ndarray, vertical: bool = False) -> list[PageLine]:
     owner[1:][found.pictures] = PICTURE
     for number, row in enumerate(rows):
         owner[row + 1] = number
-    spans = _spans(found, rows)
-    return [_cut(page, found, owner, number, span, to_page, vertical) for number, span in enumerate(spans)]
+    return [_cut(page, found, owner, number, row, to_page, vertical) for number, row in enumerate(rows)]
 
 
 class _Components:
@@ -167,7 +167,7 @@ def _rows(found):
     bodies = found.letters
     alone = [tall for tall in found.talls if not _beside(boxes[tall], boxes[bodies], letter)]
     bodies = np.concatenate([bodies, alone]).astype(np.int64)
-    rows = [row for row in _ordered(bodies, boxes, letter) if _is_text(boxes[row])]
+    rows = _with_raised([row for row in _ordered(bodies, boxes, letter) if _is_text(boxes[row])], boxes)
     if not rows:
         return []
     # From where most of a row's letters begin to where they stand: the dot of an i is beside the tails of the row above.
@@ -193,6 +193,21 @@ def _beside(tall, letters, letter):
                  & (letters[:, 2] > x0 - 3 * letter)).any())
 
 
+def _with_raised(rows, boxes):
+    """The rows; one of up to three components that lies half within the box of a longer one, such as the mark of a footnote,
+    is part of that."""
+    around = np.array([[*boxes[row, :2].min(0), *boxes[row, 2:].max(0)] for row in rows]).reshape(-1, 4)
+    joined = dict(enumerate(rows))
+    for number, (x0, y0, x1, y1) in enumerate(around):
+        if len(rows[number]) <= 3:
+            shared = np.minimum(around[:, 3], y1) - np.maximum(around[:, 1], y0)
+            shared[(around[:, 0] > x0) | (around[:, 2] < x1) | ([len(row) <= 3 for row in rows])] = 0
+            if shared.max() >= (y1 - y0) / 2:
+                owner = int(shared.argmax())
+                joined[owner] = np.concatenate([joined[owner], joined.pop(number)])
+    return list(joined.values())
+
+
 def _ordered(numbers, boxes, letter):
     """The components `numbers` as rows in reading order: the page is cut at its white gaps into stripes; stripes that share
     a gutter are columns, and each of them is cut anew."""
@@ -208,9 +223,9 @@ def _ordered(numbers, boxes, letter):
             cut = _gutter(around, letter)
             if cut is not None:
                 left = around[:, 0] < cut
-                if min(np.ptp(around[left, 1::2]), np.ptp(around[~left, 1::2])) >= BAND * letter:
+                if min(len(_stripes(members[side], boxes)) for side in (left, ~left)) >= ROWS:
                     best = end, members[left], members[~left]
-            elif np.ptp(around[:, 1::2]) >= BAND * letter:  # less may be a row of one column, above the others' first
+            elif end >= at + ROWS:  # less may be rows of one column alone
                 break
         if best is None:
             rows.append(stripes[at])
@@ -247,22 +262,10 @@ def _is_text(boxes):
     return np.ptp(boxes[:, 1::2]) <= ROW * np.percentile(boxes[:, 3] - boxes[:, 1], 85)
 
 
-def _spans(found, rows):
-    """The box of each row, int64 `[n,4]`. Its height is at least what rows with letters of this size usually have above and
-    below the line that they stand on: a row without tall letters would otherwise be cut closer than the others."""
-    boxes = np.array([[*found.boxes[row, :2].min(0), *found.boxes[row, 2:].max(0)] for row in rows]).reshape(-1, 4)
-    size = np.array([np.median(np.diff(found.boxes[row][:, 1::2])) for row in rows])
-    foot = np.array([np.median(found.boxes[row, 3]) for row in rows])
-    if len(rows):
-        above, below = (np.median(part / size) for part in (foot - boxes[:, 1], boxes[:, 3] - foot))
-        boxes[:, 1] = np.minimum(boxes[:, 1], foot - above * size)
-        boxes[:, 3] = np.maximum(boxes[:, 3], foot + below * size)
-    return boxes
-
-
-def _cut(page, found, owner, number, span, to_page, vertical):
-    """Row `number`, whose box is `span`, as a PageLine."""
-    x0, y0, x1, y1 = span + (-1, -1, 1, 1)
+def _cut(page, found, owner, number, row, to_page, vertical):
+    """Row `number`, of these components, as a PageLine. It is cut close, as the lines are that readers are trained on."""
+    x0, y0 = found.boxes[row, :2].min(0) - 1
+    x1, y1 = found.boxes[row, 2:].max(0) + 1
     height, width = found.labels.shape
     x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
     seen = owner[found.labels[y0:y1, x0:x1]]

@@ -48,8 +48,8 @@ class Character(NamedTuple):
 
 class Reading(NamedTuple):
     """What was read in an image. `characters` are those of `text` without its spaces, in order. `confidence`, 0..1, is that
-    of the whole line: the probability of the path that spells its text, a product over its columns. `size` is the image's (width, height). `error`
-    says why an image cannot be used; its text is empty.
+    of the whole line: the probability of the path that spells its text, a product over its columns. `size` is the image's
+    (width, height). `error` says why an image cannot be used; its text is empty.
     """
     text: str
     confidence: float

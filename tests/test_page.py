@@ -93,6 +93,17 @@ def test_rules_frames_and_dirt():
     assert_found(find_lines(page), boxes)
 
 
+def test_a_raised_mark_belongs_to_its_line():
+    rng = np.random.default_rng(7)
+    page, boxes = np.full((600, 1000), 235, np.uint8), []
+    for row in range(6):
+        x0, y0, x1, y1 = write_line(page, some_words(rng, 5) + "  on.", 90, 120 + 60 * row)
+        if row == 2:
+            y0 = min(y0, write_line(page, "1", x1 - 78, 120 + 60 * row - 12, 0.6)[1])  # above the space
+        boxes.append((x0, y0, x1, y1))
+    assert_found(find_lines(page), boxes)
+
+
 def test_light_text_on_a_dark_page():
     page, boxes = two_columns(np.random.default_rng(4))
     lines = find_lines(255 - page)
