@@ -17,9 +17,8 @@ def augment_line(image: np.ndarray, boxes: np.ndarray | None, height: int, rng: 
     """
     line, scale = resize_line(image, height)
     boxes = None if boxes is None else boxes * scale
-    wide, high = np.exp(rng.normal(0, 0.1)), np.exp(rng.normal(0, 0.06))
-    slope, slant = rng.normal(0, 0.002), rng.normal(0, 0.03)
-    width = max(8, round(line.shape[1] * wide))
+    width = augmented_width(line.shape[1], rng)
+    high, slope, slant = np.exp(rng.normal(0, 0.06)), rng.normal(0, 0.002), rng.normal(0, 0.03)
     ratio, middle = width / line.shape[1], line.shape[1] / 2
     up = (1 - high) * height / 2 + rng.normal(0, 0.04 * height) - slope * middle
     matrix = np.float32([[ratio, slant, -slant * height / 2], [slope, high, up]])
@@ -29,6 +28,11 @@ def augment_line(image: np.ndarray, boxes: np.ndarray | None, height: int, rng: 
         center, half = center @ matrix[:, :2].T + matrix[:, 2], half * [ratio, high]
         boxes = np.concatenate([center - half, center + half], 1).astype(np.float32)
     return (_other_ink(line, rng) if rng.random() < 0.5 else line), boxes
+
+
+def augmented_width(width: int, rng: np.random.Generator) -> int:
+    """The width that `augment_line` gives a line `width` pixels wide at its height: the first number that it draws."""
+    return max(1, round(width * np.exp(rng.normal(0, 0.1))))
 
 
 def _other_ink(line: np.ndarray, rng: np.random.Generator) -> np.ndarray:

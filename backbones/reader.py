@@ -1,4 +1,5 @@
 """A network that reads text lines: at each second column an embedding and the box of the character whose middle is there."""
+import sys
 from pathlib import Path
 
 import torch
@@ -49,8 +50,9 @@ class Reader(nn.Module):
         near = self.near(self.flat(self.stem(1 - lines)))                         # [B,width,1,W/2]; ink is 1, padding 0
         far = self.fine(self.context(self.coarse(near)))                          # [B,width,1,W/4]
         x = self.last(near + far.repeat_interleave(2, 3))
-        embeddings = F.normalize(self.embed(x).squeeze(2).transpose(1, 2).float(), dim=2)
-        left, top, right, bottom = (SIZE * F.softplus(self.sides(x).squeeze(2).float())).unbind(1)     # [B,W/2] each
+        exact = self.centers.dtype                                                # not the 16 bits of autocast
+        embeddings = F.normalize(self.embed(x).squeeze(2).transpose(1, 2).to(exact), dim=2)
+        left, top, right, bottom = (SIZE * F.softplus(self.sides(x).squeeze(2).to(exact))).unbind(1)   # [B,W/2] each
         column = (torch.arange(left.shape[1], device=left.device) + 0.5) * STRIDE
         boxes = torch.stack([column - left, top, column + right, bottom], 2)
         return embeddings, boxes, F.normalize(self.centers, dim=1)
@@ -80,7 +82,8 @@ def get_reader(cfg, classes: list[str], state: dict | None = None) -> Reader:
     if state is not None:
         known = dict(zip(state["codes"].tolist(), state["centers"]))
         length = state["centers"].norm(dim=1).mean()
-        fresh = F.normalize(model.centers.detach(), dim=1) * length  # the rates of old and new centers are alike
+        fresh = torch.randn(len(classes), state["centers"].shape[1])
+        fresh = F.normalize(fresh, dim=1) * length  # the rates of old and new centers are alike
         centers = torch.stack([known.get(code, center) for code, center in zip(model.codes.tolist(), fresh)])
         load_weights(model, {**state, "codes": model.codes, "centers": centers}, cfg.pretrained)
     return model.train()
@@ -90,7 +93,10 @@ def read_reader(file: str) -> tuple[dict, list[str]]:
     """(weights, classes) of the `model.pt` of a reader, or of its run's folder. Raises UserError."""
     path = Path(file, "model.pt") if Path(file).is_dir() else Path(file)
     state = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(path).items()}
-    codes = state.get("codes")
-    if codes is None or codes.dim() != 1 or "centers" not in state or len(state["centers"]) != len(codes):
+    codes, centers = (state.get(name, torch.empty(0)) for name in ("codes", "centers"))
+    if codes.dtype != torch.int32 or codes.dim() != 1 or centers.dim() != 2 or len(centers) != len(codes):
         raise UserError(f"{path}: not the weights of a reader; give a model.pt that a run of task=reading wrote")
-    return state, [chr(code) if code else BLANK for code in codes.tolist()]
+    known = codes.tolist()
+    if known[:2] != [0, ord(SPACE)] or len(set(known)) < len(known) or not 0 <= min(known) <= max(known) <= sys.maxunicode:
+        raise UserError(f"{path}: does not name the characters of a reader; give a model.pt as train_v2.py wrote it")
+    return state, [BLANK, *map(chr, known[1:])]

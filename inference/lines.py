@@ -31,6 +31,11 @@ def gray_line(image: np.ndarray, vertical: bool = False) -> np.ndarray:
 
 def resize_line(line: np.ndarray, height: int) -> tuple[np.ndarray, float]:
     """(gray `[h,w]` resized to `height` pixels, its aspect kept, the scale)."""
-    scale = height / line.shape[0]
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(line, (max(1, round(line.shape[1] * scale)), height), interpolation=how), scale
+    high, wide = line.shape
+    how = cv2.INTER_AREA if height < high else cv2.INTER_LINEAR
+    return cv2.resize(line, (resized_width(wide, high, height), height), interpolation=how), height / high
+
+
+def resized_width(wide: int, high: int, height: int) -> int:
+    """The width of a line `wide` x `high` pixels that `resize_line` makes `height` pixels high."""
+    return max(1, round(wide * height / high))

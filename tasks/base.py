@@ -64,8 +64,8 @@ class Export:
     width_step: int = 8
 
     def shape(self, batch: int) -> tuple[int, ...]:
-        """Of an input of `batch` images; one of variable width is some steps wide."""
-        return batch, self.channels, self.size, 10 * self.width_step if self.variable_width else self.size
+        """Of an input of `batch` images; one of variable width is wider for more images."""
+        return batch, self.channels, self.size, (8 + batch) * self.width_step if self.variable_width else self.size
 
 
 class Task(ABC):
