@@ -25,7 +25,8 @@ from .model import AGAIN, not_ours, open_session, read_metadata
 from .text import tidy as tidied
 
 PAD = 64  # pixels: each line is padded to its own multiple of it, so that its text does not depend on those beside it
-BATCH = 8  # lines of one width that are run together
+BATCH = 8  # lines of one width that are run together, as long as they are not wider than BATCH_WIDTH
+BATCH_WIDTH = 2048  # pixels: of wider ones fewer, so that a run takes no more memory
 PART = 32  # lines that a thread takes at a time
 MAX_WIDTH = 16_384  # pixels of a line at the network's height
 MAX_HEIGHT, MAX_STRIDE = 512, 64  # pixels: no network of ours is near them
@@ -153,7 +154,7 @@ class LineReader:
         if characters is not None:
             self.registered, more, offsets = load_characters(characters, self.model.centers)
             texts, centers, offset = texts + self.registered, np.concatenate([centers, more]), np.append(offset, offsets)
-        offset[[row for row, text in enumerate(texts) if text and text in without]] = np.inf
+        offset[[row for row, text in enumerate(texts) if set(text) & set(without)]] = np.inf
         first: dict[str, int] = {}  # text: its first center; several may share a text
         for row, text in enumerate(texts):
             first.setdefault(text, row)
@@ -305,7 +306,11 @@ def _grouped(widths):
     by_width = {}
     for position, width in widths.items():
         by_width.setdefault(_padded(width), []).append(position)
-    return [group[at:at + BATCH] for group in by_width.values() for at in range(0, len(group), BATCH)]
+    groups = []
+    for width, group in by_width.items():
+        most = max(1, min(BATCH, BATCH * BATCH_WIDTH // width))
+        groups += [group[at:at + most] for at in range(0, len(group), most)]
+    return groups
 
 
 def with_double_quotes(characters: list[Character]) -> list[Character]:

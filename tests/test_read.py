@@ -1,14 +1,17 @@
 """Reading lines, in Python and on the command line, and all mistakes that a user can make there."""
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import inference.characters
 import inference.reader
 from inference import LineReader
 from inference.characters import Characters, load_characters, save_characters
@@ -17,7 +20,7 @@ from inference.cli import exit_status
 from inference.errors import UserError
 from inference.image import ImageError, load_gray, load_image
 from inference.read import main
-from inference.reader import BATCH, PAD, PART, ReaderModel
+from inference.reader import BATCH, BATCH_WIDTH, PAD, PART, ReaderModel, _grouped
 from tests.helpers import models
 from tests.helpers.reading import CLASSES, GAP, HEIGHT, SCALE, STRIDE, WIDE, about, centers, draw, patterns, write_reader
 
@@ -189,6 +192,11 @@ def test_lines_of_one_padded_width_run_together(model):
     seen.clear()
     reader.read([draw("a" * count) for count in (1, 2, 3, 4, 5, 1)])  # 24 to 88 pixels
     assert sorted(seen) == [(2, 1, HEIGHT, 2 * PAD), (4, 1, HEIGHT, PAD)]
+
+
+def test_wide_lines_run_in_smaller_batches():
+    assert [len(group) for group in _grouped(dict.fromkeys(range(20), BATCH_WIDTH))] == [BATCH, BATCH, 4]
+    assert [len(group) for group in _grouped(dict.fromkeys(range(5), 4 * BATCH_WIDTH))] == [2, 2, 1]
 
 
 def test_results_come_in_order_and_in_bounded_memory(model):
@@ -363,7 +371,7 @@ def test_several_centers_of_one_text_are_one_class(model, tmp_path):
     assert columns.log_probs.shape[1] == len(CLASSES) + 1 and np.allclose(np.exp(columns.log_probs).sum(1), 1, atol=1e-5)
 
 
-def test_files_of_characters_that_are_refused(model, tmp_path):
+def test_files_of_characters_that_are_refused(model, tmp_path, monkeypatch):
     known, path = ReaderModel(model).centers, tmp_path / "characters.npz"
     good = dict(text=np.array(["x"]), centers=centers()[2:3], offset=np.zeros(1, np.float32))
 
@@ -388,10 +396,21 @@ def test_files_of_characters_that_are_refused(model, tmp_path):
     save_characters(path, Characters(["x"], centers()[2:3], np.zeros(1, np.float32)), known)
     with pytest.raises(UserError, match="another model"):
         load_characters(path, -known)
-    for content in (path.read_bytes()[:-30], b"", b"hello"):
+    vast = io.BytesIO()  # says that it holds 4 TB
+    np.lib.format.write_array_header_1_0(vast, dict(descr="<f4", fortran_order=False, shape=(10 ** 12, 1)))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for name in ("text", "centers", "offset", "model"):
+            file.writestr(f"{name}.npy", vast.getvalue())
+    for content in (path.read_bytes()[:-30], b"", b"hello", packed.getvalue()):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a file of characters"):
             load_characters(path, known)
+    monkeypatch.setattr(inference.characters, "MAX_BYTES", 10_000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("text.npy", bytes(10_001))
+    with pytest.raises(UserError, match="larger than"):
+        load_characters(path, known)
 
 
 def test_a_dictionary_that_no_word_can_be_spelled_from(model, tmp_path):
