@@ -18,7 +18,6 @@ from torch import nn
 
 import inference.read
 import onnx_export
-import train_v2
 from augment.lines import augment_line
 from backbones.reader import get_reader, read_reader
 from configs import load_config, load_run, read_info
@@ -34,6 +33,7 @@ from ocr.folder import read_lines
 from tasks import build_task
 from tasks.reading import ReadingTask, TorchReader, about, column_softmax, ctc, line_targets, turned
 from tests.helpers.folders import joined, same
+from tests.helpers.programs import Program
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CPU, rows, train_until
 from train_v2 import train
@@ -515,11 +515,11 @@ def trained(tmp_path_factory):
     """The folder of a run over twenty lines, by the programs that a user calls: lines/, run/ with model.onnx."""
     place = tmp_path_factory.mktemp("trained")
     write_lines(place / "lines", TEXTS)
+    done = Program("train_v2.py", "configs/read", f"data={place / 'lines'}", "height=16", "width=24", "context_width=24",
+                   "blocks=2", "embedding_size=24", "batch_size=10", "max_steps=80", "lr=5e-2", "ema=.9", "precision=fp32",
+                   "augment=false", "device=cpu", f"eval_lines={place / 'lines'}", f"output={place / 'run'}").wait()
+    assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
-        assert command(patch, train_v2.main, "train_v2.py", "configs/read", f"data={place / 'lines'}", "height=16",
-                       "width=24", "context_width=24", "blocks=2", "embedding_size=24", "batch_size=10", "max_steps=70",
-                       "lr=5e-2", "ema=.9", "precision=fp32", "augment=false", "device=cpu",
-                       f"eval_lines={place / 'lines'}", f"output={place / 'run'}") == 0
         assert command(patch, onnx_export.main, "onnx_export.py", place / "run") == 0
     return place
 
