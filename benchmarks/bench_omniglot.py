@@ -140,7 +140,7 @@ def main():
             for name in names:
                 for drawings in alphabets[name].values() if name not in held_out else ():
                     Path(data, drawings[0].parent.name).symlink_to(drawings[0].parent)
-            short = ["max_steps=20", "num_workers=0"] if report.quick else []
+            short = ["max_steps=4", "batch_size=32"] if report.quick else []
             cfg = load_config("omniglot", [f"data={data}:8:labelled", f"output={place}/run{fold}", f"cache={place}/cache",
                                            "log_every=200", *short, *args.settings])
             train(cfg, Ranks(0, 1, torch.device("cpu")))

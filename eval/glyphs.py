@@ -173,21 +173,24 @@ def write_look_alikes(file, found: GlyphEvaluation, labels: list[str] | None = N
 
 
 def picture(found: GlyphEvaluation) -> np.ndarray:
-    """uint8 BGR: a row for each of PICTURED crops, wrong ones first, with the crop and the nearest references of the NEAREST
-    classes. A frame is green where the class is the crop's; below is the name of the class's folder."""
-    right = found.right
-    order = np.argsort(right, kind="stable")
-    half = max(PICTURED // 2, PICTURED - int(right.sum()))                  # as many right ones, where there are
-    wrong_ones, right_ones = order[:int((~right).sum())], order[int((~right).sum()):]
-    chosen = [*wrong_ones[:half], *right_ones[:PICTURED - min(half, len(wrong_ones))]]
+    """uint8 BGR: a row for each of PICTURED crops, the wrong ones first, with the crop and the nearest references of the
+    NEAREST classes. A frame is green where the class is the crop's; below is the name of the class's folder. Half of the
+    crops are wrong ones, where there are as many of both; each half is spread over the classes."""
+    wrong, right = np.flatnonzero(~found.right), np.flatnonzero(found.right)
+    count = min(len(wrong), max(PICTURED // 2, PICTURED - len(right)))
     rows = []
-    for n in chosen:
+    for n in [*_spread(wrong, count), *_spread(right, PICTURED - count)]:
         crop = found.crops[n]
         cells = [_cell(crop, (160, 160, 160))]
         cells += [_cell(item, (60, 160, 60) if item.type == crop.type else (60, 60, 220))
                   for item in (found.gallery[row] for row in found.nearest[n])]
         rows.append(np.concatenate(cells, 1))
     return np.concatenate(rows)
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of `rows` at even distances, or all."""
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)] if count < len(rows) else rows
 
 
 def _cell(item: Item, color) -> np.ndarray:

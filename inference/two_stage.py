@@ -22,6 +22,7 @@ from .image import ImageError, default_threads, load_image, map_ahead, resize
 from .lines import gray_line
 from .model import AGAIN, METADATA_KEY, Model, load_model, not_ours, open_session, read_metadata
 from .reader import Character, Reading, with_double_quotes
+from .text import normalize
 from .text import tidy as tidied
 
 CHAR, WORD = "char", "word"  # classes of the localizer
@@ -81,6 +82,7 @@ class Nearest:
     def __init__(self, model: Model, index):
         self.size, self.crop, self._model = model.image_size, model.metadata.get("crop", "tight"), model
         self._index = read_index(index, probe_of(model.embed, self.size))
+        self.classes = self._index.classes
 
     def name(self, crops: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
         """The K = min(k, classes) best texts of each crop, best first, and their cosines `[N,K]`."""
@@ -95,7 +97,7 @@ class Classifier:
         metadata = read_metadata(path, session, "classification")
         self.path, self.size, self.crop, self._session = path, metadata["image_size"], metadata.get("crop", "line"), session
         try:
-            self._texts = [class_text(name) for name in metadata["classes"]]
+            self.classes = [class_text(name) for name in metadata["classes"]]
         except (LookupError, ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: its classes are not glyphs; train it on folders that are named by code points "
                             "(python -m ocr crops)") from None
@@ -107,11 +109,11 @@ class Classifier:
             found, = self._session.run(None, {"img": image})
         except Exception as error:
             raise UserError(f"{self.path}: the model does not run ({first_line(error)}); {AGAIN}") from None
-        if found.shape != (len(crops), len(self._texts)):
+        if found.shape != (len(crops), len(self.classes)):
             raise not_ours(self.path)
         best = np.argsort(-found, axis=1, kind="stable")[:, :k]
         scores = np.log(np.maximum(np.take_along_axis(found, best, 1), 1e-12)) / SCALE
-        return [[self._texts[c] for c in row] for row in best], scores
+        return [[self.classes[c] for c in row] for row in best], scores
 
 
 def load_recognizer(path, index=None) -> Nearest | Classifier:
@@ -131,13 +133,14 @@ def load_recognizer(path, index=None) -> Nearest | Classifier:
 class TwoStageReader:
     """`read(images)` is the text of lines.
 
-    localizer, recognizer: paths of exported models, or objects with `find`, and with `size`, `crop` and `name`. index: the
-    references (`glyph_index`). words: an index of whole words, by which a word is read first (WORD_COSINE), or a recognizer
-    with `name`; characters where no word is near enough. threshold: of the localizer's scores. crop: how crops are cut
-    (`crops.KINDS`); None: as the recognizer says. vertical: lines run from top to bottom. tidy: spaces as print has them.
-    top_k: number of `alternatives` of a character; their probabilities are a softmax of SCALE times the cosines of the best
-    few. A character's confidence is that times the localizer's score, a line's the product over its characters.
-    threads: of many lines at once, 0: one for each core, at most 16. Raises UserError.
+    localizer, recognizer: paths of exported models, or objects with `find`, and with `size`, `crop`, `classes`, `name`.
+    index: the references (`glyph_index`). words: an index of whole words, by which a word is read first (WORD_COSINE), or a
+    recognizer with `name`; characters where no word is near enough. threshold: of the localizer's scores. crop: how crops
+    are cut (`crops.KINDS`); None: as the recognizer says. vertical: lines run from top to bottom. tidy: spaces as print has
+    them. top_k: number of `alternatives` of a character; their probabilities are a softmax of SCALE times the cosines of the
+    best few. A character's confidence is that times the localizer's score, a line's the product over its characters.
+    threads: of many lines at once, 0: one for each core, at most 16. `classes` are the characters that it knows, as
+    `text.normalize` has them. Raises UserError.
     """
 
     def __init__(self, localizer, recognizer, index=None, words=None, *, threshold: float | None = None,
@@ -154,6 +157,7 @@ class TwoStageReader:
             raise UserError(f"crop {self._kind}: choose one of {', '.join(KINDS)}")
         self.vertical, self.tidy, self.top_k = vertical, tidy, top_k
         self._threads, self.warnings = threads or default_threads(), []
+        self.classes = sorted({" ", *"".join(map(normalize, self._recognizer.classes))})
 
     def read(self, images: Sequence) -> list[Reading]:
         """Paths, or arrays gray or as `cv2.imread` gives them -> their text. Each line is read by itself, so that its text

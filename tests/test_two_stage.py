@@ -61,7 +61,7 @@ class Looks:
     size, crop = SIZE, "tight"
 
     def __init__(self, references):
-        self.texts = list(references)
+        self.texts = self.classes = list(references)
         self.features = np.stack([self.of(image) for image in references.values()])
         self.calls = []
 
@@ -95,6 +95,7 @@ def test_characters_words_and_spaces():
     read, images = reader("abc de f", "hgf", "a")
     found = read.read(images)
     assert [one.text for one in found] == ["abc de f", "hgf", "a"]
+    assert read.classes == sorted(ALPHABET)
     for image, one, text in zip(images, found, ("abc de f", "hgf", "a")):
         _, boxes, _ = drawn(text)
         assert one.size == (image.shape[1], HEIGHT) and np.allclose([c.box for c in one.characters], boxes)
