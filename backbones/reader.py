@@ -54,7 +54,7 @@ class Reader(nn.Module):
         embeddings = F.normalize(self.embed(x).squeeze(2).transpose(1, 2).to(exact), dim=2)
         left, top, right, bottom = (SIZE * F.softplus(self.sides(x).squeeze(2).to(exact))).unbind(1)   # [B,W/2] each
         column = (torch.arange(left.shape[1], device=left.device) + 0.5) * STRIDE
-        boxes = torch.stack([column - left, top, column + right, bottom], 2)
+        boxes = torch.stack([column - left, torch.minimum(top, bottom), column + right, torch.maximum(top, bottom)], 2)
         return embeddings, boxes, F.normalize(self.centers, dim=1)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path as _Path
 task = "reading"
 pretrained = str(_Path(__file__).resolve().parent.parent / "inference" / "models" / "reader.pt")
 batch_size = 16
-max_steps = 600
-lr = 2e-3
+max_steps = 250
+lr = 4e-3
 schedule = "cosine"
 warmup = 0.1
 ema = 0.99

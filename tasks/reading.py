@@ -319,6 +319,10 @@ def line_targets(text: str, boxes: np.ndarray, columns: int, number: dict[str, i
     own = core.any(0)
     label[own] = np.array([number[letter] for letter in letters] or [0])[nearest[own]]
     box[own] = boxes[nearest[own]]
+    for i in range(len(letters) - 1):  # the two f of a ligature touch; CTC counts two by a blank between them
+        edge = math.floor((boxes[i, 2] + boxes[i + 1, 0]) / 2 / STRIDE)
+        if letters[i] == letters[i + 1] and 0 <= edge < columns and not own[edge]:
+            label[edge] = number[BLANK]
     before = -1
     for letter, following in zip(text, text[1:]):
         before += letter != SPACE

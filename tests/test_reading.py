@@ -115,6 +115,8 @@ def plain_targets(text, boxes, columns):
     letters, result = [letter for letter in text if letter != " "], []
     # The gaps: a space of the text between the characters number k and k + 1.
     spaces = [sum(letter != " " for letter in text[:at]) - 1 for at, letter in enumerate(text) if letter == " "]
+    between_equal = {math.floor((boxes[k][2] + boxes[k + 1][0]) / 4) for k in range(len(boxes) - 1)
+                     if letters[k] == letters[k + 1]}
     for column in range(columns):
         x = 2 * column + 1
         away = [abs(x - (x0 + x1) / 2) for x0, _, x1, _ in boxes]
@@ -122,7 +124,7 @@ def plain_targets(text, boxes, columns):
         own = [(away[k], k) for k in range(len(boxes)) if away[k] <= max(1.01, 0.22 * wide[k])]
         if own:
             result.append((NUMBER[letters[min(own)[1]]], min(own)[1]))
-        elif any(away[k] <= 0.38 * wide[k] for k in range(len(boxes))):
+        elif any(away[k] <= 0.38 * wide[k] for k in range(len(boxes))) and column not in between_equal:
             result.append((-1, None))
         elif any(abs(x - (boxes[k][2] + boxes[k + 1][0]) / 2) <= max(1.01, 0.25 * (boxes[k + 1][0] - boxes[k][2]))
                  for k in spaces if 0 <= k < len(boxes) - 1):
