@@ -3,11 +3,12 @@
     python benchmarks/bench_books.py LINES --base RUN [--synthetic DIR] [--work DIR] [--counts 50 200 1000] [--self]
                                      [--dictionary FILE] [--quick] [--json]
 
-LINES is a folder of transcribed lines whose lines.tsv has a column `book`. RUN is the folder of a reader trained on synthetic
-lines alone (configs/read). For each book and each count, `configs/read_tune` goes on from RUN with so many lines of the other
-books, and is measured on all lines of the book; with --self it goes on once more from the largest count with the book's own
-images, whose text it reads itself (`python -m ocr label`; the transcriptions are not looked at). --synthetic: lines with boxes
-to mix in. The runs lie in --work; what is there already is not trained again, so that a stopped benchmark goes on.
+LINES is a folder of transcribed lines whose lines.tsv has a column `book`. RUN is the folder of a reader trained on
+synthetic lines alone (configs/read). For each book and each count, `configs/read_tune` goes on from RUN with so many lines
+of the other books, and is measured on all lines of the book; with --self it goes on once more from the largest count with
+the book's own images, whose text it reads itself (`python -m ocr label`; the transcriptions are not looked at). --synthetic:
+lines with boxes to mix in. The runs lie in --work; what is there already is not trained again, so that a stopped benchmark
+goes on.
 
 `ours` is the character error rate of the reader in percent, `peer` Tesseract's on the same lines where it is installed,
 `limit` none. The table shows one line a book; * marks a reader that is better than Tesseract.
