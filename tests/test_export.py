@@ -125,7 +125,8 @@ def test_a_file_that_disagrees_is_not_written(run_folder, tmp_path, monkeypatch)
     other = Tiny()
     with torch.no_grad():
         other.layers[5].weight += 0.002 * torch.randn(other.layers[5].weight.shape)
-    wrong = onnx_export._to_onnx(item(other).module.eval(), SIZE, ("feats",))
+    other = item(other)
+    wrong = onnx_export._to_onnx(other.module.eval(), other)
     monkeypatch.setattr(onnx_export, "_to_onnx", lambda *_: wrong)
     path = tmp_path / "model.onnx"
     path.write_text("the last good one")
