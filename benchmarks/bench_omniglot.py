@@ -10,8 +10,8 @@ configs/omniglot is trained on the others alone (further key=value settings go t
 of each by another person as query; a query is named by the reference with the highest cosine. An alphabet with fewer than 20
 characters is trained on, but not tested. Each drawing is embedded as the mean over 9 small affine changes of it.
 
-error: the mean over the tested alphabets, with a 95 % interval over them (t distribution). `peer` is the paper's conv net,
-`limit` its people: both had 30 other alphabets to learn from, and 10 to be tested on.
+error: the mean over the tested alphabets, with a 95 % interval over them (t distribution). In the last row `peer` is the
+paper's conv net and `limit` its people, on ten other alphabets; that net learned from thirty.
 """
 import math
 import tempfile
@@ -104,16 +104,38 @@ def embed(network, files, size, fit) -> torch.Tensor:
     return torch.cat(found)
 
 
-def trial_errors(features: torch.Tensor, trials: int, rng) -> np.ndarray:
-    """float `[trials]`: of an alphabet, features `[characters, people, D]`."""
+def trial_errors(features: torch.Tensor, trials: int) -> np.ndarray:
+    """float `[trials]`: of an alphabet, features `[characters, people, D]`. The same trials for any features."""
     characters, people, _ = features.shape
-    errors = np.empty(trials)
+    rng, errors = np.random.default_rng(0), np.empty(trials)
     for trial in range(trials):
         chosen = torch.from_numpy(rng.permutation(characters)[:WAYS])
         one, other = rng.permutation(people)[:2]
         cosine = features[chosen, other] @ features[chosen, one].T                    # [20 queries, 20 references]
         errors[trial] = (cosine.argmax(1) != torch.arange(WAYS)).double().mean()
     return errors
+
+
+def test(network, characters, size, fit, trials) -> tuple[float, float]:
+    """Mean error over the trials of an alphabet, of the network and of its pixels, 16 x 16."""
+    people = min(map(len, characters))
+    files = [file for drawings in characters for file in drawings[:people]]
+    pixels = torch.stack([torch.from_numpy(load_resized(file, 16).mean(0)).flatten().float() for file in files])
+    pixels = torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), dim=1)
+    return tuple(trial_errors(features.view(len(characters), people, -1), trials).mean()
+                 for features in (embed(network, files, size, fit), pixels))
+
+
+def train_without(held_out, alphabets, place, settings):
+    """(network, config) of a run over all alphabets but `held_out`."""
+    data = Path(place, "without-" + "-".join(held_out))
+    data.mkdir()
+    for name in alphabets.keys() - set(held_out):
+        for drawings in alphabets[name].values():
+            (data / drawings[0].parent.name).symlink_to(drawings[0].parent)
+    cfg = load_config("omniglot", [f"data={data}:8:labelled", f"output={data}-run", f"cache={place}/cache", *settings])
+    train(cfg, Ranks(0, 1, torch.device("cpu")))
+    return load_run(cfg.output)
 
 
 def main():
@@ -126,44 +148,30 @@ def main():
     args = report.args
     if not args.data and not report.quick:
         raise UserError("no --data OMNIGLOT; get https://github.com/brendenlake/omniglot, or give --quick")
+    settings = [*(["max_steps=4", "batch_size=32"] if report.quick else []), "log_every=200", *args.settings]
+    errors, raw = [], []
     with tempfile.TemporaryDirectory() as place:
         if not args.data:
             draw_signs(f"{place}/drawn")
         alphabets = write_cropped(read_alphabets(args.data or f"{place}/drawn"), f"{place}/signs")
-        names, errors, raw = sorted(alphabets), {}, {}
-        for fold in range(args.folds if args.only is None else 0) if args.only is None else [args.only]:
-            held_out = names[fold::args.folds]
-            if not any(len(alphabets[name]) >= WAYS for name in held_out):
+        for fold in range(args.folds) if args.only is None else [args.only]:
+            held_out = sorted(alphabets)[fold::args.folds]
+            tested = [name for name in held_out if len(alphabets[name]) >= WAYS]
+            if not tested:
                 continue
-            data = f"{place}/fold{fold}"
-            Path(data).mkdir()
-            for name in names:
-                for drawings in alphabets[name].values() if name not in held_out else ():
-                    Path(data, drawings[0].parent.name).symlink_to(drawings[0].parent)
-            short = ["max_steps=4", "batch_size=32"] if report.quick else []
-            cfg = load_config("omniglot", [f"data={data}:8:labelled", f"output={place}/run{fold}", f"cache={place}/cache",
-                                           "log_every=200", *short, *args.settings])
-            train(cfg, Ranks(0, 1, torch.device("cpu")))
-            network, _ = load_run(cfg.output)
-            for name in held_out:
+            network, cfg = train_without(held_out, alphabets, place, settings)
+            for name in tested:
                 characters = list(alphabets[name].values())
-                people = min(map(len, characters))
-                if len(characters) < WAYS:
-                    continue
-                files = [file for drawings in characters for file in drawings[:people]]
-                features = embed(network, files, cfg.image_size, cfg.fit).view(len(characters), people, -1)
-                pixels = torch.stack([torch.from_numpy(load_resized(file, 16).mean(0)).flatten() for file in files])
-                pixels = torch.nn.functional.normalize(pixels - pixels.mean(1, keepdim=True), dim=1).float()
-                # The same trials for both.
-                errors[name], raw[name] = (trial_errors(x, args.trials, np.random.default_rng(0)) for x in (
-                    features, pixels.view(len(characters), people, -1)))
-                report.add(f"{name}, {len(characters)} characters: error", errors[name].mean(), raw[name].mean(), 0.0,
-                           "share")
-        means, count = np.array([found.mean() for found in errors.values()]), len(errors)
-        half = T_95.get(count, 2.0) * means.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
-        report.add(f"{WAYS}-way one-shot error, {count} alphabets", means.mean(), CONV_NET, PEOPLE, "share")
-        report.say(f"95 % interval over the alphabets: {means.mean() - half:.4f} to {means.mean() + half:.4f}; "
-                   f"nearest of 16 x 16 pixels {np.mean([found.mean() for found in raw.values()]):.4f}")
+                error, of_pixels = test(network, characters, cfg.image_size, cfg.fit, args.trials)
+                errors.append(error)
+                raw.append(of_pixels)
+                report.add(f"{name}, {len(characters)} characters: error, pixels' error", error, of_pixels, 0.0, "share")
+    mean, count = np.mean(errors), len(errors)
+    report.add(f"{WAYS}-way one-shot error, {count} alphabets; conv net, people", mean, CONV_NET, PEOPLE, "share")
+    if count in T_95:
+        half = T_95[count] * np.std(errors, ddof=1) / math.sqrt(count)
+        report.say(f"95 % interval over the alphabets: {mean - half:.4f} to {mean + half:.4f}; of 16 x 16 pixels "
+                   f"{np.mean(raw):.4f}")
     report.end()
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import onnx_export
+from backbones import get_model
+from backbones.localizer import get_localizer
 from configs import load_config, load_run, read_info
 from dataset import HardNegatives
 from engine.distributed import Ranks
@@ -138,6 +140,17 @@ def test_the_classifier_mode_is_a_classifier_of_padded_glyphs(glyphs, tmp_path):
                                             "max_steps=2", "num_workers=0", "cache=false", "device=cpu"])
     train(cfg, Ranks(0, 1, CPU))
     assert sorted(read_info(tmp_path)["classes"]) == sorted(map(class_folder, [*TEXTS, "z"])) and cfg.fit == "pad"
+
+
+def test_plain_convolutions_are_networks_as_timms_are():
+    for name, least in (("plain_conv", 163_672), ("plain_conv_wide", 278_112)):
+        network = get_model(load_config("glyphs", [f"network={name}"]))
+        assert sum(p.numel() for p in network.features.parameters()) == least
+        assert network.eval()(torch.zeros(2, 3, 48, 48)).shape == (2, 128)
+        localizer = get_localizer(load_config("lines_localizer", [f"network={name}", "image_size=64"]), 2)
+        assert [out.shape[-1] for out in localizer.eval()(torch.zeros(1, 3, 64, 64))] == [16, 16, 4, 4]
+        with pytest.raises(UserError, match=f"no weights for {name}"):
+            get_model(load_config("glyphs", [f"network={name}", "pretrained=true"]))
 
 
 # ---------------------------------------------------------------- evaluation
