@@ -10,12 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.__main__ import main
 from eval.reading import CONFUSIONS, compare, differences, evaluate_lines, table
 from eval.reading_report import write_reading_report
 from eval.tesseract import read_with_tesseract, tesseract_path
+from inference.cli import exit_status
 from inference.errors import UserError
 from inference.text import edit_distance, normalize
 from ocr.folder import Line, read_lines
+from tests.helpers.models import write_model
+from tests.helpers.reading import draw, write_reader
 
 
 class Known:
@@ -203,3 +207,58 @@ def test_without_tesseract_one_line_says_so(tmp_path, monkeypatch):
     assert tesseract_path() is None
     with pytest.raises(UserError, match="not installed"):
         read_with_tesseract([tmp_path / "a.png"])
+
+
+# ---------------------------------------------------------------- the command
+TEXTS = {"a": ["hello world", "it's well-known"], "b": ["lazy dogs,"]}
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """(model, LINES): a reader that makes no mistakes, and lines one of whose transcriptions has one."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "images").mkdir()
+    rows = [(text, book) for book, texts in TEXTS.items() for text in texts]
+    for number, (text, _) in enumerate(rows):
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), draw(text))
+    (folder / "lines.tsv").write_text("file\ttext\tbook\n" + "".join(
+        f"{number}.png\t{text.replace('dogs', 'dogß')}\t{book}\n" for number, (text, book) in enumerate(rows)))
+    return write_reader(folder / "reader.onnx"), folder
+
+
+def test_the_command_evaluates_a_reader(command, tmp_path, capsys):
+    model, folder = command
+    main(["--model", str(model), "--data", str(folder), "--group", "book", "--json", "--report", str(tmp_path / "report")])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    total = sum(len(text) for texts in TEXTS.values() for text in texts)
+    assert found["cer"] == 1 / total and found["coverage"] == 1 - 1 / total and found["unreadable"] == []
+    assert found["groups"]["a"]["cer"] == 0 and found["groups"]["b"]["edits"] == 1
+    assert found["confusions"] == [{"truth": "ß", "read": "s", "count": 1}]
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == found and "report.html" in said.err
+    main(["--model", str(model), "--data", str(folder), "--where", "book=a"])
+    assert "2 lines, 26 characters" in capsys.readouterr().out
+
+
+def test_the_command_takes_tesseract_beside_it(command, tmp_path, monkeypatch, capsys):
+    fake_tesseract(tmp_path, monkeypatch, r"while read -r file; do echo 'hello world'; printf '\036'; done < $1")
+    main(["--model", str(command[0]), "--data", str(command[1]), "--tesseract", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["tesseract"]["exact"] == 1 / 3 and found["exact"] == 2 / 3 and found["tesseract"]["coverage"] is None
+
+
+def test_mistakes_in_the_command_are_one_line(command, tmp_path, monkeypatch, capsys):
+    model, folder = command
+    documents = write_model(tmp_path / "documents.onnx")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for said, arguments in {"--group year: lines.tsv has no such column; it has book": [model, "--group", "year"],
+                            "no column 'year'": [model, "--where", "year=1"],
+                            "--open-set is for a model of documents": [model, "--open-set"],
+                            "--batch-size is for a model of documents": [model, "--batch-size", "2"],
+                            "--group is for a reader of lines": [documents, "--group", "book"],
+                            "--tesseract is for a reader of lines": [documents, "--tesseract"],
+                            "tesseract is not installed": [model, "--tesseract"],
+                            "nowhere.npz: no such file": [model, "--characters", tmp_path / "nowhere.npz"]}.items():
+        assert exit_status(lambda: main(["--data", str(folder), "--model", *map(str, arguments)])) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1, (said, err)
