@@ -5,7 +5,7 @@
 LINES is a folder of images and lines.tsv; without it, synthetic lines are made. Ours decodes each file, resizes it, runs the
 network and finds the characters; the limit is the network alone, on the same lines in the same batches. The peer, Tesseract
 (`--psm 7`, its own threads off), reads all lines in one process on 1 thread, and half of them in each of two on 2. Then the
-parts that are not the network's, and the errors of both. --quick takes 40 lines and, without --model, a reader with random
+parts that are not the network's, and the errors of both. --quick takes 20 lines and, without --model, a reader with random
 weights.
 """
 import os
