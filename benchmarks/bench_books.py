@@ -5,9 +5,9 @@
 
 LINES is a folder of transcribed lines whose lines.tsv has a column `book`. RUN is the folder of a reader trained on
 synthetic lines alone (configs/read). For each book and each count, `configs/read_tune` goes on from RUN with so many lines
-of the other books, and is measured on all lines of the book; with --self it goes on once more from the largest count with
-the book's own images, whose text it reads itself (`python -m ocr label`; the transcriptions are not looked at). --synthetic:
-lines with boxes to mix in. The runs lie in --work; what is there already is not trained again, so that a stopped benchmark
+of the other books, and is measured on all lines of the book. With --self RUN also goes on with the book's own images, whose
+text it reads itself (`python -m ocr label`; no transcription is looked at). --synthetic: lines with boxes to mix in;
+--dictionary: words, for further columns and for the labels of --self. The runs lie in --work; what is there already is not trained again, so that a stopped benchmark
 goes on.
 
 `ours` is the character error rate of the reader in percent, `peer` Tesseract's on the same lines where it is installed,
@@ -45,10 +45,11 @@ def tuned(output: Path, base: Path, *settings: str) -> Path:
     return output
 
 
-def labeled(folder: Path, model: Path, images: Path, where: str) -> Path:
+def labeled(folder: Path, model: Path, images: Path, where: str, dictionary: str | None) -> Path:
     """A folder of lines that the reader is sure of."""
     if not (folder / "lines.tsv").is_file():
-        run("-m", "ocr", "label", images, "--model", model / "model.onnx", "--where", where, "--out", folder)
+        words = ["--dictionary", dictionary, "--confidence", 0.6] if dictionary else []
+        run("-m", "ocr", "label", images, "--model", model / "model.onnx", "--where", where, "--out", folder, *words)
     return folder
 
 
@@ -61,7 +62,7 @@ def main():
         ("--counts", {"nargs": "*", "type": int, "default": [50, 200, 1000], "help": "lines of other books"}),
         ("--books", {"nargs": "*", "help": "books to hold out (default: all)"}),
         ("--self", {"action": "store_true", "help": "go on with the book's own images"}),
-        ("--dictionary", {"metavar": "FILE", "help": "words, for a further column"}),
+        ("--dictionary", {"metavar": "FILE", "help": "words, one a line"}),
         ("--settings", {"nargs": "*", "default": [], "metavar": "KEY=VALUE", "help": "for every tuning run"}), head=False)
     args = report.args
     folder, work, base = Path(args.lines).resolve(), args.work.resolve(), args.base.resolve()
@@ -86,9 +87,8 @@ def main():
             runs[str(count)] = tuned(work / f"{book}-{count}", base, *settings, f"lines_where=book!={book}",
                                      f"lines_count={count}")
         if args.self:
-            last = list(runs.values())[-1]
-            own = labeled(work / f"{book}-own", last, folder, f"book={book}")
-            runs["self"] = tuned(work / f"{book}-self", last, *settings[1:], f"lines={own}")
+            own = labeled(work / f"{book}-own", base, folder, f"book={book}", args.dictionary)
+            runs["self"] = tuned(work / f"{book}-self", base, *settings[1:], f"lines={own}")
         for name, output in runs.items():
             row[name] = evaluate_lines(LineReader(output / "model.onnx"), lines)
             report.record(f"book {book}, {name}: character error rate", 100 * row[name]["cer"], peer, None, "%")
