@@ -5,8 +5,8 @@
 """
 task = "reading"
 batch_size = 32
-epochs = 10
-lr = 4e-3
+epochs = 5
+lr = 1e-2
 schedule = "cosine"
 warmup = 0.05
 ema = 0.999

@@ -6,33 +6,36 @@ held_types=200                          # further synthetic types, to validate o
 most=6500 most_logos=1500               # images taken of one folder of real images, of one folder of logos
 views=1                                 # classes of a real image that is no logo or photograph; 8: turned and mirrored, too
 scenes=20000 held_scenes=1000           # for the finder
+lines=40000                             # synthetic lines, for the reader
 photographs="photos bsds caltech101"
 logos="airline-logos appimage carlogos electronapps footlogos region-flags selfhst ticker-icons tvlogos"
 flat="documents posters games posters-imdb tables mag-banknotes xwing mattermost"    # of these the finder's documents are made
 usage() {
     cat <<'END'
-usage: tools/release.sh train DATA [key=value ...] | publish | finder DATA [key=value ...] | registry
+usage: tools/release.sh train DATA [key=value ...] | publish | finder DATA [key=value ...] | reader DATA [key=value ...] | registry
 
   train     DATA holds documents, posters, photos, and further folders of images in DATA/train; makes the synthetic documents
             and captures, and trains, into work_dirs/docmetric. Paths such as pretrained=FILE are from the repository's root
   publish   exports and calibrates the model, and copies it into inference/models
   finder    makes scenes of DATA's images, trains the finder, into work_dirs/docmetric_finder, exports and copies it
+  reader    DATA holds fonts (DATA/fonts), texts (DATA/text/*.txt) and transcribed lines (DATA/lines); makes synthetic lines, trains
+            the reader on them, into work_dirs/docmetric_reader, goes on with the transcribed ones, exports and copies it
   registry  makes the types and captures to try with it, in inference/models
 
-train and finder, stopped or killed, continue with the same command.
+train, finder and reader, stopped or killed, continue with the same command.
 
 example: tools/release.sh train /data/images pretrained=inference/models/docmetric.pt && tools/release.sh publish
 END
 }
 what=${1:-} root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) models=inference/models
-out=work_dirs/docmetric finder=work_dirs/docmetric_finder work=work_dirs/docmetric_data
+out=work_dirs/docmetric finder=work_dirs/docmetric_finder reader=work_dirs/docmetric_reader work=work_dirs/docmetric_data
 data=${2:-}
-if [ "$what" = train ] || [ "$what" = finder ]; then
-    for kind in documents posters photos; do
-        [ -d "$data/$kind" ] || { echo "error: $data/$kind: no such folder; give the folder that has documents, posters and photos" >&2; exit 2; }
-    done
-    data=$(realpath "$data")
-fi
+needs=
+case $what in train | finder) needs="documents posters photos" ;; reader) needs="fonts text lines" ;; esac
+for kind in $needs; do
+    [ -d "$data/$kind" ] || { echo "error: $data/$kind: no such folder; give the folder that has $needs" >&2; exit 2; }
+done
+[ -z "$needs" ] || data=$(realpath "$data")
 cd "$root"
 python=.venv/bin/python
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
@@ -100,6 +103,18 @@ finder)
         eval_data=$work/held_scenes eval_boxes=$work/held_scenes/corners.json "${@:3}"
     "$python" onnx_export.py $finder
     cp $finder/model.onnx $models/finder.onnx ;;
+reader)
+    "$python" -m ocr lines --out $work/lines --count $lines --fonts "$data/fonts" --text "$data"/text/*.txt
+    "$python" train_v2.py configs/read data=$work/lines output=$reader resume=auto "${@:3}"
+    "$python" train_v2.py configs/read_tune data=$work/lines lines="$data/lines" pretrained=$reader/model.pt output=${reader}_tuned \
+        resume=auto max_steps=1000
+    "$python" onnx_export.py ${reader}_tuned --fp16
+    cp ${reader}_tuned/model.onnx $models/reader.onnx
+    "$python" - ${reader}_tuned/model.pt $models/reader.pt <<'END' ;; # in 16 bits, as the ONNX file
+import sys, torch
+weights = torch.load(sys.argv[1], weights_only=True)
+torch.save({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, sys.argv[2])
+END
 registry)
     "$python" -m synth --out $work/registry --types 24 --copies 2
     rm -rf $models/registry $models/photos && mkdir -p $models/registry $models/photos
