@@ -6,6 +6,7 @@ cosine by which a column must be nearer to this center than to others), and `mod
 import hashlib
 import io
 import os
+import unicodedata
 import zipfile
 from typing import NamedTuple
 
@@ -33,8 +34,10 @@ def centers_hash(centers: np.ndarray) -> str:
 
 
 def is_character(text) -> bool:
-    """Whether it can be the text of a class: of 1 to 16 code points, none of them white space or a control character."""
-    return isinstance(text, str) and 1 <= len(text) <= 16 and not any(one.isspace() or one < " " for one in text)
+    """Whether it can be the text of a class: of 1 to 16 code points, none of them white space, a control character or a
+    half of a surrogate pair, which no file can hold as UTF-8."""
+    return isinstance(text, str) and 1 <= len(text) <= 16 and not any(
+        one.isspace() or unicodedata.category(one) in ("Cc", "Cs") for one in text)
 
 
 def save_characters(path, characters: Characters, model_centers: np.ndarray) -> None:
@@ -56,8 +59,9 @@ def load_characters(path, model_centers: np.ndarray) -> Characters:
             text, centers, offset, model = (arrays[name] for name in ("text", "centers", "offset", "model"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of characters; {HOW}") from None
-    except (OSError, ValueError, LookupError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
-            zipfile.zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # those of zipfile, its decompressors and numpy share no base class
         raise UserError(f"{path}: not a file of characters ({first_line(error)}); {HOW}") from None
     if model.shape or str(model) != centers_hash(model_centers):
         raise UserError(f"{path}: its characters were registered for another model; register them again with this one: "

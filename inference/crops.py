@@ -36,12 +36,12 @@ def crop(image: np.ndarray, box, kind: str = "tight", size: int = 64, pad: float
     if kind == "line":
         low[1 - vertical], high[1 - vertical] = 0, (height, width)[vertical]
     part = image[low[1]:high[1], low[0]:high[0]]
-    high, wide = part.shape[:2]
+    tall, wide = part.shape[:2]
     border = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
-    side = max(high, wide)
+    side = max(tall, wide)
     square = np.full((side, side, *part.shape[2:]), np.rint(np.median(border, 0)), image.dtype)
-    top, left = (side - high) // 2, (side - wide) // 2
-    square[top:top + high, left:left + wide] = part
+    top, left = (side - tall) // 2, (side - wide) // 2
+    square[top:top + tall, left:left + wide] = part
     return resize(square, size) if size else square
 
 

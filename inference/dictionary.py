@@ -11,6 +11,7 @@ from .errors import UserError
 from .text import normalize
 
 MAX_BYTES = 64 << 20
+MAX_FREQUENCY = 1e300  # of a word: so that even the sum of those of MAX_BYTES is finite
 LONGEST = 40  # letters: what is longer is no word
 SHORTEST = 3
 WEIGHT = 0.5  # of a word's log frequency beside the log likelihood of its columns, which are not independent of each other
@@ -41,7 +42,7 @@ class Dictionary:
         self.log_frequency: dict[str, float] = {}
         for word, count in counts.items():
             word = (word if word.isascii() else normalize(word)).lower()
-            self.log_frequency[word] = max(math.log(count / total) if count else WITHOUT_FREQUENCY,
+            self.log_frequency[word] = max(math.log(count) - math.log(total) if count else WITHOUT_FREQUENCY,
                                            self.log_frequency.get(word, -math.inf))
         self._letters = sorted(set("".join(self.log_frequency)))
 
@@ -126,10 +127,11 @@ def _read(path):
     """{word: frequency, None where it has none} of a file."""
     how = "a dictionary has a word a line, and maybe its frequency behind a space"
     try:
-        if os.path.getsize(path) > MAX_BYTES:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a pipe or a device does not tell its size
+        if len(content) > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; {how}")
-        with open(path, encoding="utf-8-sig") as file:
-            rows = [line.split() for line in file]
+        rows = [line.split() for line in content.decode("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); {how}") from None
     counts = {}
@@ -138,7 +140,7 @@ def _read(path):
             count = float(row[1]) if len(row) == 2 else None
         except ValueError:
             count = math.nan
-        if len(row) > 2 or count is not None and not 0 < count < math.inf:
+        if len(row) > 2 or count is not None and not 0 < count <= MAX_FREQUENCY:
             raise UserError(f"{path}: line {line} has more than a word and a number above 0; {how}")
         if row:
             counts[row[0]] = count

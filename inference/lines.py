@@ -7,12 +7,15 @@ from .image import ImageError, load_gray, read_bytes
 
 
 def line_size(path, vertical: bool = False) -> tuple[int, int]:
-    """(width, height) in pixels of what `load_line` makes of an image file, whose header tells. Raises ImageError."""
+    """(width, height) in pixels of what `load_line` makes of an image file. The header tells; a TIFF is decoded, since its
+    decoder may turn it. Raises ImageError."""
     header = read_header(read_bytes(path))
     if header is None:
         raise ImageError("not an image (JPEG, PNG, WebP, BMP or TIFF)")
     if header.problem:
         raise ImageError(f"{header.problem} {header.format}")
+    if header.format == "TIFF":
+        return load_line(path, vertical).shape[::-1]
     turns = vertical + (header.orientation > 4)  # EXIF's orientations from 5 on lie on their side
     return (header.height, header.width) if turns == 1 else (header.width, header.height)
 

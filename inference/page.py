@@ -35,15 +35,21 @@ NOBODY, PICTURE = -1, -2  # owners of ink that is no row's
 
 class PageLine(NamedTuple):
     """A line of a page: its `image`, gray uint8 `[h,w]`, level, with the ink of other lines painted over; `to_page`, float64
-    `[2,3]`, leads from its points (x, y, 1) to those of the page; `box` (x0, y0, x1, y1) is around it on the page."""
+    `[2,3]`, leads from its points (x, y, 1) to those of the page, whose (width, height) is `size`."""
     image: np.ndarray
     to_page: np.ndarray
-    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) around it on the page."""
+        return self.on_page((0, 0, *self.image.shape[::-1]))
 
     def on_page(self, box) -> tuple[float, float, float, float]:
-        """The box, level with the page, around a box of the line's image."""
+        """The box, level with the page and within it, around a box of the line's image."""
         x0, y0, x1, y1 = box
         points = np.array([(x0, y0, 1), (x1, y0, 1), (x1, y1, 1), (x0, y1, 1)]) @ self.to_page.T
+        points = np.clip(points, 0, self.size)
         return *points.min(0).tolist(), *points.max(0).tolist()
 
 
@@ -68,7 +74,7 @@ def find_lines(page: np.ndarray, vertical: bool = False) -> list[PageLine]:
 
     vertical: the lines run from top to bottom; their images too.
     """
-    to_page = np.eye(3)  # from the points (x, y, 1) of what is searched to those of the page
+    size, to_page = page.shape[::-1], np.eye(3)  # from the points (x, y, 1) of what is searched to those of the page
     if vertical:
         to_page = np.array([[0, -1, page.shape[1]], [1, 0, 0], [0, 0, 1.0]])
         page = np.ascontiguousarray(np.rot90(page))
@@ -84,7 +90,7 @@ def find_lines(page: np.ndarray, vertical: bool = False) -> list[PageLine]:
     owner[1:][found.pictures] = PICTURE
     for number, row in enumerate(rows):
         owner[row + 1] = number
-    return [_cut(page, found, owner, number, row, to_page, vertical) for number, row in enumerate(rows)]
+    return [PageLine(*_cut(page, found, owner, number, row, to_page, vertical), size) for number, row in enumerate(rows)]
 
 
 class _Components:
@@ -263,7 +269,7 @@ def _is_text(boxes):
 
 
 def _cut(page, found, owner, number, row, to_page, vertical):
-    """Row `number`, of these components, as a PageLine. It is cut close, as the lines are that readers are trained on."""
+    """The image of row `number`, of these components, and its `to_page`. It is cut close, as the lines that readers are trained on."""
     x0, y0 = found.boxes[row, :2].min(0) - 1
     x1, y1 = found.boxes[row, 2:].max(0) + 1
     height, width = found.labels.shape
@@ -279,5 +285,4 @@ def _cut(page, found, owner, number, row, to_page, vertical):
     if vertical:
         image = np.ascontiguousarray(np.rot90(image, -1))
         matrix = matrix @ np.array([[0, 1, 0], [-1, 0, image.shape[1]], [0, 0, 1.0]])
-    line = PageLine(image, matrix[:2], (0.0, 0.0, 0.0, 0.0))
-    return line._replace(box=line.on_page((0, 0, image.shape[1], image.shape[0])))
+    return image, matrix[:2]

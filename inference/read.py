@@ -15,7 +15,7 @@ Needs numpy, OpenCV and ONNX Runtime; no torch.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -29,7 +29,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: makes its fol
 from .cli import Parser, run_cli  # noqa: E402
 from .errors import UserError, first_line, printable  # noqa: E402
 from .files import replacing  # noqa: E402
-from .image import ImageError, images_at, load_gray, map_ahead  # noqa: E402
+from .image import ImageError, images_at, load_gray, map_ahead, resize  # noqa: E402
 from .page import find_lines, read_found  # noqa: E402
 from .reader import LineReader, Reading  # noqa: E402
 from .show import BLACK, GREEN, RED, TEXT, show_folder, write_numbered  # noqa: E402
@@ -98,11 +98,13 @@ def listed_images(path) -> dict[str, dict]:
         named = [(entry["file_name"], {**entry, "id": int(entry["id"])}) for entry in entries]
         folder, found = os.path.dirname(path), {}
         for name, entry in named:
+            if b"\0" in os.fsencode(name):
+                raise ValueError("a zero byte in a file name")
             inside = os.path.join(folder, "images", name)
             found[inside if os.path.exists(inside) else os.path.join(folder, name)] = entry
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {how}") from None
-    except (LookupError, ValueError, TypeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not a COCO file ({type(error).__name__}: {first_line(error)}); {how}") from None
     if len(found) < len(named):
         raise UserError(f"{path}: lists an image twice; remove one of the two")
@@ -123,7 +125,7 @@ def to_coco(results: list[dict], listed: dict[str, dict], folder, vertical: bool
     images, annotations = [], []
     free = max((entry["id"] for entry in listed.values()), default=0) + 1
     for number, result in enumerate(results):
-        name = Path(os.path.relpath(result["image"], folder)).as_posix()
+        name = Path(os.path.relpath(result["image"] or os.curdir, folder)).as_posix()
         entry = {**listed.get(result["image"], {"id": free + number, "file_name": name}), "text": result["text"],
                  "vertical": vertical}
         if result["error"] is None:
@@ -147,7 +149,8 @@ def _words(line):
     ends = np.cumsum([len(one["text"]) for one in characters])
     for text in line["text"].split():
         length += len(text)
-        part = characters[at:int(np.searchsorted(ends, length)) + 1]
+        part = characters[at:max(at, int(np.searchsorted(ends, length))) + 1]
+        part = part or characters[-1:]  # of several letters, some of them in the word before, or joined in the text alone
         boxes = np.array([one["box"] for one in part])
         words.append({"text": text, "box": [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()],
                       "confidence": min(one["confidence"] for one in part)})
@@ -160,7 +163,7 @@ def draw(result: dict) -> np.ndarray:
     a line its text below, as far as OpenCV's font has it. Raises ImageError."""
     image = cv2.cvtColor(load_gray(result["image"]), cv2.COLOR_GRAY2BGR)
     scale = min(1.0, SHOWN / max(image.shape))
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    image = resize(image, *(max(1, round(side * scale)) for side in image.shape[1::-1]))
     for one in result["characters"]:
         x0, y0, x1, y1 = (round(side * scale) for side in one["box"])
         cv2.rectangle(image, (x0, y0), (x1, y1), GREEN if one["confidence"] >= SURE else RED, 1)
@@ -200,31 +203,42 @@ def main(arguments=None) -> int:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
     if bool(args.images) == bool(args.coco):
         parser.error("IMAGE: give images to read, or --coco FILE that lists them")
-    if args.coco and args.coco_out and os.path.realpath(args.coco) == os.path.realpath(args.coco_out):
-        raise UserError(f"--coco-out {args.coco_out}: is the file that is read; name another one, so that it stays as it is")
     listed = listed_images(args.coco) if args.coco else {}
     images = list(listed) or [path for image in args.images for path in images_at(image)]
+    if args.coco_out:
+        check_output(args.coco_out, filter(None, [args.coco, args.model, args.dictionary, args.characters, *images]))
     show = args.show and show_folder(args.show, images)
     reader = make_reader(args)
     for warning in reader.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
-    results, usable, keep = [], False, args.json or args.coco_out
+    results, usable = [], False
     for number, result in enumerate(read_images(reader, images, args.page)):
         if show and result["error"] is None:
             write_shown(show, number, result)
-        if keep:
+        if args.coco_out:
             results.append(result)
-        if not args.json:
+        if args.json:
+            print("," if number else "[", json.dumps(result))
+        else:
             for line in _lines(result, len(images) > 1):
                 print(printable(line))
         usable |= result["error"] is None
+    if args.json:
+        print("]")
     if args.coco_out:
         coco = to_coco(results, listed, os.path.dirname(args.coco_out) or ".", reader.vertical)
         with replacing(args.coco_out) as partial:
             partial.write_text(json.dumps(coco), encoding="utf-8")
-    if args.json:
-        print(json.dumps(results, indent=2))
     return 0 if usable else 2
+
+
+def check_output(path: str, read: Iterable[str]) -> None:
+    """Raises UserError where the file `path` could not be written, or is one of those that are `read`: told before the
+    reading, which may take hours."""
+    if os.path.realpath(path) in map(os.path.realpath, read):
+        raise UserError(f"--coco-out {path}: is the file that is read; name another one, so that it stays as it is")
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or os.curdir):
+        raise UserError(f"--coco-out {path}: is a folder, or its folder is missing; name a file in a folder that exists")
 
 
 def make_reader(args) -> LineReader | TwoStageReader:

@@ -81,12 +81,12 @@ class ReaderModel:
         self.path, self.threads = path, threads or default_threads()
         self.session = open_session(path)
         self.about = read_metadata(path, self.session, "reading")
-        if [port.name for port in self.session.get_outputs()] != OUTPUTS or not _is_complete(self.about):
+        outputs = [(port.name, port.type) for port in self.session.get_outputs()]
+        if outputs != [(name, "tensor(float)") for name in OUTPUTS] or not _is_complete(self.about):
             raise not_ours(path)
         blank = np.ones((1, 1, self.about["height"], PAD), np.float32)
-        *_, self.centers = self._outputs(OUTPUTS, blank)
-        if (self.centers.shape != (len(self.about["classes"]), self._outputs(OUTPUTS[:1], blank)[0].shape[-1])
-                or not _are_units(self.centers)):
+        embeddings, _, self.centers = self._outputs(OUTPUTS, blank)
+        if self.centers.shape != (len(self.about["classes"]), *embeddings.shape[2:]) or not _are_units(self.centers):
             raise UserError(f"{path}: its centers are not one unit vector for each of its {len(self.about['classes'])} "
                             f"classes; {AGAIN}")
         self.run(blank)
@@ -121,7 +121,7 @@ def _is_complete(about):
 
 def _are_units(vectors):
     """Whether all vectors `[..., D]` have unit length; false for what is not finite."""
-    return vectors.dtype == np.float32 and bool(np.abs(np.einsum("...d,...d->...", vectors, vectors) - 1).max() < 2e-3)
+    return bool(np.abs(np.einsum("...d,...d->...", vectors, vectors) - 1).max() < 2e-3)
 
 
 class LineReader:

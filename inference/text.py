@@ -2,7 +2,7 @@
 import re
 import unicodedata
 
-# Quotes of every shape become the straight one; dashes (Unicode's category Pd), the minus and the soft hyphen the hyphen.
+# Quotes of every shape become the straight one; the dashes of print, the minus and the soft hyphen the hyphen.
 # Angle quotes stay: they are characters of their own in French or Russian print.
 _QUOTES = "\u2018\u2019\u201a\u201b\u2032\u2035\u02b9\u02bb\u02bc\u00b4`"
 _DOUBLE_QUOTES = "\u201c\u201d\u201e\u201f\u2033\u2036\u02ba\u301d\u301e\u301f"
@@ -31,7 +31,7 @@ def tidy(text: str) -> str:
     quotation: whether its first `"` opens or closes is voted by the sides on which its quotes have a space. Without a
     majority the first one opens, where the quotes make pairs; otherwise their spaces stay.
     """
-    text = " ".join(text.replace("' '", "''").replace("''", '"').split())
+    text = " ".join(text.split()).replace("' '", "''").replace("''", '"')
     text = re.sub(r" (?=[;:?!)]|[,.](?!\d))", "", text).replace("( ", "(")
     parts = text.split('"')
     votes = 0  # for the first one to open

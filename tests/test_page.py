@@ -144,6 +144,19 @@ def test_any_pixels_are_a_page():
             assert min(line.image.shape) >= 1 and line.image.dtype == np.uint8
 
 
+def test_boxes_end_where_the_page_ends():
+    """Of a skewed line that begins at the border, the box around it would begin beyond."""
+    rng, page = np.random.default_rng(8), np.full((700, 1000), 235, np.uint8)
+    for row in range(10):
+        write_line(page, some_words(rng, 9), 2, 60 + LEADING * row)
+    lines = find_lines(turned(page, 4)[0])
+    assert len(lines) >= 8
+    for line in lines:
+        height, width = line.image.shape
+        for x0, y0, x1, y1 in (line.box, line.on_page((0, 0, 20, height)), line.on_page((width - 20, 0, width, height))):
+            assert 0 <= x0 < x1 <= 1000 and 0 <= y0 < y1 <= 700
+
+
 # ---------------------------------------------------------------- with a reader
 TEXTS = ["first line of it", "and a second, too", "third one."]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 import inference.characters
@@ -19,7 +20,8 @@ from inference.classify import DocClassifier
 from inference.cli import exit_status
 from inference.errors import UserError
 from inference.image import ImageError, load_gray, load_image
-from inference.read import main
+from inference.lines import line_size, load_line
+from inference.read import SHOWN, main, to_coco
 from inference.reader import BATCH, BATCH_WIDTH, PAD, PART, ReaderModel, _grouped
 from tests.helpers import models
 from tests.helpers.reading import CLASSES, GAP, HEIGHT, SCALE, STRIDE, WIDE, about, centers, draw, patterns, write_reader
@@ -260,6 +262,16 @@ def test_gray_is_what_the_colors_give(tmp_path):
             assert np.array_equal(load_gray(image), expected)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_of_a_turned_tiff(tmp_path, orientation):
+    """Its decoder turns it, unlike those of the other formats."""
+    from PIL import Image
+    path = tmp_path / "line.tif"
+    Image.fromarray(np.zeros((9, 30), np.uint8)).save(path, tiffinfo={0x0112: orientation})
+    for vertical in (False, True):
+        assert line_size(path, vertical) == load_line(path, vertical).shape[::-1]
+
+
 # ---------------------------------------------------------------- models that are none
 def test_a_model_of_another_task_is_told_with_the_program_that_takes_it(model, tmp_path):
     other = models.write_model(tmp_path / "documents.onnx")
@@ -273,6 +285,7 @@ def test_a_model_of_another_task_is_told_with_the_program_that_takes_it(model, t
 @pytest.mark.parametrize("changes", [
     dict(classes=["", "a", " "]), dict(classes=[" ", "", "a"]), dict(classes="abc"), dict(classes=["", " "]),
     dict(classes=["", " ", *"abb"]), dict(classes=["", " ", "a b"]), dict(classes=["", " ", "\t"]),
+    dict(classes=["", " ", "\x7f"]), dict(classes=["", " ", "\ud800"]),
     dict(classes=["", " ", 3]), dict(classes=["", " ", ""]), dict(classes=["", " ", "x" * 17]), dict(classes=None),
     dict(scale=0), dict(scale="20"), dict(scale=float("nan")), dict(scale=1e9), dict(stride=0), dict(stride=7),
     dict(stride=2.0), dict(height=32), dict(height=None), dict(vertical=1), dict(vertical=None), dict(image_size=32),
@@ -302,6 +315,25 @@ def test_networks_that_are_refused(tmp_path, options, said):
     with pytest.raises(UserError, match=said) as caught:
         ReaderModel(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "boxes", "centers"])
+@pytest.mark.parametrize("operator, options", [("SequenceConstruct", {}), ("Cast", dict(to=onnx.TensorProto.STRING)),
+                                               ("ReduceMax", dict(keepdims=0))], ids=["sequence", "text", "scalar"])
+def test_outputs_of_other_types_are_refused(tmp_path, name, operator, options):
+    path = write_reader(tmp_path / "reader.onnx")
+    changed = onnx.load(path)
+    for node in changed.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"inner_{name}" if one == name else one for one in names]
+    changed.graph.node.append(onnx.helper.make_node(operator, [f"inner_{name}"], [name], **options))
+    output, = (output for output in changed.graph.output if output.name == name)
+    output.CopyFrom(onnx.helper.make_tensor_sequence_value_info(name, onnx.TensorProto.FLOAT, None)
+                    if operator == "SequenceConstruct" else
+                    onnx.helper.make_tensor_value_info(name, options.get("to", onnx.TensorProto.FLOAT), None))
+    path.write_bytes(changed.SerializeToString())
+    with pytest.raises(UserError, match="reader.onnx"):
+        ReaderModel(path)
 
 
 def test_files_that_are_no_model(model, tmp_path):
@@ -402,7 +434,15 @@ def test_files_of_characters_that_are_refused(model, tmp_path, monkeypatch):
     with zipfile.ZipFile(packed, "w") as file:
         for name in ("text", "centers", "offset", "model"):
             file.writestr(f"{name}.npy", vast.getvalue())
-    for content in (path.read_bytes()[:-30], b"", b"hello", packed.getvalue()):
+    odd = []  # headers that numpy's parser fails on in ways of its own, and a damaged stream
+    for header, method in ((b"(\n", zipfile.ZIP_STORED), (b"\t  x\n y", zipfile.ZIP_STORED), (b"x" * 999, zipfile.ZIP_LZMA),
+                           (b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 10 ** 28, zipfile.ZIP_STORED)):
+        odd.append(io.BytesIO())
+        with zipfile.ZipFile(odd[-1], "w", method) as file:
+            file.writestr("text.npy", b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header)
+    odd = [one.getvalue() for one in odd]
+    odd[2] = odd[2][:50] + b"\xff" * 8 + odd[2][58:]
+    for content in (path.read_bytes()[:-30], b"", b"hello", packed.getvalue(), *odd):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a file of characters"):
             load_characters(path, known)
@@ -484,6 +524,27 @@ def test_coco_of_a_line_without_text(model, tmp_path):
         {"id": 1, "file_name": "blank.png", "text": "", "vertical": False, "width": 90, "height": 40}]
 
 
+def test_words_of_characters_of_several_letters():
+    """A class of two ' is one " in the text, a glyph of two words is one character: each word has a box."""
+    for text, characters, left in (('" b', ["''", "b"], [0, 10]), ("a b", ["a b"], [0, 0])):
+        found = [{"text": one, "box": [10 * i, 0, 10 * i + 8, 9], "confidence": 1.0} for i, one in enumerate(characters)]
+        line = {"image": "a.png", "error": None, "size": (20, 9), "text": text, "characters": found}
+        words = [one for one in to_coco([line], {}, ".")["annotations"] if one["category_id"] == 1]
+        assert [word["text"] for word in words] == text.split() and [word["bbox"][0] for word in words] == left
+
+
+def test_files_that_coco_out_must_not_replace(model, lines, tmp_path, capsys):
+    before = lines[0].read_bytes()
+    words = tmp_path / "words.txt"
+    words.write_text("hello\n")
+    for out in (lines[0], model, words, tmp_path, tmp_path / "none" / "coco.json"):
+        assert status_of([*lines, "--model", model, "--dictionary", words, "--coco-out", out]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and str(out) in said.err and said.err.count("\n") == 1  # before anything is read
+    assert lines[0].read_bytes() == before
+    assert status_of(["", lines[0], "--model", model, "--coco-out", tmp_path / "coco.json"]) == 0
+
+
 def test_coco_out_of_files_is_a_folder_of_lines(model, lines, tmp_path):
     """What `ocr/folder.py` reads: the boxes belong to the characters of the text."""
     from ocr.folder import read_lines
@@ -497,7 +558,10 @@ def test_coco_out_of_files_is_a_folder_of_lines(model, lines, tmp_path):
 @pytest.mark.parametrize("content", [
     "", "[]", "{", '{"images": 3}', '{"images": []}', '{"images": [{"id": 1}]}', '{"images": [{"id": 1, "file_name": 3}]}',
     '{"images": [{"id": "x", "file_name": "a"}]}', '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}',
-    '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "[" * 100_000, None],
+    '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}',
+    '{"images": [{"id": 1e999, "file_name": "a"}]}',
+    '{"images": [{"id": 1, "file_name": "a\\u0000"}]}', '{"images": [{"id": 1, "file_name": "\\ud800"}]}',
+    "[" * 100_000, None],
     ids=lambda text: str(text)[:60])
 def test_a_broken_coco_file(model, tmp_path, capsys, content):
     path = tmp_path / "coco.json"
@@ -517,6 +581,12 @@ def test_drawings(model, lines, tmp_path, capsys):
     assert drawing.shape[0] > HEIGHT and (drawing[:HEIGHT].std(2) > 20).any()  # colored boxes
     assert status_of([lines[0], "--model", model, "--show", lines[0].parent]) == 2
     assert "lies in it" in capsys.readouterr().err
+
+
+def test_a_drawing_of_a_page_that_is_thin(model, tmp_path):
+    page = models.save(tmp_path / "thin.png", np.full((8, 40_000), 255, np.uint8))
+    assert status_of(["--page", page, "--model", model, "--show", tmp_path / "shown"]) == 0
+    assert cv2.imread(str(tmp_path / "shown" / "00000_thin.jpg")).shape == (1, SHOWN, 3)
 
 
 @pytest.mark.parametrize("arguments, said", [

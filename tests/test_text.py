@@ -1,9 +1,11 @@
 """The form of texts, their distance, and words corrected by a dictionary."""
 import math
+import os
 
 import numpy as np
 import pytest
 
+import inference.dictionary
 from inference.decode import best_path
 from inference.dictionary import Dictionary
 from inference.errors import UserError
@@ -48,7 +50,7 @@ def test_the_form_of_a_form_is_itself():
 
 @pytest.mark.parametrize("read, printed", [
     ("Oh , no ; he ( she ) said : why ? so !", "Oh, no; he (she) said: why? so!"),
-    ("' ' Yes , ' ' he said", '"Yes," he said'), ('the " old " man', 'the "old" man'),
+    ("' ' Yes , ' ' he said", '"Yes," he said'), ("'  'Yes", '"Yes'), ('the " old " man', 'the "old" man'),
     ("a .5 inch rod , and 1 .", "a .5 inch rod, and 1."),
     ('him," said he. " Will he', 'him," said he. "Will he'),                 # the line begins within a quotation
     ('him," said he', 'him," said he'), ('so "', 'so "'), ("", ""), ("the boys' hats", "the boys' hats")])
@@ -121,9 +123,31 @@ def test_frequencies_decide_between_equals(tmp_path):
     assert Dictionary(file).near("Hzt") == ["Hat"]
 
 
+def test_frequencies_of_any_size_have_a_logarithm(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("hat 1e300\nhit 1e300\nhut 1e-300\n")
+    found = Dictionary(file).log_frequency
+    assert found["hat"] == found["hit"] == pytest.approx(-math.log(2))
+    assert found["hut"] == pytest.approx(-600 * math.log(10) - math.log(2))
+
+
+def test_a_dictionary_is_read_as_far_as_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference.dictionary, "MAX_BYTES", 8)
+    file = tmp_path / "words.txt"
+    file.write_text("hat\nhit\n")
+    assert "hit" in Dictionary(file)
+    file.write_text("hat\nhits\n")
+    with pytest.raises(UserError, match="larger than"):
+        Dictionary(file)
+    if os.path.exists("/dev/zero"):  # says that it has no bytes
+        with pytest.raises(UserError, match="larger than"):
+            Dictionary("/dev/zero")
+
+
 @pytest.mark.parametrize("content, said", [
     (b"", "no words in it"), (b"hat 3 4\n", "line 1"), (b"hat\nhit many\n", "line 2"), (b"hat 0\n", "line 1"),
-    (b"hat -1\n", "line 1"), (b"hat nan\n", "line 1"), (b"\xff\xfe\n", "not UTF-8"), (None, "No such file")])
+    (b"hat -1\n", "line 1"), (b"hat nan\n", "line 1"), (b"hat 1e301\n", "line 1"),
+    (b"\xff\xfe\n", "not UTF-8"), (None, "No such file")])
 def test_a_file_that_is_no_dictionary(tmp_path, content, said):
     file = tmp_path / "words.txt"
     if content is not None:
