@@ -269,7 +269,8 @@ def _is_text(boxes):
 
 
 def _cut(page, found, owner, number, row, to_page, vertical):
-    """The image of row `number`, of these components, and its `to_page`. It is cut close, as the lines that readers are trained on."""
+    """The image of row `number`, of these components, and its `to_page`. It is cut close, as the lines are that
+    readers are trained on."""
     x0, y0 = found.boxes[row, :2].min(0) - 1
     x1, y1 = found.boxes[row, 2:].max(0) + 1
     height, width = found.labels.shape

@@ -117,19 +117,22 @@ def listed_images(path) -> dict[str, dict]:
 
 def to_coco(results: list[dict], listed: dict[str, dict], folder, vertical: bool = False) -> dict:
     """Results as COCO: images {id, file_name, width, height, text, vertical}, and annotations {id, image_id, category_id,
-    bbox [x, y, w, h], area, iscrowd, text, score} of the categories char and word. Images with an error have none.
+    bbox [x, y, w, h], area, iscrowd, text, score} of the categories char and word.
 
     listed: the entries of those images that a COCO file lists, by path; the others are named as seen from `folder`, and get
-    new ids.
+    new ids. Of an image with an error, which has no size, there is the listed entry as it was, or nothing.
     """
     images, annotations = [], []
     free = max((entry["id"] for entry in listed.values()), default=0) + 1
     for number, result in enumerate(results):
-        name = Path(os.path.relpath(result["image"] or os.curdir, folder)).as_posix()
-        entry = {**listed.get(result["image"], {"id": free + number, "file_name": name}), "text": result["text"],
-                 "vertical": vertical}
-        if result["error"] is None:
-            entry["width"], entry["height"] = result["size"]
+        entry = listed.get(result["image"])
+        if result["error"] is not None:
+            images += [entry] if entry else []
+            continue
+        if entry is None:
+            entry = {"id": free + number, "file_name": Path(os.path.relpath(result["image"], folder)).as_posix()}
+        width, height = result["size"]
+        entry = {**entry, "text": result["text"], "vertical": vertical, "width": width, "height": height}
         images.append(entry)
         lines = result.get("lines", [result])
         for category, parts in ((0, [one for line in lines for one in line["characters"]]),

@@ -524,6 +524,20 @@ def test_coco_of_a_line_without_text(model, tmp_path):
         {"id": 1, "file_name": "blank.png", "text": "", "vertical": False, "width": 90, "height": 40}]
 
 
+def test_coco_of_images_that_cannot_be_used(model, lines, tmp_path):
+    """Without a size they would make the file invalid; what a file said of them before stays."""
+    out, source = tmp_path / "found.json", tmp_path / "coco.json"
+    assert status_of(["", tmp_path / "none.png", lines[0], "--model", model, "--coco-out", out]) == 0
+    image, = json.loads(out.read_text())["images"]
+    assert image["file_name"] == "lines/0.png" and image["text"] == TEXTS[0]
+    listed = [{"id": 5, "file_name": "none.png", "text": "known", "width": 3, "height": 4},
+              {"id": 6, "file_name": "lines/0.png", "width": 3, "height": 4}]
+    source.write_text(json.dumps({"images": listed}))
+    assert status_of(["--coco", source, "--model", model, "--coco-out", out]) == 0
+    first, second = json.loads(out.read_text())["images"]
+    assert first == listed[0] and (second["width"], second["height"]) == draw(TEXTS[0]).shape[::-1]
+
+
 def test_words_of_characters_of_several_letters():
     """A class of two ' is one " in the text, a glyph of two words is one character: each word has a box."""
     for text, characters, left in (('" b', ["''", "b"], [0, 10]), ("a b", ["a b"], [0, 0])):
@@ -542,7 +556,6 @@ def test_files_that_coco_out_must_not_replace(model, lines, tmp_path, capsys):
         said = capsys.readouterr()
         assert said.out == "" and str(out) in said.err and said.err.count("\n") == 1  # before anything is read
     assert lines[0].read_bytes() == before
-    assert status_of(["", lines[0], "--model", model, "--coco-out", tmp_path / "coco.json"]) == 0
 
 
 def test_coco_out_of_files_is_a_folder_of_lines(model, lines, tmp_path):
