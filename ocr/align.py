@@ -28,7 +28,7 @@ from inference.image import ImageError, load_gray, map_ahead
 from inference.reader import LineReader
 from inference.text import normalize
 from ocr.coco import Skipped, refuse_existing, write_new
-from ocr.folder import CATEGORIES, Line, read_lines
+from ocr.folder import CATEGORIES, Line, add_selection, read_lines
 
 LEAST = 0.5  # confidence of an alignment that is kept
 SMALL = 0.5  # of the line's height: boxes no longer and no higher are moved to the ink
@@ -163,7 +163,7 @@ def to_coco(aligned: list[Aligned], vertical: bool = False) -> dict:
             add(word, np.concatenate([own[:, :2].min(0), own[:, 2:].max(0)]))
             at += characters
         images.append({**line.fields, "id": len(images), "file_name": line.file, "width": width, "height": height,
-                       "text": text, "confidence": round(confidence, 4), **({"vertical": True} if vertical else {})})
+                       "text": text, "confidence": round(confidence, 4), "vertical": vertical})
     return {"images": images, "categories": CATEGORIES, "annotations": annotations}
 
 
@@ -177,21 +177,18 @@ def _arguments(arguments):
     parser.add_argument("--min-confidence", type=float, default=LEAST, metavar="P", help="lines below it are skipped, 0..1")
     parser.add_argument("--vertical", action="store_true", default=None, help="the lines run from top to bottom "
                                                                               "(default: as the reader was trained)")
-    parser.add_argument("--where", default="", metavar="COLUMN=V[,V]", help="only the lines with one of these values in a "
-                                                                            "column of lines.tsv; or != for all others")
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="so many lines at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of --count")
+    add_selection(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: one for each core, at most 16")
     args = parser.parse_args(arguments)
-    if not 0 <= args.min_confidence <= 1 or args.count < 0:
-        parser.error("--min-confidence, --count: give a number from 0 to 1, and one from 0 on")
+    if not 0 <= args.min_confidence <= 1:
+        parser.error(f"--min-confidence {args.min_confidence:g}: give a number from 0 to 1")
     return args
 
 
 def main(arguments=None):
     args = _arguments(arguments)
     refuse_existing(args.out)
-    lines = read_lines(args.lines, args.where, args.count, args.seed)
+    lines = read_lines(args.lines, args.where, args.count, args.seed, with_boxes=False)
     reader = LineReader(args.model, characters=args.characters, vertical=args.vertical, threads=args.threads)
     found, skipped = align_lines(reader, lines, args.min_confidence, progress=True)
     if skipped:

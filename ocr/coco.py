@@ -17,19 +17,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from inference.cli import Parser
 from inference.errors import UserError, first_line, printable
 from inference.files import replacing
 from inference.header import read_header
-from ocr.folder import CATEGORIES
+from ocr.folder import CATEGORIES, FARTHEST, shuffled
 
 KEYS = {"images": {"id": int, "file_name": str}, "categories": {"id": int, "name": str},
         "annotations": {"id": int, "image_id": int, "category_id": int}}
 CHAR = CATEGORIES[0]["name"]
 SLACK = 1.0  # pixels by which a box may lie beyond its image: tools round
-FARTHEST = 2**31  # pixels: no image is as large
 
 
 # ---------------------------------------------------------------- files
@@ -107,7 +104,7 @@ def subset(content: dict, count: int, seed: int = 0) -> dict:
     images = len(content["images"])
     if not 1 <= count <= images:
         raise UserError(f"--count {count}: there are {images} images; give a number from 1 to {images}")
-    return selected(content, sorted(np.random.default_rng(seed).permutation(images)[:count]))
+    return selected(content, sorted(shuffled(images, seed)[:count]))
 
 
 def split(content: dict, shares: dict[str, float], by: str = "", stem: str = "", seed: int = 0) -> dict[str, dict]:
@@ -121,7 +118,8 @@ def split(content: dict, shares: dict[str, float], by: str = "", stem: str = "",
     if len(groups) < len(shares):
         raise UserError(f"{len(shares)} parts, and {len(content['images'])} images in {len(groups)} groups that stay "
                         "together; ask for fewer parts, or for smaller groups")
-    order = [list(groups.values())[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    members = list(groups.values())
+    order = [members[i] for i in shuffled(len(members), seed)]
     lacks = {part: share * len(content["images"]) for part, share in shares.items()}
     places = {part: [] for part in shares}
     for left, group in zip(range(len(order), 0, -1), sorted(order, key=len, reverse=True)):

@@ -12,9 +12,6 @@ for training and evaluation, divide their sources: crops of one line look alike.
 The boxes of a line, in order along it, belong to the characters of its text without the spaces, one by one. A line where the
 numbers differ is reported and skipped. Crops of a vertical line show its characters upright, as the image has them.
 """
-import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +25,7 @@ from inference.crops import KINDS, PAD, class_folder, crop
 from inference.errors import UserError, printable
 from inference.image import MAX_INPUT, ImageError, load_image, map_ahead
 from ocr.coco import CHAR, Skipped, is_box, load
-from ocr.folder import COCO, IMAGES, read_lines
+from ocr.folder import COCO, add_selection, image_key, new_folder, read_lines
 
 TABLE = "crops.tsv"
 
@@ -55,17 +52,13 @@ def lines_of_folder(folder, where: str = "", count: int = 0, seed: int = 0,
                     vertical: bool = False) -> tuple[list[Boxed], Skipped]:
     """The same of a folder of lines, with the texts of its lines.tsv; the options as `read_lines` has them."""
     file = Path(folder, COCO)
-    lines = read_lines(folder, where, count, seed)
+    lines = read_lines(folder, where, count, seed, with_boxes=False)
     if not file.exists():
         raise UserError(f"{file}: no such file, so no boxes are known; `python -m ocr align` finds those of transcribed "
                         "lines")
     content = load(file)
-    listed = {_key(entry["file_name"]): entry for entry in content["images"]}
-    return _boxed(content, [(line.file, line.path, line.text, listed.get(_key(line.file))) for line in lines], vertical)
-
-
-def _key(file: str) -> str:
-    return Path(file).as_posix().removeprefix(IMAGES + "/")
+    listed = {image_key(entry["file_name"]): entry for entry in content["images"]}
+    return _boxed(content, [(line.file, line.path, line.text, listed.get(image_key(line.file))) for line in lines], vertical)
 
 
 def _boxed(content: dict, lines, vertical: bool):
@@ -126,7 +119,7 @@ def write_crops(lines: list[Boxed], out, cut, kind: str = "tight", size: int = 6
     `inference.crops.crop` has them. Returns (crops, classes, what was skipped). Raises UserError: for a folder that has
     something in it, or when there is nothing to cut."""
     skipped, classes, rows = Skipped(), set(), []
-    with _new_folder(out) as part:
+    with new_folder(out) as part:
         def write(job):
             number, line = job
             try:
@@ -159,27 +152,6 @@ def write_crops(lines: list[Boxed], out, cut, kind: str = "tight", size: int = 6
     return len(rows), len(classes), skipped
 
 
-@contextlib.contextmanager
-def _new_folder(path):
-    """`with _new_folder(path) as part:` gives a folder to write to, which becomes `path` when the block ends without an
-    exception. Raises UserError when there is something at `path`, or the system does not allow it."""
-    path = Path(os.path.abspath(path))
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists already and is not overwritten; give another name or remove it")
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder must be writable and have room") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 # ---------------------------------------------------------------- command line
 def _arguments(arguments):
     parser = Parser(prog="python -m ocr crops", description=__doc__)
@@ -194,10 +166,7 @@ def _arguments(arguments):
     parser.add_argument("--words", action="store_true", help="cut words instead of characters")
     parser.add_argument("--vertical", action="store_true", help="all lines run from top to bottom, and not only those whose "
                                                                 "image says so in the COCO file")
-    parser.add_argument("--where", default="", metavar="COLUMN=V[,V]", help="only the lines with one of these values in a "
-                                                                            "column of lines.tsv; or != for all others")
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="so many lines at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of --count")
+    add_selection(parser)
     args = parser.parse_args(arguments)
     if bool(args.lines) == bool(args.coco) or bool(args.coco) != bool(args.images):
         parser.error("give a folder LINES, or --coco F and --images DIR")
@@ -207,8 +176,8 @@ def _arguments(arguments):
         parser.error("--words, --spaces keep: choose one; there is no space in a word")
     if not 0 <= args.pad <= 1:
         parser.error(f"--pad {args.pad:g}: give a share from 0 to 1")
-    if not 0 <= args.size <= MAX_INPUT or args.count < 0:
-        parser.error(f"--size, --count: give a side from 0 to {MAX_INPUT}, and a count from 0 on")
+    if not 0 <= args.size <= MAX_INPUT:
+        parser.error(f"--size {args.size}: give a side from 0 to {MAX_INPUT}")
     return args
 
 

@@ -7,8 +7,11 @@
 category_id, bbox [x, y, w, h]} in pixels. The char boxes of an image, sorted along the line, belong to the characters of its
 text without the spaces, one by one. An image with `"vertical": true` is a line that runs from top to bottom.
 """
+import contextlib
 import json
 import logging
+import os
+import shutil
 from array import array
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +22,7 @@ from inference.errors import UserError, first_line
 
 LINES, COCO, IMAGES = "lines.tsv", "coco.json", "images"
 CATEGORIES = [{"id": 0, "name": "char"}, {"id": 1, "name": "word"}]
+FARTHEST = 2**31  # pixels: no image is as large
 log = logging.getLogger(__name__)
 
 
@@ -30,31 +34,69 @@ class Line(NamedTuple):
     fields: dict[str, str]  # the further columns
 
 
-def read_lines(folder, where: str = "", count: int = 0, seed: int = 0) -> list[Line]:
+def read_lines(folder, where: str = "", count: int = 0, seed: int = 0, with_boxes: bool = True) -> list[Line]:
     """The lines of a folder, in the order of its `lines.tsv`.
 
     where: `COLUMN=V[,V...]` or `COLUMN!=V[,V...]` selects lines by a column. count: if not 0, so many lines at random by
-    `seed`; a smaller count selects a part of what a larger one selects. A line whose boxes do not match its text has boxes
-    None, and the log tells how many there are. Raises UserError for a missing folder, header, column or image, for no lines,
-    for a file that is listed twice, and for JSON that is not such a COCO file.
+    `seed`; a smaller count selects a part of what a larger one selects. with_boxes: False does not look for boxes. A line
+    whose boxes do not match its text, or have no area, has boxes None, and the log tells how many there are. Raises
+    UserError for a missing folder, header, column or image, for no lines, for a file that is listed twice, and for JSON that
+    is not such a COCO file.
     """
     folder = Path(folder)
     rows = _select(folder, _rows(folder), where)
+    if count < 0:
+        raise UserError(f"--count {count}: give the number of lines, or 0 for all")
     if count and count < len(rows):
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
-        rows = [rows[i] for i in sorted(chosen)]
-    boxes_of = char_boxes(folder)
+        rows = [rows[i] for i in sorted(shuffled(len(rows), seed)[:count])]
+    boxes_of = char_boxes(folder) if with_boxes else {}
     lines, unmatched = [], 0
     for row in rows:
         file, text = row.pop("file"), row.pop("text")
-        boxes = boxes_of.get(_key(file))
-        if boxes is not None and len(boxes) != len("".join(text.split())):
+        boxes = boxes_of.get(image_key(file))
+        if boxes is not None and (len(boxes) != len("".join(text.split())) or not _have_area(boxes)):
             boxes, unmatched = None, unmatched + 1
         lines.append(Line(file, _path(folder, file), text, boxes, row))
     if unmatched:
-        log.warning("%s: the number of boxes and of characters differ in %d of %d lines; their boxes are not used",
-                    folder, unmatched, len(lines))
+        log.warning("%s: %d of %d lines have more or fewer boxes than characters, or a box without area; their boxes are "
+                    "not used", folder, unmatched, len(lines))
     return lines
+
+
+def add_selection(parser) -> None:
+    """The options that choose lines of a folder, as `read_lines` takes them."""
+    parser.add_argument("--where", default="", metavar="COLUMN=V[,V]", help="only the lines with one of these values in a "
+                                                                            "column of lines.tsv; or != for all others")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="so many lines at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers from 0 to count - 1 in random order. Raises UserError for a seed below 0."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: give a number from 0 on")
+    return np.random.default_rng(seed).permutation(count).tolist()
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """`with new_folder(path) as part:` gives a folder to write to, which becomes `path` when the block ends without an
+    exception. Raises UserError when there is something at `path`, or the system does not allow it."""
+    path = Path(os.path.abspath(path))
+    part = path.with_name(f".{path.name}.partial")
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path}: exists already and is not overwritten; give another name or remove it")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); its folder must be writable and have room") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def char_boxes(folder) -> dict[str, np.ndarray]:
@@ -75,7 +117,9 @@ def char_boxes(folder) -> dict[str, np.ndarray]:
         coco = json.loads(path.read_text(encoding="utf-8"), object_hook=keep)
         if not isinstance(coco["annotations"], list):
             raise TypeError("annotations is not a list")
-        images = {image["id"]: (_key(image["file_name"]), bool(image.get("vertical"))) for image in coco["images"]}
+        images = {image["id"]: (image_key(image["file_name"]), bool(image.get("vertical"))) for image in coco["images"]}
+        if len({file for file, _ in images.values()}) < len(coco["images"]):
+            raise ValueError("two images have one id or one file_name")
         chars = {category["id"] for category in coco["categories"] if category["name"] == "char"}
         found = {images[image]: boxes for (image, category), boxes in found.items() if category in chars}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -112,9 +156,9 @@ def _rows(folder):
             raise UserError(f"{path}: line {number} has {len(values)} columns and the header {len(columns)}; "
                             "separate them by single tabs")
         row = dict(zip(columns, values))
-        if row["file"] in seen:
+        if image_key(row["file"]) in seen:
             raise UserError(f"{path}: line {number} lists {row['file']} again; remove one of the two")
-        seen.add(row["file"])
+        seen.add(image_key(row["file"]))
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: no lines below its header")
@@ -141,11 +185,16 @@ def _select(folder, rows, where):
 def _path(folder, file):
     """The path of an image; an absolute `file` replaces the folder."""
     for path in (folder / IMAGES / file, folder / file):
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path's, False for a name that no file can have
             return path
     raise UserError(f"{folder / LINES}: the image {file} is neither in {folder / IMAGES} nor in {folder}")
 
 
-def _key(file):
+def _have_area(boxes):
+    """Whether all boxes can be those of ink: finite, and with a width and a height."""
+    return bool((np.abs(boxes) < FARTHEST).all() and (boxes[:, :2] < boxes[:, 2:]).all())
+
+
+def image_key(file: str) -> str:
     """The name by which `lines.tsv` and `coco.json` agree on an image."""
     return Path(file).as_posix().removeprefix(IMAGES + "/")

@@ -4,10 +4,10 @@ A face is a font file at one place of its variation axes. What kind of face it i
 of its letters, not from its name.
 """
 import functools
-import glob
 import logging
 import os
 import re
+import sysconfig
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +17,12 @@ import matplotlib
 import numpy as np
 from fontTools import agl
 from fontTools.ttLib import TTFont
+from matplotlib.font_manager import findSystemFonts
 from PIL import Image, ImageDraw, ImageFont, features
 
 from inference.errors import UserError
 from ocr.text import fold
-from synth.fonts import _FOLDERS, SCRIPTS, available, find
+from synth.fonts import SCRIPTS, available, find
 
 EM = 96  # pixels per em at which all glyphs are drawn: large enough that hinting hardly changes their shape
 QUOTES_AND_DASHES = "‘’“”–—"  # drawn for ' " -, which are what a charset has
@@ -141,23 +142,26 @@ def _kerning(face, left, right):
     return moved if abs(moved) < EM / 4 else 0.0
 
 
-def find_faces(folders=(), charset: str = "") -> list[Face]:
-    """The faces of the font files below `folders` (default: matplotlib's, fontpkg packages', the system's), sorted by path.
+def font_files(folders=()) -> list[str]:
+    """The font files below `folders` (default: matplotlib's, fontpkg packages', the system's), sorted by path. Raises
+    UserError for a missing folder."""
+    for folder in folders:
+        if not os.path.exists(folder):
+            raise UserError(f"{folder}: no such folder of fonts")
+    roots = folders or [Path(matplotlib.get_data_path(), "fonts", "ttf"),
+                        *Path(sysconfig.get_path("purelib")).glob("fontpkg_*"), *findSystemFonts()]
+    return sorted({str(path) for root in roots for path in ([Path(root)] if os.path.isfile(root) else Path(root).rglob("*"))
+                   if path.suffix.lower() in SUFFIXES and path.is_file()})
 
-    Left out: symbol, script, decorative and fixed-pitch faces, those of extreme weight, those whose small letters are
+
+def find_faces(folders=(), charset: str = "") -> list[Face]:
+    """The faces of `font_files(folders)`, in that order.
+
+    Excluded: symbol, script, decorative and fixed-pitch faces, those of extreme weight, those whose small letters are
     capitals, and those that have less than half of the letters of `charset`. Raises UserError for a missing folder, or
     where no face remains.
     """
-    if folders:
-        for folder in folders:
-            if not os.path.exists(folder):
-                raise UserError(f"{folder}: no such folder of fonts")
-        roots = [str(folder) for folder in folders]
-    else:
-        roots = [os.path.join(matplotlib.get_data_path(), "fonts", "ttf"),
-                 *(match for folder in _FOLDERS for match in sorted(glob.glob(os.path.expanduser(folder))))]
-    files = sorted({str(path) for root in roots for path in ([Path(root)] if os.path.isfile(root) else Path(root).rglob("*"))
-                    if path.suffix.lower() in SUFFIXES})
+    files = font_files(folders)
     faces = [face for file in files for face in _faces_of(file, charset)]
     if not folders and available().get("cjk") == "opencv:uni" and any(re.match(f"[{SCRIPTS['cjk']}]", c) for c in charset):
         face = Face(OPENCV, (), "OpenCV", False, False, frozenset(), frozenset(charset) | {" "})

@@ -6,14 +6,16 @@
     python -m ocr lines --out DIR --count 5000 --charset kana.txt --vertical
     python -m ocr lines --sheet sheet.png
 
-DIR gets images/, lines.tsv and coco.json. Line N is a function of the seed and N alone (given the fonts, the text and the
-charset), whatever the number of workers. A stopped command goes on where it was when it is given again.
+DIR gets images/, lines.tsv, coco.json, and synth.json with the arguments. Line N is a function of the seed and N alone
+(given the fonts, the text and the charset), whatever the number of workers. A stopped command goes on where it was when it
+is given again.
 """
 import functools
 import hashlib
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -28,7 +30,7 @@ from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from inference.files import replacing
 from ocr.folder import CATEGORIES, COCO, IMAGES, LINES
-from ocr.fonts import EM, LIGATURES, SHAPING, Face, Faces, Glyph, find_faces, wide
+from ocr.fonts import EM, LIGATURES, SHAPING, Face, Faces, Glyph, find_faces, font_files, wide
 from ocr.ink import age
 from ocr.text import CHARSET, Texts, fold, read_charset
 
@@ -136,7 +138,8 @@ class LineMaker:
                 new = _spell(word, italic, style, ligatures=style.ligatures)
             elif i in changed and sort == "spaced":
                 new = _spell(word, face, style, ligatures=False, tracking=tracking)
-            elif i in changed and sort == "small capitals" and face.has(word.upper().translate(_PLAIN)):
+            elif (i in changed and sort == "small capitals" and len(word.upper()) == len(word)  # not so with a German ß
+                  and face.has(word.upper().translate(_PLAIN))):
                 new = _small_capitals(word, face, style, whole=len(changed & set(range(len(words)))) == len(words))
             else:
                 new = _spell(word, face, style, ligatures=style.ligatures)
@@ -404,21 +407,34 @@ def write_lines(out, count: int, seed: int = 0, fonts=(), texts=(), charset=None
     """Writes `count` lines as a folder of lines (see ocr/folder.py) and returns their number.
 
     fonts: folders; texts: files; charset: file. A folder that the same arguments have begun is completed, and one that they
-    have completed is left as it is. Raises UserError for a folder with other content, and for fonts, texts and charsets
-    that cannot be used.
+    have completed is left as it is. Raises UserError for a folder with other content, or that cannot be written, for numbers
+    out of range, and for fonts, texts and charsets that cannot be used.
     """
-    if count < 1 or workers < 1 or (height and not 12 <= height <= 512):
-        raise UserError(f"--count {count}, --workers {workers}, --height {height}: give at least 1, at least 1, and 12 to "
-                        "512 or 0")
+    _check(count, seed, height, workers)
     out = Path(out)
     characters = read_charset(charset) if charset else CHARSET
     manifest = {"count": count, "seed": seed, "height": height, "vertical": vertical, "charset": characters,
-                "fonts": [str(folder) for folder in fonts], "texts": [_digest(file) for file in texts], "code": _code()}
-    if _is_complete(out, manifest):
-        return count
-    faces = find_faces(fonts, characters)
-    print(f"{len(faces)} faces of {len({face.family for face in faces})} families", file=sys.stderr)
-    options = faces, characters, tuple(map(str, texts)), height, vertical, seed
+                "fonts": _fonts(fonts), "texts": [_digest(file) for file in texts], "code": _code()}
+    try:
+        if _is_complete(out, manifest):
+            return count
+        faces = find_faces(fonts, characters)
+        print(f"{len(faces)} faces of {len({face.family for face in faces})} families", file=sys.stderr)
+        _complete(out, manifest, (faces, characters, tuple(map(str, texts)), height, vertical, seed), workers)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); its folder must be writable and have room") from None
+    return count
+
+
+def _check(count, seed, height, workers):
+    if count < 1 or workers < 1 or seed < 0 or (height and not 12 <= height <= 512):
+        raise UserError(f"--count {count}, --workers {workers}, --seed {seed}, --height {height}: give at least 1, 1 and 0, "
+                        "and 12 to 512 or 0")
+
+
+def _complete(out, manifest, options, workers):
+    """Writes the chunks that are not there, and joins all."""
+    count = manifest["count"]
     maker = _maker(*options)  # here too, so that what cannot be used is told once and before any work
     for folder in (out / IMAGES, out / PARTS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -438,9 +454,8 @@ def write_lines(out, count: int, seed: int = 0, fonts=(), texts=(), charset=None
             with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _start, (options,)) as pool:
                 for done in pool.imap_unordered(_work, jobs):
                     bar.update(done)
-    _join(out, count)
+    _join(out, manifest)
     shutil.rmtree(out / PARTS)
-    return count
 
 
 def _maker(faces, charset, texts, height, vertical, seed):
@@ -469,10 +484,9 @@ def _write_chunk(maker, out, start, stop):
     return stop - start
 
 
-def _join(out, count):
+def _join(out, manifest):
     """The chunks as lines.tsv and coco.json; coco.json first, since a folder with lines.tsv is complete."""
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    rows = [row for start in range(0, count, CHUNK)
+    rows = [row for start in range(0, manifest["count"], CHUNK)
             for row in json.loads((out / PARTS / f"{start:06}.json").read_text(encoding="utf-8"))]
     with replacing(out / COCO) as partial, partial.open("w", encoding="utf-8") as file:
         images = [{"id": i, "file_name": name, "width": w, "height": h, "text": text, "vertical": manifest["vertical"]}
@@ -498,14 +512,15 @@ def _write_json(path, value):
 
 def _is_complete(out, manifest):
     """Whether the folder is the result of these arguments; False where it is to be written or completed."""
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return False
     try:
         same = json.loads((out / MANIFEST).read_text(encoding="utf-8")) == manifest
     except (OSError, ValueError):
         same = False
     if not same:
-        raise UserError(f"{out}: has files of another origin, or of other arguments; give another folder")
+        raise UserError(f"{out}: has files of another origin, or of other arguments, fonts or version of this program; give "
+                        "another folder")
     return (out / LINES).exists()
 
 
@@ -514,6 +529,12 @@ def _digest(file):
         return hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _fonts(folders):
+    """A digest of the names and sizes of the font files: folders may be named in several ways, and files come and go."""
+    seen = sorted((os.path.basename(file), os.path.getsize(file)) for file in font_files(folders))
+    return hashlib.blake2b(repr(seen).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 @functools.cache
@@ -543,7 +564,7 @@ def contact_sheet(path, maker, lines: int = 40, width: int = 1500):
 
 def main(argv=None):
     parser = Parser(prog="python -m ocr lines", description=__doc__)
-    parser.add_argument("--out", metavar="DIR", help="folder to write, which must not exist")
+    parser.add_argument("--out", metavar="DIR", help="folder to write: new, empty, or begun by the same command")
     parser.add_argument("--count", type=int, default=20_000, metavar="N", help="number of lines")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--fonts", nargs="+", default=[], metavar="FOLDER", help="folders with .ttf, .otf or .woff files "
@@ -559,6 +580,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.out and not args.sheet:
         parser.error("give --out DIR, the folder to write, or --sheet FILE")
+    _check(args.count, args.seed, args.height, args.workers)
     if args.sheet:
         characters = read_charset(args.charset) if args.charset else CHARSET
         faces = find_faces(args.fonts, characters)

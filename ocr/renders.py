@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from inference.cli import Parser, run_cli
 from inference.crops import KINDS, class_folder, crop
-from inference.errors import UserError
+from inference.errors import UserError, printable
+from ocr.folder import new_folder
 from ocr.fonts import EM, Face, Glyph, find_faces
 from ocr.text import CHARSET, read_charset
 
@@ -27,7 +28,7 @@ LETTERS = "bdhklfgjpqyHÉ("  # their highest and lowest ink is what a line of te
 
 def line_extent(face: Face, charset: str) -> tuple[int, int]:
     """(highest, lowest) row of a line of the face, from the baseline, in pixels at EM."""
-    glyphs = [face.glyph(c) for c in LETTERS if c in face.cmap] + [face.glyph(c) for c in charset[:200] if c in face.cmap]
+    glyphs = [face.glyph(c) for c in [*LETTERS, *[c for c in charset if c in face.cmap][:200]] if c in face.cmap]
     rows = [(glyph.top, glyph.top + len(glyph.mask)) for glyph in glyphs if glyph]
     return min(top for top, _ in rows), max(bottom for _, bottom in rows)
 
@@ -46,27 +47,25 @@ def render(glyph: Glyph, extent: tuple[int, int], kind: str, size: int) -> np.nd
 def write_renders(out, fonts=(), charset=None, kind: str = "tight", size: int = 64) -> tuple[int, int]:
     """Writes the renders into the new folder `out` and returns (images, characters). fonts: folders or files; charset: file.
     Raises UserError for a folder that has something in it, and for fonts and charsets that cannot be used."""
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: exists already and is not overwritten; give another name or remove it")
     if not 8 <= size <= 1024:
         raise UserError(f"--size {size}: give 8 to 1024")
     characters = read_charset(charset) if charset else CHARSET
     faces = find_faces(fonts, characters)
     drawn, seen = dict.fromkeys(characters, 0), set()
-    for face in tqdm(faces, "renders", unit="face", disable=None):
-        name = name_of(face, seen)
-        extent = line_extent(face, characters)
-        for character in characters:
-            if character not in face.cmap or (glyph := face.glyph(character)) is None:
-                continue
-            path = out / class_folder(character) / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".png", render(glyph, extent, kind, size))[1].tobytes())
-            drawn[character] += 1
+    with new_folder(out) as part:
+        for face in tqdm(faces, "renders", unit="face", disable=None):
+            name = name_of(face, seen)
+            extent = line_extent(face, characters)
+            for character in characters:
+                if character not in face.cmap or (glyph := face.glyph(character)) is None:
+                    continue
+                path = part / class_folder(character) / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(cv2.imencode(".png", render(glyph, extent, kind, size))[1])
+                drawn[character] += 1
     missing = [character for character, count in drawn.items() if not count]
     if missing:
-        print(f"in no font: {' '.join(missing)}", file=sys.stderr)
+        print(printable(f"in no font: {' '.join(missing)}"), file=sys.stderr)
     return sum(drawn.values()), len(drawn) - len(missing)
 
 

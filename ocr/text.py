@@ -35,25 +35,30 @@ def fold(character: str) -> str:
 
 def read_charset(path) -> str:
     """The characters of a file, each once, in the file's order: lines `codepoint<TAB>character`, or any text, whose white
-    space does not count.
+    space does not count, nor do control characters.
 
     Each is in the form that `inference.text.normalize` gives it (`"` for a curly quote); those that become several
-    characters, such as a fraction, are not used. Raises UserError for a file that cannot be read, that has no characters, or
-    whose code points and characters differ.
+    characters, such as a fraction, are not used. Raises UserError for a file that cannot be read, that has no characters,
+    whose code points and characters differ, or of whose lines most have a code point and others not.
     """
     text = _read(path)
-    rows = [line.split("\t", 1) for line in text.split("\n") if line.strip()]
-    if rows and all(len(row) == 2 and row[0].strip().isdigit() for row in rows):
+    rows = [line for line in text.split("\n") if line.strip()]
+    pairs = [pair for row in rows if (pair := re.fullmatch(r" *([0-9]{1,7}) *\t(.*)", row))]
+    if len(pairs) * 2 > len(rows):
+        if len(pairs) < len(rows):
+            wrong = next(row for row in rows if row not in {pair[0] for pair in pairs})
+            raise UserError(f"{path}: the line {wrong!r} is not code point, tab, character, as the others are; repair or "
+                            "remove it")
         characters = []
-        for code, character in rows:
-            character = character.strip("\r\n")
-            if int(code) > 0x10ffff or character not in ("", chr(int(code))):
-                raise UserError(f"{path}: {code} is not the code point of {character!r}; write "
-                                f"{' and '.join(str(ord(c)) for c in character)}")
-            characters.append(chr(int(code)))
+        for pair in pairs:
+            code, character = int(pair[1]), pair[2]
+            if code > 0x10ffff or 0xd800 <= code < 0xe000 or character not in ("", chr(code)):
+                way = f"write {' and '.join(str(ord(c)) for c in character)}" if character else "remove the line"
+                raise UserError(f"{path}: {code} is not the code point of {character or 'any character'!r}; {way}")
+            characters.append(chr(code))
     else:
         characters = list(text)
-    folded = dict.fromkeys(filter(None, map(fold, characters)))
+    folded = dict.fromkeys(fold(c) for c in characters if unicodedata.category(c) != "Cc" and fold(c))
     several = [character for character in folded if len(character) > 1]
     if several:
         log.warning("%s: not used, since readers write them as several characters: %s", path, " ".join(several))

@@ -14,10 +14,10 @@ import numpy as np
 
 from inference.cli import Parser
 from inference.errors import UserError
-from inference.image import ImageError
+from inference.image import MAX_INPUT, ImageError
 from inference.lines import load_line, resize_line
 from ocr.coco import write_new
-from ocr.folder import CATEGORIES, COCO, IMAGES, Line, read_lines
+from ocr.folder import CATEGORIES, COCO, IMAGES, Line, add_selection, new_folder, read_lines, shuffled
 
 
 def main(arguments=None):
@@ -26,13 +26,12 @@ def main(arguments=None):
     parser.add_argument("--out", required=True, metavar="SHEETS", help="new folder")
     parser.add_argument("--height", type=int, default=64, help="of a line, pixels")
     parser.add_argument("--side", type=int, default=256, help="of a sheet, pixels; a multiple of the height")
-    parser.add_argument("--where", default="", metavar="COLUMN=V", help="only lines with this value in lines.tsv")
-    parser.add_argument("--count", type=int, default=0, help="so many lines at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of that, and of the order of the pieces")
+    add_selection(parser)
     parser.add_argument("--vertical", action="store_true", help="the lines run from top to bottom")
     args = parser.parse_args(arguments)
-    if args.height < 8 or args.side < args.height or args.side % args.height:
-        raise UserError(f"--side {args.side}: must be a multiple of --height {args.height}, which is at least 8")
+    if not 8 <= args.height <= args.side <= MAX_INPUT or args.side % args.height:
+        raise UserError(f"--side {args.side}: must be a multiple of --height {args.height}, which is at least 8, and at "
+                        f"most {MAX_INPUT}")
     lines = read_lines(args.lines, args.where, args.count, args.seed)
     pieces, unused = [], 0
     for line in lines:
@@ -56,6 +55,7 @@ def cut(line: Line, height: int, side: int, vertical: bool = False) -> list[tupl
         return []
     if vertical:
         boxes = np.stack([boxes[:, 1], image.shape[0] - boxes[:, 2], boxes[:, 3], image.shape[0] - boxes[:, 0]], 1)
+        boxes = boxes[np.argsort(boxes[:, ::2].sum(1), kind="stable")]  # the COCO file need not say so
     image, scale = resize_line(image, height)
     limits = [image.shape[1], height] * 2
     boxes = np.clip(boxes * scale, 0, limits)
@@ -81,25 +81,21 @@ def cut(line: Line, height: int, side: int, vertical: bool = False) -> list[tupl
 
 def write_sheets(folder, pieces, height: int, side: int, seed: int) -> int:
     """Write the pieces as sheets with coco.json, in an order of their own; returns the number of sheets. Raises UserError
-    for a folder that exists."""
-    order, rows = np.random.default_rng(seed).permutation(len(pieces)), side // height
+    for a folder that has something in it."""
+    order, rows = shuffled(len(pieces), seed), side // height
     content = {"images": [], "categories": CATEGORIES, "annotations": []}
-    images = Path(folder, IMAGES)
-    try:
-        images.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{images}: cannot be made ({error.strerror}); give --out a new folder") from None
-    for number, start in enumerate(range(0, len(pieces), rows)):
-        sheet, name = np.full((side, side), 255, np.uint8), f"{number:06}.png"
-        for row, i in enumerate(order[start:start + rows]):
-            piece, *boxes = pieces[i]
-            sheet[row * height:(row + 1) * height, :piece.shape[1]] = piece
-            for category, part in enumerate(boxes):                                   # CATEGORIES: characters, words
-                for x0, y0, x1, y1 in part + [0, row * height] * 2:
-                    content["annotations"].append({"id": len(content["annotations"]), "image_id": number,
-                                                   "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]})
-        if not cv2.imwrite(str(images / name), sheet):
-            raise UserError(f"{images / name}: cannot be written")
-        content["images"].append({"id": number, "file_name": name, "width": side, "height": side})
-    write_new(Path(folder, COCO), content)
+    with new_folder(folder) as new:
+        Path(new, IMAGES).mkdir()
+        for number, start in enumerate(range(0, len(pieces), rows)):
+            sheet, name = np.full((side, side), 255, np.uint8), f"{number:06}.png"
+            for row, i in enumerate(order[start:start + rows]):
+                piece, *boxes = pieces[i]
+                sheet[row * height:(row + 1) * height, :piece.shape[1]] = piece
+                for category, part in enumerate(boxes):                               # CATEGORIES: characters, words
+                    for x0, y0, x1, y1 in part + [0, row * height] * 2:
+                        content["annotations"].append({"id": len(content["annotations"]), "image_id": number,
+                                                       "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+            Path(new, IMAGES, name).write_bytes(cv2.imencode(".png", sheet)[1])
+            content["images"].append({"id": number, "file_name": name, "width": side, "height": side})
+        write_new(Path(new, COCO), content)
     return len(content["images"])

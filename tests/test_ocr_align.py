@@ -227,6 +227,19 @@ def test_a_part_of_the_lines_is_aligned(tmp_path, run):
     assert len(json.loads((tmp_path / "b.json").read_text())["images"]) == 3
 
 
+def test_the_file_and_not_a_column_says_whether_a_line_is_vertical(tmp_path, run):
+    boxes = folder_of(tmp_path / "lines", ["ab.c"])
+    (tmp_path / "lines" / "lines.tsv").write_text("file\ttext\tvertical\n0.png\tab.c\tno\n")
+    assert run(tmp_path / "lines", "--out", tmp_path / "lines" / "coco.json") == 0
+    assert np.abs(read_lines(tmp_path / "lines")[0].boxes - boxes["0.png"]).max() < .02
+
+
+def test_lines_are_aligned_beside_a_broken_coco_file(tmp_path, run):
+    folder_of(tmp_path / "lines", ["abc"])
+    (tmp_path / "lines" / "coco.json").write_text("{")
+    assert run(tmp_path / "lines", "--out", tmp_path / "boxes.json") == 0
+
+
 def test_the_confidence_is_in_the_file(tmp_path):
     folder_of(tmp_path, ["abcdefgh"], ["abcdefga"])
     found, _ = aligned(tmp_path, least=0)

@@ -269,6 +269,8 @@ def test_parts_that_make_no_sense_are_refused(tmp_path, capsys, parts):
 def test_numbers_and_fields_that_do_not_fit_are_refused(tmp_path, capsys):
     file = write(tmp_path / "f.json", random_coco(9, images=5))
     for words, said in ((["subset", "--count", 6, "--out", tmp_path / "o"], "from 1 to 5"),
+                        (["subset", "--count", 2, "--out", tmp_path / "o", "--seed", -1], "--seed -1"),
+                        (["split", "--parts", "a=1", "--out", tmp_path / "o", "--seed", -1], "--seed -1"),
                         (["split", "--out", tmp_path / "o", "--parts", "a=1", "--by", "page"], "has no such field"),
                         (["split", "--out", tmp_path / "o", "--parts", "a=.9,b=.1", "--stem", "_"], "5 images in 1 groups")):
         assert run(words[0], file, *words[1:]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from inference.errors import UserError
-from ocr.folder import CATEGORIES, read_lines
+from ocr.folder import CATEGORIES, new_folder, read_lines
 
 ROWS = [("a.png", "in a", "x"), ("b.png", "“So,”", "x"), ("c.png", "no", "y"), ("d.png", "", "z")]
 
@@ -86,10 +86,49 @@ def test_boxes_that_do_not_match_the_text_are_reported_and_not_used(folder, capl
     assert len(caplog.records) == 1 and "1 of 4 lines" in caplog.text
 
 
+@pytest.mark.parametrize("box", [[5, 1, 0, 2], [5, 1, 2, -2], [float("nan"), 1, 2, 2], [5, 1, 1e30, 2],
+                                 [5, float("-inf"), 2, 2]])
+def test_boxes_without_area_are_reported_and_not_used(folder, caplog, box):
+    write_boxes(folder, [(0, [1, 1, 2, 2]), (0, box), (0, [9, 1, 2, 2])])
+    assert read_lines(folder)[0].boxes is None and "1 of 4 lines" in caplog.text
+    write_boxes(folder, [(0, [1, 1, 2, 2]), (0, [5, 1, 2, 2]), (0, [9, 1, 2, 2])])
+    assert len(read_lines(folder)[0].boxes) == 3
+
+
+def test_a_broken_coco_file_does_not_matter_where_no_boxes_are_wanted(folder):
+    (folder / "coco.json").write_text("{")
+    assert len(read_lines(folder, with_boxes=False)) == 4
+
+
+@pytest.mark.parametrize("numbers, told", [({"count": -1}, "--count -1"), ({"count": 2, "seed": -1}, "--seed -1")])
+def test_numbers_below_0_are_refused(folder, numbers, told):
+    with pytest.raises(UserError, match=told):
+        read_lines(folder, **numbers)
+
+
+def test_a_new_folder_is_complete_or_absent(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as part:
+        (part / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()  # empty: may be written to
+    with new_folder(tmp_path / "out") as part:
+        (part / "file").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").read_text() == "whole"
+    for path in (tmp_path / "out", tmp_path / "out" / "file"):
+        with pytest.raises(UserError, match="exists already"), new_folder(path):
+            pytest.fail("there is something")
+    with pytest.raises(UserError, match="cannot be written"), new_folder(tmp_path / "out" / "file" / "below"):
+        pytest.fail("a file has no folder")
+    assert (tmp_path / "out" / "file").read_text() == "whole"
+
+
 @pytest.mark.parametrize("content, told", [
     (None, "lines.tsv: cannot be read"), ("image\ttext\na.png\tone\n", "no column 'file'"),
     ("file\tbook\na.png\tx\n", "no column 'text'"), ("file\ttext\n\n", "no lines"),
     ("file\ttext\na.png\tone\ttwo\n", "line 2 has 3 columns"), ("file\ttext\na.png\tone\na.png\ttwo\n", "lists a.png again"),
+    ("file\ttext\na.png\tone\nimages/a.png\ttwo\n", "lists images/a.png again"),
+    ("file\ttext\n" + "the text in the wrong column " * 10 + "\ta.png\n", "is neither in"),
     ("file\ttext\nlost.png\tone\n", "lost.png is neither in"), ("file\ttext\n../\tone\n", "is neither in")])
 def test_a_table_that_is_none_is_refused_in_one_line(folder, content, told):
     (folder / "lines.tsv").unlink()
@@ -113,7 +152,9 @@ def test_a_selection_that_selects_nothing_is_refused(folder, where, told):
     '"annotations": [{"id": 0, "image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4]}]}',
     '{"images": [], "categories": [], "annotations": [{"id": 0, "image_id": 1, "category_id": 0, "bbox": [1, 2, "x"]}]}',
     '{"images": [], "categories": [], "annotations": [{"id": 0, "image_id": [1], "category_id": 0, "bbox": [1, 2, 3, 4]}]}',
-    "[" * 100_000])
+    '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "categories": [], "annotations": []}',
+    '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "images/a.png"}], "categories": [], '
+    '"annotations": []}', "[" * 100_000])
 def test_broken_json_is_refused_in_one_line(folder, content):
     (folder / "coco.json").write_text(content)
     with pytest.raises(UserError, match="coco.json: not a COCO file of lines") as caught:

@@ -3,6 +3,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 
 import cv2
 import matplotlib
@@ -13,6 +14,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 import ocr.fonts
 import ocr.lines
+import ocr.renders
 from inference.errors import UserError
 from inference.text import normalize
 from ocr import ink
@@ -75,7 +77,8 @@ def test_lines_in_another_script_have_its_characters_alone():
 
 @pytest.mark.parametrize("content, expected", [
     ("97\ta\n98\tb\n9\t\t\n", "ab"), ("97\n98\n", "978"), ("65\tA\n8220\t“\n34\t\"\n", 'A"'), ("ba n\nana", "ban"),
-    ("\ufeffά\t, ;", "ά,;"), ("8364\t\n", "€")])
+    ("\ufeffά\t, ;", "ά,;"), ("8364\t\n", "€"), ("97\ta\r\n 98 \tb\r\n", "ab"), ("²\tx", "2x"), ("a\0\x07b", "ab"),
+    ("7\t\n97\t", "a"), ("12\n7\t8\nab", "1278ab")])
 def test_charset_files(tmp_path, content, expected):
     (tmp_path / "charset.txt").write_text(content, encoding="utf-8")
     assert read_charset(tmp_path / "charset.txt") == expected
@@ -90,7 +93,9 @@ def test_characters_that_become_several_are_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("content, told", [
     (b"", "no characters"), (b" \n\t\n", "no characters"), (b"\xff\xfe", "not UTF-8"), (b"97\tb\n", "write 98"),
-    (b"9999999\t\n", "not the code point"), (None, "cannot be read")])
+    (b"9999999\t\n", "not the code point"), (b"55296\t\n", "not the code point"), (None, "cannot be read"),
+    (b"codepoint\tcharacter\n97\ta\n98\tb\n", "'codepoint.tcharacter' is not code point, tab"),
+    (b"97\ta\n98\tb\nc\n", "'c' is not code point, tab")])
 def test_a_charset_file_that_is_none_is_refused(tmp_path, content, told):
     if content is not None:
         (tmp_path / "charset.txt").write_bytes(content)
@@ -144,9 +149,11 @@ def test_a_glyph_that_equals_the_box_for_missing_ones_is_missing(tmp_path):
     assert face.glyph("b") is None and face.glyph("c").mask.shape == (15, 15)  # 150 of 1,000 units, 96 pixels per em
 
 
-def test_faces_that_are_not_for_text_are_left_out(tmp_path):
+def test_faces_that_are_not_for_text_are_excluded(tmp_path):
     write_font(tmp_path / "few.ttf", "ab")
     (tmp_path / "broken.otf").write_bytes(b"OTTO no font")
+    (tmp_path / "folder.ttf").mkdir()
+    os.symlink(tmp_path / "none.ttf", tmp_path / "lost.ttf")
     for name in ("DejaVuSansMono.ttf", "STIXSizOneSymReg.ttf", "cmsy10.ttf", "LastResortHE-Regular.ttf", "DejaVuSerif.ttf"):
         if os.path.exists(os.path.join(FONTS, name)):
             os.symlink(os.path.join(FONTS, name), tmp_path / name)
@@ -229,6 +236,18 @@ def test_lines_are_set_without_pillows_opentype_layout(monkeypatch, texts):
         assert LineMaker([face], texts)(number).image.min() < 128
     for cached in (ocr.fonts._font, ocr.fonts._glyph, ocr.fonts._kerning):
         cached.cache_clear()
+
+
+def test_small_capitals_stand_for_their_own_letters(faces):
+    """A word that has more letters in capitals, ß as SS, is not set in them: its boxes would belong to others."""
+    face = find_faces(FEW[:1], CHARSET + "ß")[0]
+    maker, words = LineMaker([face], Texts(CHARSET + "ß")), set()
+    for seed in range(200):
+        pieces = maker._pieces("Maß und Ziel", face, PLAIN, np.random.default_rng(seed))
+        for piece in pieces:
+            assert piece.drawn.lower() == piece.letters.lower(), (piece.drawn, piece.letters)
+        words.add("".join(piece.drawn for piece in pieces))
+    assert {"MaßundZIEL", "MaßUNDZIEL"} & words  # so small capitals were among them
 
 
 def test_old_style_figures_reach_below_the_line(faces):
@@ -370,9 +389,35 @@ def test_a_folder_is_not_overwritten(written, tmp_path, monkeypatch):
 
 
 def test_numbers_out_of_range_are_refused(tmp_path):
-    for wrong in ({"count": 0}, {"count": 5, "workers": 0}, {"count": 5, "height": 5}):
+    for wrong in ({"count": 0}, {"count": 5, "workers": 0}, {"count": 5, "height": 5}, {"count": 5, "seed": -1}):
         with pytest.raises(UserError, match="--count"):
             write_lines(tmp_path / "lines", fonts=FEW, **wrong)
+    with pytest.raises(UserError, match="--height -5"):
+        main(["lines", "--sheet", str(tmp_path / "sheet.png"), "--height", "-5"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="another origin"):
+        write_lines(tmp_path / "file", 5, fonts=FEW[:1])
+    for write in (write_lines, write_renders):
+        with pytest.raises(UserError, match="cannot be written") as caught:
+            write(tmp_path / "file" / "below", **({"count": 5} if write is write_lines else {}), fonts=FEW[:1])
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_fonts_are_known_by_their_files_and_not_by_the_place_of_them(tmp_path, monkeypatch):
+    shutil.copy(FEW[0], tmp_path / "one.ttf")
+    write_lines(tmp_path / "lines", 3, fonts=[tmp_path], workers=1)
+    before = content(tmp_path / "lines")
+    assert str(tmp_path).encode() not in before["synth.json"]
+    monkeypatch.chdir(tmp_path)
+    assert write_lines("lines", 3, fonts=["one.ttf"], workers=1) == 3 and content(tmp_path / "lines") == before
+    shutil.copy(FEW[1], tmp_path / "two.ttf")
+    with pytest.raises(UserError, match="other arguments, fonts"):
+        write_lines("lines", 3, fonts=["."], workers=1)
 
 
 def test_vertical_lines_run_downward(tmp_path, faces):
@@ -404,6 +449,21 @@ def test_renders_have_a_folder_per_character_and_an_image_per_font(tmp_path, cap
         write_renders(tmp_path / "out", FEW)
     write_renders(tmp_path / "again", [tmp_path / "boxes.ttf"], tmp_path / "charset.txt")
     assert "in no font: b e é" in capsys.readouterr().err
+
+
+def test_renders_that_were_stopped_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(ocr.renders, "render", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_renders(tmp_path / "out", FEW[:1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_face_may_have_the_last_characters_of_a_long_charset_alone(tmp_path):
+    letters = [chr(0x4e00 + at) for at in range(500)]
+    write_font(tmp_path / "late.ttf", letters[230:])
+    [face] = find_faces([tmp_path], "".join(letters))
+    high, low = ocr.renders.line_extent(face, "".join(letters))
+    assert high < 0 == low
 
 
 def test_line_high_renders_tell_the_size_and_the_place_of_a_glyph(tmp_path):

@@ -312,7 +312,7 @@ def test_sheets_are_seeded_refused_twice_and_lines_without_boxes_told(tmp_path, 
     assert "1 lines have no boxes" in capsys.readouterr().out
     one, two = ((tmp_path / name / "coco.json").read_text() for name in ("one", "two"))
     assert one == two
-    for more, says in ((["--out", str(tmp_path / "one")], "cannot be made"),
+    for more, says in ((["--out", str(tmp_path / "one")], "exists already"),
                        (["--out", str(tmp_path / "x"), "--side", "250"], "multiple of --height 64")):
         with pytest.raises(UserError, match=says):
             ocr(["windows", str(tmp_path / "lines"), *more])
