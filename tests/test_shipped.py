@@ -5,15 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pytest
+import torch
 
 import synth
+from backbones.reader import read_reader
 from eval import evaluate_folder
 from eval.open_set import open_set
 from inference.classify import DEFAULT_MODEL, DEFAULT_REGISTRY
 from inference.image import list_images, type_label
 from inference.model import load_model
+from inference.read import DEFAULT_MODEL as READER
+from inference.reader import LineReader
+from inference.text import edit_distance, normalize
+from ocr.fonts import find_faces
+from ocr.lines import LineMaker
+from ocr.text import CHARSET, Texts
 
+FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "inference" / "models" / "photos"
 
@@ -56,7 +67,6 @@ def test_classify_without_a_model_or_a_registry(tmp_path):
 def test_the_shipped_types_are_those_that_the_code_draws():
     """`tools/release.sh registry` would write the same pixels as those in the repository."""
     import cv2
-    import numpy as np
     for name in list_images(DEFAULT_REGISTRY):
         shipped = cv2.imread(os.path.join(DEFAULT_REGISTRY, name))
         drawn = synth.render(0, int(name.split("_")[-1].split(".")[0]), 0)
@@ -72,3 +82,39 @@ def test_types_that_it_was_not_trained_on(model, tmp_path):
     assert report["baseline"]["top1"] < report["top1"] - .2
     found = open_set(model, result)
     assert found.unknown_rejected > .93 and found.correctly_identified > .85
+
+
+def test_the_shipped_reader(tmp_path):
+    """Small, without paths of the machine that made it; reads lines that the generator draws with matplotlib's fonts. The
+    limit is well above what it reached there: it detects a broken network, decoder or resizing."""
+    data = READER.read_bytes()
+    assert len(data) <= 3e6 and b"File \"" not in data
+    reader = LineReader(READER)
+    assert not any(str(value).startswith("/") for value in reader.about["config"].values())
+    make = LineMaker(find_faces([FONTS], CHARSET), Texts(CHARSET), height=48, seed=5)
+    samples = [sample for sample in map(make, range(60)) if len(sample.text) > 8][:40]
+    readings = reader.read([sample.image for sample in samples])
+    edits = sum(edit_distance(normalize(reading.text), normalize(sample.text)) for reading, sample in zip(readings, samples))
+    assert edits <= .1 * sum(len(sample.text) for sample in samples)
+
+
+def test_read_without_a_model(tmp_path):
+    """As in the README, from another folder: a clean line of the generator's."""
+    import cv2
+    line = np.full((60, 900), 255, np.uint8)
+    cv2.putText(line, "The quick brown fox jumps", (10, 44), cv2.FONT_HERSHEY_COMPLEX, 1.4, 0, 2, cv2.LINE_AA)
+    cv2.imwrite(str(tmp_path / "line.png"), line)
+    done = subprocess.run([sys.executable, ROOT / "inference" / "read.py", "line.png", "--json"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "shipped reader" in done.stderr
+    found, = json.loads(done.stdout)
+    assert found["text"].replace(" ", "") == "Thequickbrownfoxjumps" and len(found["characters"]) == 21
+
+
+def test_the_readers_weights_are_those_of_the_file():
+    """`reader.pt`, from which configs/read_tune goes on, and the exported file say the same."""
+    state, classes = read_reader(READER.with_suffix(".pt"))
+    reader = LineReader(READER)
+    assert classes == reader.about["classes"]
+    centers = torch.nn.functional.normalize(state["centers"], dim=1).numpy()
+    assert np.abs(centers - reader.model.centers).max() < 2e-3
