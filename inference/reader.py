@@ -86,7 +86,8 @@ class ReaderModel:
             raise not_ours(path)
         blank = np.ones((1, 1, self.about["height"], PAD), np.float32)
         embeddings, _, self.centers = self._outputs(OUTPUTS, blank)
-        if self.centers.shape != (len(self.about["classes"]), *embeddings.shape[2:]) or not _are_units(self.centers):
+        if (embeddings.ndim != 3 or self.centers.shape != (len(self.about["classes"]), embeddings.shape[2])
+                or not _are_units(self.centers)):
             raise UserError(f"{path}: its centers are not one unit vector for each of its {len(self.about['classes'])} "
                             f"classes; {AGAIN}")
         self.run(blank)
