@@ -54,7 +54,7 @@ def read_charset(path) -> str:
             code, character = int(pair[1]), pair[2]
             if code > 0x10ffff or 0xd800 <= code < 0xe000 or character not in ("", chr(code)):
                 way = f"write {' and '.join(str(ord(c)) for c in character)}" if character else "remove the line"
-                raise UserError(f"{path}: {code} is not the code point of {character or 'any character'!r}; {way}")
+                raise UserError(f"{path}: {code} is not the code point of {repr(character) if character else 'anything'}; {way}")
             characters.append(chr(code))
     else:
         characters = list(text)
