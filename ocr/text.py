@@ -53,8 +53,9 @@ def read_charset(path) -> str:
         for pair in pairs:
             code, character = int(pair[1]), pair[2]
             if code > 0x10ffff or 0xd800 <= code < 0xe000 or character not in ("", chr(code)):
-                way = f"write {' and '.join(str(ord(c)) for c in character)}" if character else "remove the line"
-                raise UserError(f"{path}: {code} is not the code point of {repr(character) if character else 'anything'}; {way}")
+                codes = " and ".join(str(ord(c)) for c in character)
+                raise UserError(f"{path}: {code} is not the code point of "
+                                + (f"{character!r}; write {codes}" if character else "a character; remove the line"))
             characters.append(chr(code))
     else:
         characters = list(text)
