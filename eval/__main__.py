@@ -48,10 +48,13 @@ def main(argv=None):
                                                             "nearest of these, such as one font's renders; see "
                                                             "eval/glyphs.py")
     args = parser.parse_args(argv)
-    reads = is_reader(args.model)
+    reads, is_run = is_reader(args.model), Path(args.model).is_dir()
     for option in (*DOCUMENTS, "batch_size") if reads else READING:
-        if getattr(args, option) != parser.get_default(option):
-            parser.error(f"--{option.replace('_', '-')} is for {'a model of documents' if reads else 'a reader of lines'}; "
+        if getattr(args, option) != parser.get_default(option) and Path(args.model).exists():
+            option = f"--{option.replace('_', '-')}"
+            if is_run:
+                raise UserError(only_onnx(args.model, option))
+            parser.error(f"{option} is for {'a model of documents' if reads else 'a reader of lines'}; "
                          f"{args.model} is {'a reader of lines' if reads else 'none'}")
     if args.references:
         return evaluate_recognizer(args)
@@ -62,9 +65,8 @@ def main(argv=None):
     if args.fpr is not None and not args.open_set:
         parser.error("--fpr is for --open-set")
     for option, asked in (("--calibrate", args.calibrate), ("--open-set", args.open_set)):
-        if asked and Path(args.model).is_dir():
-            raise UserError(f"{args.model}: {option} takes an ONNX file; export the run first: "
-                            f"python onnx_export.py {args.model}")
+        if asked and is_run:
+            raise UserError(only_onnx(args.model, option))
 
     with redirect_stdout(sys.stderr):       # libraries may print; stdout is for the result alone
         if args.report:
@@ -134,6 +136,11 @@ def add_reading_options(add):
     add("--tesseract", action="store_true", help="also read with Tesseract, if it is installed")
 
 
+def only_onnx(run, what) -> str:
+    """The message for what an ONNX file is needed for, and not the folder of a run."""
+    return f"{run}: {what} takes an ONNX file; export the run first: python onnx_export.py {run}"
+
+
 def is_reader(model) -> bool:
     """Whether a file says that it is a model of task "reading". What is no model at all is told when it is loaded."""
     from inference.model import METADATA_KEY, open_session
@@ -150,7 +157,7 @@ def evaluate_reader(args):
     from inference.reader import LineReader
     from ocr.folder import read_lines
     with redirect_stdout(sys.stderr):
-        lines = read_lines(args.data, args.where, args.count)
+        lines = read_lines(args.data, args.where, args.count, with_boxes=False)
         if args.group and args.group not in lines[0].fields:
             raise UserError(f"--group {args.group}: lines.tsv has no such column; it has "
                             f"{', '.join(lines[0].fields) or 'file and text alone'}")
@@ -159,9 +166,14 @@ def evaluate_reader(args):
             make_folder(args.report)
         reader = LineReader(args.model, characters=args.characters, dictionary=args.dictionary,
                             vertical=args.vertical or None)
-        result, peers = evaluate_lines(reader, lines, args.group, progress=True), {}
         if args.tesseract:
             from eval.tesseract import read_with_tesseract
+            if reader.vertical:
+                raise UserError("--tesseract: is asked for horizontal lines alone, and these run from top to bottom; do "
+                                "without it")
+            read_with_tesseract([])     # where it is not installed, this says so before the long work
+        result, peers = evaluate_lines(reader, lines, args.group, progress=True), {}
+        if args.tesseract:
             broken = {one["file"] for one in result["unreadable"]}
             texts = dict(zip((line.file for line in lines if line.file not in broken),
                              read_with_tesseract([line.path for line in lines if line.file not in broken])))
@@ -205,6 +217,8 @@ def _run_embed(output):
     from configs import load_run, read_info
     from tasks import get_task
     model, cfg = load_run(output)
+    if cfg.task == "reading":
+        raise UserError(only_onnx(output, "the evaluation of a reader"))
     if get_task(cfg.task).export(cfg, read_info(output), model).outputs != ("feats",):
         raise UserError(f"{output}: the network of a {cfg.task} run does not embed images; such a run evaluates itself "
                         "(eval_data) and writes the result to its eval.json")

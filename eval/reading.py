@@ -17,6 +17,7 @@ from ocr.folder import Line
 DRAWS = 1000        # of the bootstrap
 WORST = 20          # lines kept for the report
 CONFUSIONS = 50     # the most frequent ones are kept
+LONGEST = 16        # characters of a confusion that a table shows
 CHUNK = 512         # lines that are read at a time
 
 
@@ -190,5 +191,6 @@ def table(result: dict, peers: dict[str, dict], group: str = "") -> str:
 
 
 def visible(text: str) -> str:
-    """A part of a text for a table: spaces can be seen, and nothing is a word."""
+    """A part of a text for a table: spaces can be seen, nothing is a word, and a long part, such as a line, is cut."""
+    text = text if len(text) <= LONGEST else text[:LONGEST - 1] + "\u2026"
     return text.replace(" ", "\u2423") or "nothing"

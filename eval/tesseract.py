@@ -31,7 +31,7 @@ def read_with_tesseract(files: list[Path], language: str = "eng") -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         names = []
         for number, file in enumerate(files):     # links: a list of files has one name a line, and ours may hold anything
-            names.append(Path(folder, f"{number}{file.suffix}"))
+            names.append(Path(folder, str(number)))
             names[-1].symlink_to(file.resolve())
         listed = Path(folder, "files.txt")
         listed.write_text("".join(f"{name}\n" for name in names))

@@ -3,13 +3,17 @@ import json
 import math
 import random
 import re
+import shutil
 import stat
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from backbones.reader import get_reader
+from configs import read_config
 from eval.__main__ import main
 from eval.reading import CONFUSIONS, compare, differences, evaluate_lines, table
 from eval.reading_report import write_reading_report
@@ -123,6 +127,12 @@ def test_confusions_join_edits_side_by_side():
     assert found["confusions"] == [{"truth": "rn", "read": "m", "count": 3}, {"truth": " ", "read": "", "count": 1}]
     many = lines_of([chr(0x4e00 + n) for n in range(CONFUSIONS + 10)])
     assert len(compare(many, ["x"] * len(many))["confusions"]) == CONFUSIONS
+
+
+def test_a_table_shows_a_confusion_of_a_whole_line_in_short():
+    found = compare(lines_of(["a line that is not read at all"]), [""]) | {"unreadable": []}
+    assert found["confusions"][0]["truth"] == "a line that is not read at all"
+    assert "> read): a\u2423line\u2423that\u2423is\u2423\u2026 > nothing 1" in table(found, {})
 
 
 def test_the_interval_is_that_of_the_ratio():
@@ -247,9 +257,32 @@ def test_the_command_takes_tesseract_beside_it(command, tmp_path, monkeypatch, c
     assert found["tesseract"]["exact"] == 1 / 3 and found["exact"] == 2 / 3 and found["tesseract"]["coverage"] is None
 
 
+def test_boxes_that_are_broken_do_not_matter(command, tmp_path, capsys):
+    """An evaluation uses none."""
+    shutil.copytree(command[1], tmp_path / "lines")
+    (tmp_path / "lines" / "coco.json").write_text("{")
+    main(["--model", str(command[0]), "--data", str(tmp_path / "lines")])
+    assert "3 lines" in capsys.readouterr().out
+
+
+def test_what_cannot_be_is_told_before_anything_is_read(command, tmp_path, monkeypatch):
+    model, folder = command
+    monkeypatch.setattr("eval.reading.evaluate_lines", lambda *arguments, **options: pytest.fail("lines are read"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="not installed"):
+        main(["--model", str(model), "--data", str(folder), "--tesseract"])
+    with pytest.raises(UserError, match="--tesseract: is asked for horizontal lines alone"):
+        main(["--model", str(model), "--data", str(folder), "--tesseract", "--vertical"])
+
+
 def test_mistakes_in_the_command_are_one_line(command, tmp_path, monkeypatch, capsys):
     model, folder = command
     documents = write_model(tmp_path / "documents.onnx")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"task": "reading"}')
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"classes": ["", " ", "a"]}))
+    cfg = read_config(tmp_path / "run")
+    torch.save(get_reader(cfg, ["", " ", "a"]).state_dict(), tmp_path / "run" / "model.pt")
     monkeypatch.setenv("PATH", str(tmp_path))
     for said, arguments in {"--group year: lines.tsv has no such column; it has book": [model, "--group", "year"],
                             "no column 'year'": [model, "--where", "year=1"],
@@ -257,6 +290,9 @@ def test_mistakes_in_the_command_are_one_line(command, tmp_path, monkeypatch, ca
                             "--batch-size is for a model of documents": [model, "--batch-size", "2"],
                             "--group is for a reader of lines": [documents, "--group", "book"],
                             "--tesseract is for a reader of lines": [documents, "--tesseract"],
+                            "run: --group takes an ONNX file; export the run": [tmp_path / "run", "--group", "book"],
+                            "run: the evaluation of a reader takes an ONNX file; export": [tmp_path / "run"],
+                            "none.onnx: no such file": [tmp_path / "none.onnx", "--group", "book"],
                             "tesseract is not installed": [model, "--tesseract"],
                             "nowhere.npz: no such file": [model, "--characters", tmp_path / "nowhere.npz"]}.items():
         assert exit_status(lambda: main(["--data", str(folder), "--model", *map(str, arguments)])) == 2
