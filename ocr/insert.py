@@ -1,4 +1,4 @@
-"""Synthetic lines that contain a given character: set in fonts that have it, or with pictures of it pasted in."""
+"""Synthetic lines that contain a given character: set in fonts that have it, or with images of it pasted in."""
 from collections.abc import Sequence
 
 import cv2
@@ -59,13 +59,13 @@ def rendered(character: str, maker: LineMaker, renders: int, first: int = 0) -> 
 
 
 def pasted(character: str, crops: Sequence[np.ndarray], maker: LineMaker, renders: int, first: int = 0) -> list[Sample]:
-    """Lines of `maker`, from number `first` on, with a picture of a character pasted into each, the pictures in turn."""
+    """Lines of `maker`, from number `first` on, with an image of a character pasted into each, the images in turn."""
     return [paste(maker(number), character, crops[number % len(crops)], np.random.default_rng((maker.seed, number)),
                   maker.vertical) for number in range(first, first + renders)]
 
 
 def paste(sample: Sample, character: str, crop: np.ndarray, r: np.random.Generator, vertical: bool = False) -> Sample:
-    """A line with a picture uint8 `[h,w]` of a character as high as a line put between two of its characters, a little
+    """A line with an image uint8 `[h,w]` of a character as high as a line put between two of its characters, a little
     stretched and moved. The text of the result has no spaces."""
     image, boxes, letters = sample.image, sample.boxes, list(sample.text.replace(" ", ""))
     if vertical:

@@ -28,8 +28,9 @@ from inference.reader import LineReader, Reading
 from ocr.folder import LINES, read_lines
 
 CHUNK = 256     # lines in memory at a time
-STRETCH = 0.04  # of the width, and of the height by more or less ground around the line
-WORD = re.compile(r"[^\W\d_]+")
+STRETCH = 0.04  # of a line's length; and of its height, as ground added around it
+SHIFT = 1 / 40  # of a line's height: a pixel as the reader sees it
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 class Unlabeled(NamedTuple):
@@ -49,7 +50,7 @@ class Labeled(NamedTuple):
 def find_lines(folder, where: str = "") -> list[Unlabeled]:
     """The lines of a folder with lines.tsv, without their texts; of another folder, each image is a line."""
     if Path(folder, LINES).exists():
-        return [Unlabeled(line.path, line.fields) for line in read_lines(folder, where)]
+        return [Unlabeled(line.path, line.fields) for line in read_lines(folder, where, with_boxes=False)]
     if where:
         raise UserError(f"--where {where}: needs a {LINES} with such a column in {folder}")
     images = [Unlabeled(Path(folder, name), {}) for name in list_images(folder)]
@@ -62,8 +63,8 @@ def label_lines(reader, lines: list[Unlabeled], confidence: float = 0.9, words=N
                 ) -> Iterator[Labeled]:
     """Each line with the text that `reader` gives it, in order; see `Labeled`.
 
-    reader: has `read(images) -> readings`, as `LineReader`. confidence: the least mean probability of the tenth of the
-    characters with the lowest one. words: a container of words in lower case; None: any word will do.
+    reader: has `read(images) -> readings` and `vertical`, as `LineReader`. confidence: the least mean probability of the
+    tenth of the characters with the lowest one. words: a container of words in lower case; None: any word will do.
     """
     with tqdm(total=len(lines), desc="read", unit="line", disable=None if progress else True) as bar:
         for start in range(0, len(lines), CHUNK):
@@ -74,7 +75,7 @@ def label_lines(reader, lines: list[Unlabeled], confidence: float = 0.9, words=N
             # Only those of which the reader is sure are read again.
             found = [_first_look(line, image, readings, confidence, words) for line, image in zip(part, images)]
             sure = [row for row, one in enumerate(found) if not one.reason]
-            versions = [changed(images[row]) for row in sure]
+            versions = [changed(images[row], vertical=reader.vertical) for row in sure]
             again = iter(reader.read([image for images in versions for image in images]))
             for row, images in zip(sure, versions):
                 if {next(again).text for _ in images} != {found[row].text}:
@@ -104,11 +105,13 @@ def sureness(reading: Reading) -> float:
     return sum(lowest) / max(1, len(lowest))
 
 
-def changed(image: np.ndarray, height: int = 40) -> list[np.ndarray]:
-    """Five images uint8 like `image`, which shall be read alike: wider, narrower, with more ground around the line, moved up
-    and down by a pixel of a line of `height` pixels."""
+def changed(image: np.ndarray, vertical: bool = False) -> list[np.ndarray]:
+    """Five images uint8 like `image`, which shall be read alike: of a longer line, a shorter one, with more ground around
+    the line, moved across it to both sides by a fortieth of its height. vertical: it runs from top to bottom."""
+    if vertical:
+        return [np.rot90(version, -1) for version in changed(np.rot90(image))]
     high, wide = image.shape[:2]
-    pad, more, shift = (max(1, round(length)) for length in (STRETCH * high, STRETCH * wide, high / height))
+    pad, more, shift = (max(1, round(length)) for length in (STRETCH * high, STRETCH * wide, SHIFT * high))
     edge = cv2.BORDER_REPLICATE
     return [cv2.resize(image, (wide + more, high), interpolation=cv2.INTER_LINEAR),
             cv2.resize(image, (max(1, wide - more), high), interpolation=cv2.INTER_AREA),
@@ -150,8 +153,9 @@ def main(arguments=None):
     if Path(args.out, LINES).exists():
         raise UserError(f"{Path(args.out, LINES)}: exists; give --out another folder, or remove it")
     lines = find_lines(args.images, args.where)
-    if unwritable := [line for line in lines if set("\t\n\r") & set(str(line.path.resolve()))]:
-        raise UserError(f"{unwritable[0].path}: a tab or a new line in the name; rename it, since {LINES} cannot hold it")
+    if unwritable := [line for line in lines if re.search(r"[\t\n\r\ud800-\udfff]", str(line.path.resolve()))]:
+        raise UserError(f"{unwritable[0].path}: a tab, a new line, or no UTF-8 in the name; rename it, since {LINES} cannot "
+                        "hold it")
     words = Dictionary(args.dictionary) if args.dictionary else None
     reader = LineReader(args.model, dictionary=words, vertical=args.vertical or None)
     labeled = list(label_lines(reader, lines, args.confidence, words, progress=True))

@@ -1,4 +1,4 @@
-"""New characters for a trained reader, without training: from fonts, or from pictures of them.
+"""New characters for a trained reader, without training: from fonts, or from images of them.
 
     python -m ocr register --model READER.onnx --out characters.npz 'é§'
     python -m ocr register --model READER.onnx --out characters.npz 'é§' --fonts FONTS... --text BOOK.txt...
@@ -10,10 +10,11 @@ lines that contain it: beginning with the mean of its embeddings, it is moved un
 raises the score at which it wins, so that at most --rate of the other characters of running text would be read as it; lines
 with many of its look-alikes take part in that.
 
-CROPS: one folder per character, named by its decimal code point, with pictures of it that are as high as its line, as
+CROPS: one folder per character, named by its decimal code point, with images of it that are as high as its line, as
 `python -m ocr crops --crop line` cuts them. They are pasted into synthetic lines.
 """
 import functools
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -175,7 +176,7 @@ def register(reader: LineReader, samples: dict[str, list[Sample]], fresh: dict[s
 
 
 def read_crops(folder) -> dict[str, list[np.ndarray]]:
-    """{character: pictures, gray uint8 `[h,w]`} of the folders in a folder, named by code points. Raises UserError."""
+    """{character: images, gray uint8 `[h,w]`} of the folders in a folder, named by code points. Raises UserError."""
     found = {}
     for name in list_images(folder):
         try:
@@ -185,21 +186,21 @@ def read_crops(folder) -> dict[str, list[np.ndarray]]:
         if not character:
             raise UserError(f"{Path(folder, name)}: lies in no folder of a character, such as {Path(folder, '233')} for é")
         try:
-            picture = load_gray(Path(folder, name))
+            image = load_gray(Path(folder, name))
         except ImageError as error:
             raise UserError(f"{Path(folder, name)}: {error}; remove it") from None
-        if np.ptp(picture) < 32:
+        if np.ptp(image) < 32:
             raise UserError(f"{Path(folder, name)}: shows nothing; remove it")
-        found.setdefault(character, []).append(picture)
+        found.setdefault(character, []).append(image)
     if not found:
-        raise UserError(f"{folder}: no pictures; it has one folder per character, such as {Path(folder, '233')} for é")
+        raise UserError(f"{folder}: no images; it has one folder per character, such as {Path(folder, '233')} for é")
     return found
 
 
 def wanted(given: str, crops: dict, reader: LineReader, replace: bool) -> str:
     """The characters to register, each once. Raises UserError for what cannot be one, or is one already."""
     characters = []
-    for one in [*given] or [*crops]:
+    for one in unicodedata.normalize("NFC", given) or crops:     # a letter and its accent are one character
         character = fold(one) if len(one) == 1 else one
         if len(character) != 1 or not is_character(character):
             raise UserError(f"{one!r}: not one character that a reader can have"
@@ -208,7 +209,7 @@ def wanted(given: str, crops: dict, reader: LineReader, replace: bool) -> str:
             raise UserError(f"{one}: the model reads it already{'' if one == character else f', as {character}'}; --replace "
                             "adds another center for it")
         if crops and character not in crops:
-            raise UserError(f"{one}: no pictures of it among the crops; there are {' '.join(crops)}")
+            raise UserError(f"{one}: no images of it among the crops; there are {' '.join(crops)}")
         characters.append(character)
     if not characters:
         raise UserError("no characters; name them, or give --crops")
@@ -221,7 +222,7 @@ def main(arguments=None):
                         help="new characters (default: those of --crops)")
     parser.add_argument("--model", required=True, metavar="READER.onnx", help="exported reader")
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="what inference/read.py takes as --characters")
-    parser.add_argument("--crops", metavar="CROPS", help="pictures of the characters (default: fonts)")
+    parser.add_argument("--crops", metavar="CROPS", help="images of the characters (default: drawn in fonts)")
     parser.add_argument("--fonts", nargs="+", default=[], metavar="FOLDER",
                         help="folders of fonts (default: as python -m ocr lines)")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE",
@@ -234,6 +235,10 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if args.renders < 1 or not 0 < args.rate < 1:
         raise UserError(f"--renders {args.renders}, --rate {args.rate:g}: give at least 1, and a share between 0 and 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give a number from 0 on")
+    if not Path(args.out).parent.is_dir():
+        raise UserError(f"{args.out}: its folder does not exist; make it, or give --out another one")
     if Path(args.out).exists():
         raise UserError(f"{args.out}: exists; remove it, and name all new characters at once, so that they are told apart")
     reader = LineReader(args.model)

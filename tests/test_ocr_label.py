@@ -1,5 +1,6 @@
 """Labels by a reader itself: which lines are kept, and that nobody looks at their transcriptions."""
 import csv
+import os
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 
 import ocr.label
 from inference.cli import exit_status
+from inference.dictionary import Dictionary
 from inference.reader import Character, Reading
 from ocr.folder import read_lines
 from ocr.label import Unlabeled, changed, find_lines, label_lines, main, sureness, write_lines
@@ -23,7 +25,7 @@ class Fake:
     in an image that is not 100 pixels wide, 60 in one that has moved up."""
 
     def __init__(self, known):
-        self.known, self.seen = known, 0
+        self.known, self.seen, self.vertical = known, 0, False
 
     def read(self, images):
         self.seen += len(images)
@@ -91,6 +93,21 @@ def test_changed_images_differ_from_the_line_and_keep_its_type(shape):
     assert versions[3].shape == versions[4].shape == shape
 
 
+def test_a_vertical_line_is_changed_like_the_turned_one():
+    image = np.random.default_rng(0).integers(0, 256, (400, 40), np.uint8)
+    versions = changed(image, vertical=True)
+    assert all(np.array_equal(np.rot90(one), other) for one, other in zip(versions, changed(np.rot90(image)), strict=True))
+    assert versions[0].shape == (416, 40) and versions[3].shape == image.shape
+    assert (versions[3][:, :-1] == image[:, 1:]).all()       # moved across the line by a pixel: nothing of its ends is lost
+
+
+def test_the_words_of_a_dictionary_have_apostrophes():
+    line = Unlabeled("line.png", {})
+    for text, reason in {"don't you": "", "a dog's day": "", "don't yxu": "a word is not listed"}.items():
+        words = Dictionary(["don't", "you", "a", "dog", "day"])
+        assert ocr.label._first_look(line, None, iter([reading(text, [1] * 20)]), .9, words).reason == reason
+
+
 def lines_folder(folder, texts):
     for gray in texts:
         write_image(folder / "images" / f"{gray}.png", gray)
@@ -126,13 +143,15 @@ def test_a_folder_of_images_needs_no_list(fake, images, tmp_path, capsys):
 def test_mistakes_are_one_line(fake, images, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write_image(tmp_path / "odd" / "a\tb.png", 10)
+    write_image(tmp_path / "odd bytes" / "a.png", 10).rename(tmp_path / "odd bytes" / os.fsdecode(b"\xff.png"))
     write_image(tmp_path / "unsure" / "a.png", 20)
     write_lines([], tmp_path / "there")
     for said, arguments in {"lines.tsv: exists": [tmp_path / "in", "--out", tmp_path / "there"],
                             "no images": [tmp_path / "empty"],
                             "--where book=a: needs a lines.tsv": [tmp_path / "in", "--where", "book=a"],
                             "--confidence 2: a probability": [tmp_path / "in", "--confidence", "2"],
-                            "a tab or a new line": [tmp_path / "odd"], "no line passes": [tmp_path / "unsure"],
+                            "a tab, a new line": [tmp_path / "odd"], "or no UTF-8": [tmp_path / "odd bytes"],
+                            "no line passes": [tmp_path / "unsure"],
                             "no such folder": [tmp_path / "nowhere"]}.items():
         arguments = [str(one) for one in ("--out", tmp_path / "out", *arguments, "--model", "m.onnx")]
         assert exit_status(lambda: main(arguments)) == 2

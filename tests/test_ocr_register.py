@@ -284,7 +284,7 @@ def font(tmp_path_factory):
 
 def test_the_command_registers_from_fonts(reader, quick, font, tmp_path, capsys):
     arguments = ["--model", str(reader.model.path), "--fonts", font, "--renders", "6"]
-    main(["\u00e9\u00df", *arguments, "--out", str(tmp_path / "c.npz")])
+    main(["e\u0301\u00df", *arguments, "--out", str(tmp_path / "c.npz")])
     found = load_characters(tmp_path / "c.npz", reader.model.centers)
     assert found.text == ["é", "ß"] and np.isfinite(found.offset).all()
     assert [line[:2] for line in capsys.readouterr().out.splitlines()[:2]] == ["é:", "ß:"]
@@ -311,11 +311,13 @@ def test_mistakes_are_one_line(reader, font, tmp_path, capsys):
     for said, arguments in {"e: the model reads it already": ["e"], ", as '; --replace": ["\u2019"],
                             "no characters": [], "not one character": ["½"], "\ue000: none of": ["\ue000"],
                             "there.npz: exists": ["é", "--out", tmp_path / "there.npz"],
-                            "--renders 0": ["é", "--renders", "0"], "shows nothing": ["--crops", tmp_path / "blank"],
+                            "nowhere/c.npz: its folder does not": ["é", "--out", tmp_path / "nowhere" / "c.npz"],
+                            "--seed -1": ["é", "--seed", "-1"], "--renders 0": ["é", "--renders", "0"],
+                            "shows nothing": ["--crops", tmp_path / "blank"],
                             "lies in no folder": ["--crops", tmp_path / "loose"],
                             "is not a class": ["--crops", tmp_path / "other"],
-                            "no pictures; it has": ["--crops", tmp_path / "empty"],
-                            "§: no pictures of it": ["§", "--crops", tmp_path / "fine"],
+                            "no images; it has": ["--crops", tmp_path / "empty"],
+                            "§: no images of it": ["§", "--crops", tmp_path / "fine"],
                             "no such model": ["é", "--model", tmp_path / "none.onnx"]}.items():
         arguments = ["--model", reader.model.path, "--fonts", font, "--out", tmp_path / "out.npz", *arguments]
         assert exit_status(lambda: main([str(one) for one in arguments])) == 2
