@@ -12,8 +12,8 @@ def augment_line(image: np.ndarray, boxes: np.ndarray | None, height: int, rng: 
     """A gray line uint8 `[h,w]`, dark on light, as a scan of the same print might show it, `height` pixels high; boxes
     float32 `[n,4]` (x0, y0, x1, y1), or None, move along.
 
-    Wider or narrower by some 10 %, larger or smaller by 6 %, moved up or down by 4 % of the height, a slope of 0.3 degrees,
-    a slant of 2 degrees; then in half of the lines other ink: blurred, with noise, thicker or thinner, binary or gray.
+    Standard deviations: 10 % wider or narrower, 6 % larger or smaller, 4 % of the height up or down, a slope of 0.1 degrees,
+    a slant of 2 degrees. Then in half of the lines other ink: blurred, with noise, thicker or thinner, binary or gray.
     """
     line, scale = resize_line(image, height)
     boxes = None if boxes is None else boxes * scale

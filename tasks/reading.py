@@ -122,18 +122,19 @@ class ReadingTask(Task):
         samples, share = max(((len(group), share) for group, share in zip(self.groups, self.shares)),
                              key=lambda pair: pair[0] / pair[1])
         self.total_steps = cfg.max_steps or math.ceil(cfg.epochs * samples / share)
-        self.held_out = read_lines(cfg.eval_lines, cfg.eval_where, cfg.eval_count, cfg.seed) if cfg.eval_lines else []
+        self.held_out = (read_lines(cfg.eval_lines, cfg.eval_where, cfg.eval_count, cfg.seed, with_boxes=False)
+                         if cfg.eval_lines else [])
 
     def _prepare(self, lines: list[Line], key: str) -> tuple[list[Line], list[int]]:
         """The lines that can be learned, with their text normalized and the boxes of its characters, and their widths. What
         is skipped is told."""
-        kept, widths, skipped = [], [], Counter()
+        kept, widths, skipped, broken = [], [], Counter(), []
         for line, (width, problem) in zip(lines, map_ahead(self._width, lines)):
             text, boxes = normalize(line.text), line.boxes
             if boxes is not None and len(boxes) != len(text.replace(SPACE, "")):
                 boxes = None
             if problem:
-                skipped[f"cannot be used ({line.path}: {problem})"] += 1
+                broken.append(f"{line.path}: {problem}")
             elif not text or not set(text) <= self.number.keys():
                 skipped["have no text, or characters outside the charset"] += 1
             elif width > self.cfg.max_width:
@@ -143,6 +144,8 @@ class ReadingTask(Task):
             else:
                 kept.append(line._replace(text=text, boxes=boxes))
                 widths.append(width)
+        if broken:
+            skipped[f"cannot be used ({broken[0]}{'; ...' if len(broken) > 1 else ''})"] = len(broken)
         told = [f"{count} of {len(lines)} lines {why}" for why, count in skipped.items()]
         if not kept:
             raise UserError(f"{key}: none of its lines can be used: {', '.join(told[:3])}")

@@ -6,6 +6,7 @@ BatchNorm sees each rank's own part of a batch, as everywhere: where ranks are c
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -445,6 +446,12 @@ def test_lines_that_cannot_be_learned_are_told(folders, tmp_path):
         f"cannot be used ({folder / 'images/003.png'}: truncated PNG)"))
     with pytest.raises(UserError, match="data: none of its lines can be used: 7 of 9 lines are wider"):
         build(tmp_path, f"data={folder}", "max_width=64", "height=512")
+    # Several images that cannot be used are one note, which names the first.
+    shutil.copytree(folder, tmp_path / "worse")
+    (tmp_path / "worse/images/007.png").write_bytes(b"")
+    notes = build(tmp_path, f"data={tmp_path / 'worse'}", "batch_size=2").notes
+    told, = (note for note in notes if "cannot be used" in note)
+    assert told.startswith("data: 2 of 9 lines cannot be used") and "003.png: truncated PNG; ..." in told
     # One that is damaged later is named, and ends the run.
     (folder / "images/004.png").write_bytes(b"")
     with pytest.raises(UserError, match="004.png: empty file; repair it, or remove its row in lines.tsv"):
