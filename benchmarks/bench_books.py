@@ -4,11 +4,11 @@
                                      [--dictionary FILE] [--quick] [--json]
 
 LINES is a folder of transcribed lines whose lines.tsv has a column `book`. RUN is the folder of a reader trained on
-synthetic lines alone (configs/read). For each book and each count, `configs/read_tune` goes on from RUN with so many lines
-of the other books, and is measured on all lines of the book. With --self RUN also goes on with the book's own images, whose
+synthetic lines alone (configs/read). For each book and each count, RUN is tuned by `configs/read_tune` with so many lines of
+the other books, and is measured on all lines of the book. With --self RUN is also tuned with the book's own images, whose
 text it reads itself (`python -m ocr label`; no transcription is looked at). --synthetic: lines with boxes to mix in;
---dictionary: words, for further columns and for the labels of --self. The runs lie in --work; what is there already is not trained again, so that a stopped benchmark
-goes on.
+--dictionary: words, for further columns and for the labels of --self. The runs lie in --work; what is there already with the
+same settings is not trained again, so that a stopped benchmark can be resumed. --quick: 20 lines a book, 4 steps a run.
 
 `ours` is the character error rate of the reader in percent, `peer` Tesseract's on the same lines where it is installed,
 `limit` none. The table shows one line a book; * marks a reader that is better than Tesseract.
@@ -36,20 +36,35 @@ def run(*command) -> None:
         raise UserError(f"{' '.join(map(str, command[:3]))} ended with {done.returncode}; its error is above")
 
 
+def begin(folder: Path, *settings) -> None:
+    """Make the folder of a run, or see that what lies there was made with these settings. Raises UserError."""
+    note, text = folder / "settings.txt", "\n".join(map(str, settings))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if note.exists() and note.read_text() != text:
+            raise UserError(f"{folder}: was made with other settings; remove it, or name another folder with --work")
+        note.write_text(text)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --work") from None
+
+
 def tuned(output: Path, base: Path, *settings: str) -> Path:
     """The folder of a run of `configs/read_tune` from `base`, trained and exported where it is not there yet."""
+    settings = (f"pretrained={base / 'model.pt'}", *settings)
+    begin(output, *settings)
     if not (output / "model.onnx").is_file():
-        run("train_v2.py", "configs/read_tune", f"pretrained={base / 'model.pt'}", f"output={output}", "resume=auto",
-            *settings)
+        run("train_v2.py", "configs/read_tune", f"output={output}", "resume=auto", *settings)
         run("onnx_export.py", output)
     return output
 
 
 def labeled(folder: Path, model: Path, images: Path, where: str, dictionary: str | None) -> Path:
     """A folder of lines that the reader is sure of."""
+    settings = [images, "--model", model / "model.onnx", "--where", where,
+                *(["--dictionary", Path(dictionary).resolve(), "--confidence", 0.6] if dictionary else [])]
+    begin(folder, *settings)
     if not (folder / "lines.tsv").is_file():
-        words = ["--dictionary", dictionary, "--confidence", 0.6] if dictionary else []
-        run("-m", "ocr", "label", images, "--model", model / "model.onnx", "--where", where, "--out", folder, *words)
+        run("-m", "ocr", "label", *settings, "--out", folder)
     return folder
 
 
@@ -61,15 +76,15 @@ def main():
         ("--work", {"type": Path, "default": Path("work_dirs/books"), "metavar": "DIR", "help": "for the runs"}),
         ("--counts", {"nargs": "*", "type": int, "default": [50, 200, 1000], "help": "lines of other books"}),
         ("--books", {"nargs": "*", "help": "books to hold out (default: all)"}),
-        ("--self", {"action": "store_true", "help": "go on with the book's own images"}),
+        ("--self", {"action": "store_true", "help": "also tune with the book's own images"}),
         ("--dictionary", {"metavar": "FILE", "help": "words, one a line"}),
         ("--settings", {"nargs": "*", "default": [], "metavar": "KEY=VALUE", "help": "for every tuning run"}), head=False)
     args = report.args
     folder, work, base = Path(args.lines).resolve(), args.work.resolve(), args.base.resolve()
-    every = read_lines(folder)
-    books = args.books or sorted({line.fields.get("book", "") for line in every})
-    if books == [""]:
+    every = read_lines(folder, with_boxes=False)
+    if "book" not in every[0].fields:
         raise UserError(f"{folder / 'lines.tsv'}: no column book, by which lines are held out")
+    books = args.books or sorted({line.fields["book"] for line in every})
     settings = [f"lines={folder}", *([f"data={Path(args.synthetic).resolve()}"] if args.synthetic else []), *args.settings,
                 *(["max_steps=4"] if args.quick else [])]
     results: dict[str, dict[str, dict]] = {}

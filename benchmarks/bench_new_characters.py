@@ -31,7 +31,8 @@ def main():
                     ("--characters", {"metavar": "FILE.npz", "required": True, "help": "of python -m ocr register"}),
                     ("--lines", {"metavar": "LINES", "required": True, "help": "folder of images and lines.tsv"}),
                     ("--where", {"metavar": "COLUMN=V", "default": "", "help": "only these lines of lines.tsv"}))
-    lines = read_lines(report.args.lines, report.args.where, 60 if report.quick else 0)
+    lines = read_lines(report.args.lines, report.args.where, 60 if report.quick else 0,
+                       with_boxes=False)
     plain, added = (LineReader(report.args.model, characters=file) for file in (None, report.args.characters))
     truths, characters = [normalize(line.text) for line in lines], set(added.registered)
     if not any(characters & set(truth) for truth in truths):

@@ -3,10 +3,9 @@
     python benchmarks/bench_read.py [--model READER.onnx] [--lines LINES] [--quick] [--json]
 
 LINES is a folder of images and lines.tsv; without it, synthetic lines are made. Ours decodes each file, resizes it, runs the
-network and finds the characters; the limit is the network alone, on the same lines in the same batches. The peer, Tesseract
-(`--psm 7`, its own threads off), reads all lines in one process on 1 thread, and half of them in each of two on 2. Then the
-parts that are not the network's, and the errors of both. --quick takes 20 lines and, without --model, a reader with random
-weights.
+network and finds the characters; the limit is the network alone, on the same lines in batches as full as they can be. The
+peer, Tesseract (`--psm 7`, its own threads off), reads all lines in one process on 1 thread, and half of them in each of two
+on 2. Then the parts that are not the network's, and the errors of both. --quick takes 8 lines.
 """
 import os
 import tempfile
@@ -17,39 +16,24 @@ import matplotlib
 import numpy as np
 from side_by_side import Report, medians, run_cli
 
-import onnx_export
-from backbones.reader import BLANK, SPACE, get_reader
-from configs import load_config
 from eval.reading import compare
 from eval.tesseract import read_with_tesseract, tesseract_path
-from inference.image import load_gray
-from inference.lines import gray_line, resize_line
+from inference.lines import load_line, resize_line
 from inference.read import DEFAULT_MODEL
 from inference.reader import BATCH, PAD, LineReader, ReaderModel
 from ocr.folder import Line, read_lines
 from ocr.lines import write_lines
-from ocr.text import CHARSET
-from tasks.reading import ReadingTask
 
-LINES, QUICK = 600, 20
+LINES, QUICK = 600, 8
 LARGEST = 3.0   # MB of the model's file
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 
-def untrained(folder: Path) -> Path:
-    """reader.onnx with random weights."""
-    cfg = load_config("configs/read", [f"data={folder}", f"output={folder}"])
-    network = get_reader(cfg, [BLANK, SPACE, *CHARSET]).eval()
-    item = ReadingTask.export(cfg, {}, network)
-    onnx_export.export(item, folder / "reader.onnx", onnx_export.describe(item, cfg))
-    return folder / "reader.onnx"
-
-
-def batches_of(lines: list[Line], height: int) -> list[np.ndarray]:
+def batches_of(lines: list[Line], about: dict) -> list[np.ndarray]:
     """The lines as the network takes them, float32 `[B,1,H,W]`, with those of one padded width together."""
     by_width = {}
     for line in lines:
-        pixels, _ = resize_line(gray_line(load_gray(line.path)), height)
+        pixels, _ = resize_line(load_line(line.path, about["vertical"]), about["height"])
         wide = -(-pixels.shape[1] // PAD) * PAD
         padded = np.pad(pixels, ((0, 0), (0, wide - pixels.shape[1])), constant_values=255)
         by_width.setdefault(wide, []).append(padded[None] / np.float32(255))
@@ -61,9 +45,9 @@ def shared_out(function, items, threads: int) -> None:
         list(pool.map(function, items))
 
 
-def measure(report: Report, path: Path, lines: list[Line], trained: bool) -> None:
+def measure(report: Report, path: str | Path, lines: list[Line]) -> None:
     files, model = [line.path for line in lines], ReaderModel(path, 1)
-    batches = batches_of(lines, model.about["height"])
+    batches = batches_of(lines, model.about)
 
     def tesseract(threads):
         halves = [files[part::threads] for part in range(threads)]
@@ -81,12 +65,11 @@ def measure(report: Report, path: Path, lines: list[Line], trained: bool) -> Non
         if threads == 1:
             report.add("  all but the network, of a line", 1e3 * (1 / speed["ours"] - 1 / speed["limit"]))
     report.add("size of the model; the target", os.path.getsize(path) / 1e6, limit=LARGEST, unit="MB")
-    if trained:
-        texts = {"ours": [reading.text for reading in reader.read(files)]}
-        if tesseract_path():
-            texts["peer"] = read_with_tesseract(files)
-        errors = {name: 100 * compare(lines, text)["cer"] for name, text in texts.items()}
-        report.add("character error rate", errors["ours"], errors.get("peer"), unit="%")
+    texts = {"ours": [reading.text for reading in reader.read(files)]}
+    if tesseract_path():
+        texts["peer"] = read_with_tesseract(files)
+    errors = {name: 100 * compare(lines, text)["cer"] for name, text in texts.items()}
+    report.add("character error rate", errors["ours"], errors.get("peer"), unit="%")
 
 
 def main():
@@ -97,9 +80,8 @@ def main():
         folder = Path(folder)
         if not report.args.lines:
             write_lines(folder / "lines", count, fonts=[FONTS], workers=1)
-        lines = read_lines(report.args.lines or folder / "lines", count=count)
-        trained = bool(report.args.model) or not report.quick
-        measure(report, Path(report.args.model or (DEFAULT_MODEL if trained else untrained(folder))), lines, trained)
+        lines = read_lines(report.args.lines or folder / "lines", count=count, with_boxes=False)
+        measure(report, report.args.model or DEFAULT_MODEL, lines)
     report.end()
 
 
