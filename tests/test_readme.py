@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from configs import find_config, keys_of, names
+from configs import find_config, keys_of, load_config, names
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ROOT / "README.md", ROOT / "README_cn.md"
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "inference/models/README.md",
-         ROOT / "benchmarks/RESULTS.md"]
+         ROOT / "inference/models/reader.md", ROOT / "benchmarks/RESULTS.md"]
 WRITTEN_THERE = {"folders"}     # configs that a page writes
 PROGRAMS = {"pip", "torchrun", "source", "export", "python", "python3"}  # that are not the project's own
 # DESIGN's words not to use (in English), and spellings of another English. `centres_lr` and other keys keep their names.
@@ -86,17 +86,32 @@ def test_every_command_exists(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_config_and_key_exists(path):
-    keys = {name: key for task in ("finder", "registration") for name, key in keys_of(task).items()}
+    every = {name: key for task in ("reading", "finder", "registration") for name, key in keys_of(task).items()}
     text = path.read_text(encoding="utf-8")
     for name in set(re.findall(r"configs/([a-z0-9_]+)\b(?!\.py)", text)) - WRITTEN_THERE:
         find_config(name)
-    given = [word for words in commands(path) for word in words[1:] if re.match(r"[a-z_]+=", word)]
-    inline = re.findall(r"`([a-z_]+=[^`\s\"]*(?: [a-z_]+=[^`\s\"]*)*)`", text)
-    for word in given + " ".join(inline).split():
+    inline = " ".join(re.findall(r"`([a-z_]+=[^`\s\"]*(?: [a-z_]+=[^`\s\"]*)*)`", text)).split()
+    given = [(word, every) for word in inline] + [(word, keys_of_command(words, every)) for words in commands(path)
+                                                  for word in words[1:] if re.match(r"[a-z_]+=", word)]
+    for word, keys in given:
         name, _, value = word.partition("=")
         assert name in keys, f"{word}: no such key"
         if value and not re.search(r"[A-Z]", value):                        # FOLDER, FILE and N stand for something
             keys[name].checked(name, keys[name].parse(name, value))
+
+
+def keys_of_command(words: list[str], otherwise: dict) -> dict:
+    """The keys of the task of the config that a command names; `otherwise` where it names none of the project's."""
+    config = next((word.removeprefix("configs/") for word in words if word.startswith("configs/")), None)
+    return keys_of(load_config(f"configs/{config}").task) if config in names() else otherwise
+
+
+def test_a_command_has_the_keys_of_its_config():
+    every = {"nothing": None}
+    reading = keys_of_command(["python", "train_v2.py", "configs/read_tune", "lines=LINES"], every)
+    assert "lines" in reading and "network" not in reading
+    assert "lines" not in keys_of_command(["python", "train_v2.py", "configs/lcnet_cos"], every)
+    assert keys_of_command(["python", "train_v2.py", "configs/folders"], every) is every
 
 
 def test_the_table_of_configs_is_complete():
