@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import from its own room and from those before it. Rooms of one rank do not know each other.
 ORDER = [{"inference"}, {"engine"}, {"losses"}, {"kernels", "augment"}, {"partial_fc", "dataset", "backbones", "synth"},
-         {"ocr"}, {"eval"}, {"tasks"}, {"configs"}, {"train_v2", "onnx_export", "__main__"}, {"tools"}, {"benchmarks"}, {"tests"}]
+         {"ocr"}, {"eval"}, {"tasks"}, {"configs"}, {"train_v2", "onnx_export", "__main__"}, {"tools"}, {"benchmarks"},
+         {"tests"}]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(path for path in ROOT.rglob("*.py")
                if not any(part.startswith((".", "work_dirs")) for part in path.relative_to(ROOT).parts))
