@@ -47,7 +47,8 @@ def _page(result, peers, lines, title, group):
         rows = [[name, f"{one['lines']:,}", *(percent(column["groups"][name]["cer"]) for column in columns.values()),
                  percent(one["exact"]), percent(one["right_count"])] for name, one in result["groups"].items()]
         rows.append(["mean", "", *(percent(column["mean_group_cer"]) for column in columns.values()), "", ""])
-        head = [group, "lines", *(f"CER of {name}, %" for name in columns), "exact lines, %", "right number, %"]
+        head = [group, "lines", *(f"CER of {name}, %" for name in columns), "exact lines of reader, %",
+                "right number of reader, %"]
         groups = f"<h2>By {escape(group)}</h2>{_table(head, rows)}"
     confusions = _table(["truth", "read", "count"], [[visible(one["truth"]), visible(one["read"]), f"{one['count']:,}"]
                                                      for one in result["confusions"]])
@@ -86,7 +87,7 @@ def _line(one, path):
         truth += escape(a) if a == b else a and f"<del>{escape(a)}</del>"
         text += escape(b) if a == b else b and f"<ins>{escape(b)}</ins>"
     return (f'<div class="line">{_image(path)}<p>{truth}</p><p>{text or "(nothing)"}</p>'
-            f'<p class="name">{escape(one["file"])}, {one["edits"]} edits</p></div>\n')
+            f'<p class="name">{escape(one["file"])}, {one["edits"]} edit{"s" * (one["edits"] > 1)}</p></div>\n')
 
 
 def _image(path):

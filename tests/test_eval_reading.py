@@ -182,6 +182,9 @@ def test_the_report_is_one_file_with_the_worst_lines(tmp_path):
     assert page.count("data:image/png") == 1 and "file not found" in page and "&lt;title&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>rn</td><td>m</td><td>1</td>" in page
+    assert "0.png, 2 edits<" in page and "<th>exact lines of reader, %</th>" in page
+    one = compare(lines, ["<b>modern</b> & old", "fin", "gone"]) | {"unreadable": []}
+    assert "1.png, 1 edit<" in write_reading_report(one, {}, lines, tmp_path / "one", "one").read_text()
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["cer"] == found["cer"] and metrics["tesseract"]["cer"] == other["cer"]
 
