@@ -148,7 +148,7 @@ def natural_weights(columns: Columns, rows: np.ndarray) -> np.ndarray:
 
 
 def register(reader: LineReader, samples: dict[str, list[Sample]], fresh: dict[str, list[Sample]], plain: list[Sample],
-             mixed: Callable[[str], list[Sample]], rate: float = 5e-4) -> list[Registered]:
+             mixed: Callable[[str], list[Sample]], rate: float = 2e-3) -> list[Registered]:
     """Centers and offsets of new characters, told from those that the reader knows and from each other.
 
     samples, fresh: lines that contain each of them; those of `fresh` only tell how many are read. plain: running text.
@@ -228,7 +228,7 @@ def main(arguments=None):
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE",
                         help="plain text like that of the lines to be read (default: the manual of Python)")
     parser.add_argument("--renders", type=int, default=100, metavar="N", help="of each character, to find its center")
-    parser.add_argument("--rate", type=float, default=5e-4, metavar="R",
+    parser.add_argument("--rate", type=float, default=2e-3, metavar="R",
                         help="share of other characters that may be read as it")
     parser.add_argument("--replace", action="store_true", help="also for characters that the model reads already")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the synthetic lines")
