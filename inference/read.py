@@ -32,7 +32,7 @@ from .files import replacing  # noqa: E402
 from .image import ImageError, images_at, load_gray, map_ahead, resize  # noqa: E402
 from .page import find_lines, read_found  # noqa: E402
 from .reader import LineReader, Reading  # noqa: E402
-from .show import BLACK, GREEN, RED, TEXT, show_folder, write_numbered  # noqa: E402
+from .show import BLACK, GREEN, RED, TEXT, show_folder, write_numbered, write_text  # noqa: E402
 from .two_stage import TwoStageReader  # noqa: E402
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "reader.onnx"
@@ -173,8 +173,7 @@ def draw(result: dict) -> np.ndarray:
     if "lines" in result:
         return image
     image = cv2.copyMakeBorder(image, 0, 2 * TEXT, 0, 0, cv2.BORDER_CONSTANT, value=(255,) * 3)
-    said = "".join(letter if letter.isascii() else "?" for letter in printable(result["text"]))
-    cv2.putText(image, said, (0, image.shape[0] - TEXT // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.6, BLACK, 1, cv2.LINE_AA)
+    write_text(image, result["text"], (0, image.shape[0] - TEXT // 2), 20, BLACK)
     return image
 
 

@@ -79,8 +79,17 @@ def draw(result: dict) -> np.ndarray:
     said = f"{result['label'] or 'not registered'} {result['score']:.4f}"
     if result.get("view") == "image" and quad is not None:
         said += " (by the whole image)"
-    cv2.putText(sheet, printable(said), (GAP, sheet.shape[0] - GAP), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+    write_text(sheet, said, (GAP, sheet.shape[0] - GAP), 15, color)
     return sheet
+
+
+def write_text(image: np.ndarray, text: str, place: tuple[int, int], size: int, color) -> None:
+    """Write a line of text, whose letters are some `size` pixels high, with the left end of its baseline at `place`. OpenCV
+    5 has a font of all scripts; the one of OpenCV 4 shows letters with accents as question marks."""
+    if hasattr(cv2, "FontFace"):
+        cv2.putText(image, printable(text), place, color, cv2.FontFace("uni"), size, 400)
+    else:
+        cv2.putText(image, printable(text), place, cv2.FONT_HERSHEY_SIMPLEX, size / 30, color, 1, cv2.LINE_AA)
 
 
 def _shrunk(image):
