@@ -28,7 +28,7 @@ from .errors import UserError, printable  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
-from .show import show_folder, write_drawing  # noqa: E402
+from .show import draw, show_folder, write_drawing  # noqa: E402
 from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
@@ -311,7 +311,7 @@ def main(arguments=None) -> int:
     top_k = args.top_k if args.json else max(args.top_k, 2)  # the second type may be the reason for no label
     for number, result in enumerate(classifier.stream(images, top_k)):
         if show:
-            write_drawing(show, number, result)
+            write_drawing(show, number, result, draw)
         if args.json:
             results.append(result)
         else:

@@ -5,6 +5,8 @@ import numpy as np
 from .header import read_header
 from .image import ImageError, load_gray, read_bytes
 
+CATEGORIES = [{"id": 0, "name": "char"}, {"id": 1, "name": "word"}]  # of COCO files of lines
+
 
 def line_size(path, vertical: bool = False) -> tuple[int, int]:
     """(width, height) in pixels of what `load_line` makes of an image file. The header tells; a TIFF is decoded, since its
@@ -30,6 +32,17 @@ def gray_line(image: np.ndarray, vertical: bool = False) -> np.ndarray:
     """An image uint8 `[H,W]` or BGR `[H,W,3]` as `load_line` gives it."""
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     return np.ascontiguousarray(np.rot90(gray)) if vertical else gray
+
+
+def turned(boxes: np.ndarray, height: int) -> np.ndarray:
+    """Boxes `[n,4]` (x0, y0, x1, y1) of a vertical line's image where `gray_line` has turned it; height: of the turned
+    line."""
+    return np.stack([boxes[:, 1], height - boxes[:, 2], boxes[:, 3], height - boxes[:, 0]], 1)
+
+
+def turned_back(boxes: np.ndarray, height: int) -> np.ndarray:
+    """The inverse of `turned`: boxes in a turned line, `height` pixels high, in the vertical line's own image."""
+    return np.stack([height - boxes[:, 3], boxes[:, 0], height - boxes[:, 1], boxes[:, 2]], 1)
 
 
 def resize_line(line: np.ndarray, height: int) -> tuple[np.ndarray, float]:

@@ -30,15 +30,15 @@ from .cli import Parser, run_cli  # noqa: E402
 from .errors import UserError, first_line, printable  # noqa: E402
 from .files import replacing  # noqa: E402
 from .image import ImageError, images_at, load_gray, map_ahead, resize  # noqa: E402
+from .lines import CATEGORIES  # noqa: E402
 from .page import find_lines, read_found  # noqa: E402
 from .reader import LineReader, Reading  # noqa: E402
-from .show import BLACK, GREEN, RED, TEXT, show_folder, write_numbered, write_text  # noqa: E402
+from .show import BLACK, GREEN, RED, TEXT, show_folder, write_drawing, write_text  # noqa: E402
 from .two_stage import TwoStageReader  # noqa: E402
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "reader.onnx"
 SHOWN = 1600  # pixels: the longer side of a drawing at most
 SURE = 0.9  # the confidence of characters that are drawn in green
-CATEGORIES = [{"id": 0, "name": "char"}, {"id": 1, "name": "word"}]
 PAGES_AHEAD = 2  # whose lines are found while another one is read
 
 
@@ -163,7 +163,7 @@ def _words(line):
 
 def draw(result: dict) -> np.ndarray:
     """A result for a path -> uint8 BGR: the image with the boxes of its characters, red for those that are not SURE, and for
-    a line its text below, as far as OpenCV's font has it. Raises ImageError."""
+    a line its text below. Raises ImageError."""
     image = cv2.cvtColor(load_gray(result["image"]), cv2.COLOR_GRAY2BGR)
     scale = min(1.0, SHOWN / max(image.shape))
     image = resize(image, *(max(1, round(side * scale)) for side in image.shape[1::-1]))
@@ -215,8 +215,8 @@ def main(arguments=None) -> int:
         print(printable(f"warning: {warning}"), file=sys.stderr)
     results, usable = [], False
     for number, result in enumerate(read_images(reader, images, args.page)):
-        if show and result["error"] is None:
-            write_shown(show, number, result)
+        if show:
+            write_drawing(show, number, result, draw)
         if args.coco_out:
             results.append(result)
         if args.json:
@@ -263,15 +263,6 @@ def make_reader(args) -> LineReader | TwoStageReader:
     return LineReader(model, characters=args.characters, dictionary=args.dictionary, without=args.without,
                       vertical=args.vertical or None, progress=not args.page and (args.json or not sys.stdout.isatty()),
                       **common)
-
-
-def write_shown(folder: Path, number: int, result: dict) -> None:
-    """Write the drawing of a result. Raises UserError."""
-    try:
-        drawing = draw(result)
-    except ImageError:  # read a moment ago, and gone or changed since
-        return
-    write_numbered(folder, number, result["image"], drawing)
 
 
 def _lines(result, named):

@@ -20,7 +20,7 @@ from .decode import BLANK, OVERLAP, SPACE, best_path, path_of, suppress
 from .dictionary import Dictionary
 from .errors import UserError, first_line
 from .image import ImageError, default_threads, load_gray, map_ahead
-from .lines import gray_line, resize_line
+from .lines import gray_line, resize_line, turned_back
 from .model import AGAIN, not_ours, open_session, read_metadata
 from .text import tidy as tidied
 
@@ -238,8 +238,8 @@ class LineReader:
             (high, wide), embeddings = line.shape, embeddings[:count]
             boxes = boxes[:count] * np.float32([wide / width, high / height] * 2)
             boxes = np.clip(boxes, 0, np.float32([wide, high] * 2))
-            if self.vertical:  # as np.rot90 found it
-                boxes = np.stack([high - boxes[:, 3], boxes[:, 0], high - boxes[:, 1], boxes[:, 2]], 1)
+            if self.vertical:
+                boxes = turned_back(boxes, high)
             yield Columns(self._log_probs(embeddings), embeddings, boxes, width / wide / stride)
 
     def _log_probs(self, embeddings):

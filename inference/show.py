@@ -1,6 +1,7 @@
 """Drawings of results: the image with the document's corners drawn, and beside it the document seen from the front."""
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -32,21 +33,16 @@ def show_folder(folder, images, references=None) -> Path:
     return folder
 
 
-def write_drawing(folder: Path, number: int, result: dict) -> None:
-    """Write the drawing of a result of `DocClassifier.classify` for a path, as `NUMBER_NAME.jpg`: the number keeps images of
-    one name apart. None is written for an image that cannot be used. Raises UserError."""
+def write_drawing(folder: Path, number: int, result: dict, draw: Callable[[dict], np.ndarray]) -> None:
+    """Write `draw(result)`, of a result for a path, as `NUMBER_NAME.jpg`: the number keeps images of one name apart. None is
+    written for an image that cannot be used. Raises UserError."""
     if result["error"]:
         return
     try:
         drawing = draw(result)
     except ImageError:  # read a moment ago, and gone or changed since
         return
-    write_numbered(folder, number, result["image"], drawing)
-
-
-def write_numbered(folder: Path, number: int, image: str, drawing: np.ndarray) -> None:
-    """Write a drawing of `image` as `NUMBER_NAME.jpg`."""
-    name = re.sub(r"[^\w.-]", "_", Path(image).stem, flags=re.ASCII)[:80]
+    name = re.sub(r"[^\w.-]", "_", Path(result["image"]).stem, flags=re.ASCII)[:80]
     with replacing(folder / f"{number:05}_{name}.jpg") as partial:
         partial.write_bytes(cv2.imencode(".jpg", drawing)[1])
 

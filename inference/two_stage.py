@@ -19,7 +19,7 @@ from .crops import KINDS, class_text, crop
 from .errors import UserError, first_line
 from .glyph_index import WRITE, probe_of, read_index
 from .image import ImageError, default_threads, load_image, map_ahead, resize
-from .lines import gray_line
+from .lines import gray_line, turned_back
 from .model import AGAIN, METADATA_KEY, Model, load_model, not_ours, open_session, read_metadata
 from .reader import Character, Reading, with_double_quotes
 from .text import normalize
@@ -180,7 +180,7 @@ class TwoStageReader:
             return Reading("", 0.0, [], (width, height))
         in_image, words_in_image = boxes, words
         if self.vertical:
-            in_image, words_in_image = (_turned_back(part, width) for part in (boxes, words))
+            in_image, words_in_image = (turned_back(part, width) for part in (boxes, words))
         texts, cosines = self._recognizer.name(self._crops(image, in_image, self._recognizer.size), self.top_k + RIVALS)
         weights = np.exp(SCALE * (cosines - cosines[:, :1]))                      # [n,K]
         shares = weights / weights.sum(1, keepdims=True)
@@ -221,11 +221,6 @@ class TwoStageReader:
 
 def _is_path(given) -> bool:
     return isinstance(given, (str, os.PathLike))
-
-
-def _turned_back(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Boxes of a line that np.rot90 has turned, in the image itself, `width` pixels wide."""
-    return np.stack([width - boxes[:, 3], boxes[:, 0], width - boxes[:, 1], boxes[:, 2]], 1)
 
 
 def _owners(column: np.ndarray, words: np.ndarray) -> list[int]:

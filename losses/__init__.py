@@ -16,8 +16,8 @@ from .margin import Margin
 from .softmax import Softmax
 from .supcon import supcon
 
-__all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "get_margin", "heatmap_focal",
-           "soft_target_kl", "supcon"]
+__all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "check_margin", "get_margin",
+           "heatmap_focal", "soft_target_kl", "supcon"]
 # What the key `margin` can name: how each is made of the keys s, m and interclass (None: off).
 MARGINS = {
     "cosface": lambda s, m, interclass: CosFace(s, m, interclass),
@@ -25,6 +25,13 @@ MARGINS = {
     "combined": lambda s, m, interclass: CombinedMargin(s, *m, interclass),
     "softmax": lambda s, m, interclass: Softmax(s, interclass),
 }
+
+
+def check_margin(cfg) -> None:
+    """Raises UserError unless the keys `margin` and `m` of a config fit together."""
+    if (cfg.margin == "combined") != isinstance(cfg.m, list) or isinstance(cfg.m, list) and len(cfg.m) != 3:
+        raise UserError(f"m={cfg.m}: margin={cfg.margin} takes "
+                        + ("a list [m1, m2, m3]" if cfg.margin == "combined" else "one number"))
 
 
 def get_margin(cfg) -> Margin:

@@ -25,10 +25,11 @@ from inference.cli import Parser
 from inference.decode import BLANK, SPACE, align
 from inference.errors import UserError, printable
 from inference.image import ImageError, load_gray, map_ahead
+from inference.lines import CATEGORIES
 from inference.reader import LineReader
 from inference.text import normalize
 from ocr.coco import Skipped, refuse_existing, write_new
-from ocr.folder import CATEGORIES, Line, add_selection, read_lines
+from ocr.folder import Line, add_selection, read_lines
 
 LEAST = 0.5  # confidence of an alignment that is kept
 SMALL = 0.5  # of the line's height: boxes no longer and no higher are moved to the ink

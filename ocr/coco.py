@@ -21,7 +21,8 @@ from inference.cli import Parser
 from inference.errors import UserError, first_line, printable
 from inference.files import replacing
 from inference.header import read_header
-from ocr.folder import CATEGORIES, FARTHEST, shuffled
+from inference.lines import CATEGORIES
+from ocr.folder import FARTHEST, shuffled
 
 KEYS = {"images": {"id": int, "file_name": str}, "categories": {"id": int, "name": str},
         "annotations": {"id": int, "image_id": int, "category_id": int}}

@@ -21,7 +21,6 @@ import numpy as np
 from inference.errors import UserError, first_line
 
 LINES, COCO, IMAGES = "lines.tsv", "coco.json", "images"
-CATEGORIES = [{"id": 0, "name": "char"}, {"id": 1, "name": "word"}]
 FARTHEST = 2**31  # pixels: no image is as large
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from inference.files import replacing
-from ocr.folder import CATEGORIES, COCO, IMAGES, LINES
+from inference.lines import CATEGORIES
+from ocr.folder import COCO, IMAGES, LINES
 from ocr.fonts import EM, LIGATURES, SHAPING, Face, Faces, Glyph, find_faces, font_files, wide
 from ocr.ink import age
 from ocr.text import CHARSET, Texts, fold, read_charset

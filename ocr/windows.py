@@ -15,9 +15,9 @@ import numpy as np
 from inference.cli import Parser
 from inference.errors import UserError
 from inference.image import MAX_INPUT, ImageError
-from inference.lines import load_line, resize_line
+from inference.lines import CATEGORIES, load_line, resize_line, turned
 from ocr.coco import write_new
-from ocr.folder import CATEGORIES, COCO, IMAGES, Line, add_selection, new_folder, read_lines, shuffled
+from ocr.folder import COCO, IMAGES, Line, add_selection, new_folder, read_lines, shuffled
 
 
 def main(arguments=None):
@@ -54,7 +54,7 @@ def cut(line: Line, height: int, side: int, vertical: bool = False) -> list[tupl
     except ImageError:
         return []
     if vertical:
-        boxes = np.stack([boxes[:, 1], image.shape[0] - boxes[:, 2], boxes[:, 3], image.shape[0] - boxes[:, 0]], 1)
+        boxes = turned(boxes, image.shape[0])
         boxes = boxes[np.argsort(boxes[:, ::2].sum(1), kind="stable")]  # the COCO file need not say so
     image, scale = resize_line(image, height)
     limits = [image.shape[1], height] * 2

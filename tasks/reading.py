@@ -18,10 +18,10 @@ from engine.schedules import margin_factor
 from eval.reading import evaluate_lines
 from inference.errors import UserError
 from inference.image import ImageError, map_ahead
-from inference.lines import line_size, load_line, resize_line, resized_width
-from inference.reader import MAX_HEIGHT, LineReader
+from inference.lines import line_size, load_line, resize_line, resized_width, turned
+from inference.reader import MAX_CLASSES, MAX_HEIGHT, LineReader
 from inference.text import normalize
-from losses import MARGINS, get_margin
+from losses import MARGINS, check_margin, get_margin
 from ocr.folder import Line, read_lines
 from ocr.text import read_charset
 from tasks.base import Evaluation, Export, Task
@@ -90,9 +90,7 @@ class ReadingTask(Task):
             cfg.data = [cfg.data] if Path(cfg.data).is_dir() else [part for part in cfg.data.split(",") if part]
         if cfg.height % 8:
             raise UserError(f"height={cfg.height}: must be a multiple of 8")
-        if (cfg.margin == "combined") != isinstance(cfg.m, list) or isinstance(cfg.m, list) and len(cfg.m) != 3:
-            raise UserError(f"m={cfg.m}: margin={cfg.margin} takes "
-                            + ("a list [m1, m2, m3]" if cfg.margin == "combined" else "one number"))
+        check_margin(cfg)
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
@@ -162,7 +160,7 @@ class ReadingTask(Task):
     @classmethod
     def restore(cls, cfg, info: dict):
         classes = info.get("classes")
-        if (not isinstance(classes, list) or classes[:2] != [BLANK, SPACE] or len(classes) > 200_000
+        if (not isinstance(classes, list) or classes[:2] != [BLANK, SPACE] or len(classes) > MAX_CLASSES
                 or not all(isinstance(name, str) and len(name) == 1 for name in classes[1:])):
             raise UserError("run.json: does not name the run's characters; give the folder as train_v2.py left it")
         return get_reader(cfg, classes)
@@ -210,7 +208,7 @@ class ReadingTask(Task):
         cfg = self.cfg
         parts = ((step, micro) for step in range(first_step, self.total_steps) for micro in range(cfg.accumulate))
         for batch in map_ahead(lambda part: self._load(*part), parts, AHEAD):
-            yield {name: value.to(self.ranks.device) if name in ("image", "label", "box", "has_box") else value
+            yield {name: value.to(self.ranks.device) if name in ("image", "label", "box") else value
                    for name, value in batch.items()}
 
     def _load(self, step: int, micro: int) -> dict:
@@ -341,11 +339,6 @@ def plain(image: np.ndarray, boxes: np.ndarray | None, height: int) -> tuple[np.
     """A line `height` pixels high, and its boxes."""
     line, scale = resize_line(image, height)
     return line, None if boxes is None else boxes * scale
-
-
-def turned(boxes: np.ndarray, height: int) -> np.ndarray:
-    """The boxes of a vertical line where np.rot90 has turned it; height: of the turned image."""
-    return np.stack([boxes[:, 1], height - boxes[:, 2], boxes[:, 3], height - boxes[:, 0]], 1)
 
 
 def column_softmax(cosines: torch.Tensor, label: torch.Tensor, margin, blank_weight: float

@@ -12,7 +12,7 @@ from eval import evaluate_folder
 from eval.calibrate import threshold_table
 from inference.errors import UserError
 from inference.model import are_thresholds
-from losses import MARGINS, Margin, get_margin
+from losses import MARGINS, Margin, check_margin, get_margin
 from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
 from tasks import images
 from tasks.base import Evaluation, Export
@@ -52,9 +52,7 @@ class RegistrationTask(images.ImageTask):
         super().check_config(cfg)
         if cfg.layout and cfg.image_size % cfg.layout:
             raise UserError(f"layout={cfg.layout}: image_size={cfg.image_size} must be a multiple of it")
-        if (cfg.margin == "combined") != isinstance(cfg.m, list) or isinstance(cfg.m, list) and len(cfg.m) != 3:
-            raise UserError(f"m={cfg.m}: margin={cfg.margin} takes "
-                            + ("a list [m1, m2, m3]" if cfg.margin == "combined" else "one number"))
+        check_margin(cfg)
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)

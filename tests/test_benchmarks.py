@@ -43,7 +43,8 @@ def test_quick_rows(name, request):
     assert len(rows) >= 4
     for row in rows:
         assert set(row) == {"name", "ours", "peer", "limit", "ratio", "unit"}
-        assert math.isfinite(row["ours"]) and row["ours"] >= 0
+        assert math.isfinite(row["ours"])
+        assert row["ours"] >= 0 or "growth" in row["name"]     # a slope through times of tiny searches may fall
         assert (row["ratio"] is None) == (not row["ours"] or not row["peer"])
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from inference.errors import UserError
-from ocr.folder import CATEGORIES, new_folder, read_lines
+from inference.lines import CATEGORIES
+from ocr.folder import new_folder, read_lines
 
 ROWS = [("a.png", "in a", "x"), ("b.png", "“So,”", "x"), ("c.png", "no", "y"), ("d.png", "", "z")]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.cli import exit_status
-from ocr.folder import CATEGORIES
+from inference.lines import CATEGORIES
 from ocr.windows import main
 
 CHARACTERS = [[10, 4, 18, 60], [10, 70, 18, 74], [10, 90, 18, 110]]  # x0 y0 x1 y1 of "ab c", downward

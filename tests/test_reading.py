@@ -26,13 +26,13 @@ from engine.distributed import Ranks
 from engine.parallel import prepare
 from inference.cli import exit_status
 from inference.errors import UserError
-from inference.lines import line_size, load_line
+from inference.lines import line_size, load_line, turned
 from inference.reader import LineReader
 from inference.text import edit_distance
 from losses import ArcFace, CosFace
 from ocr.folder import read_lines
 from tasks import build_task
-from tasks.reading import ReadingTask, TorchReader, about, column_softmax, ctc, line_targets, turned
+from tasks.reading import ReadingTask, TorchReader, about, column_softmax, ctc, line_targets
 from tests.helpers.folders import joined, same
 from tests.helpers.programs import Program
 from tests.helpers.ranks import run_ranks
