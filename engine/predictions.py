@@ -1,7 +1,8 @@
 """Predictions of a model, {sample id: vector}, in one file: what a teacher said of images, found again by their ids.
 
 A safetensors file, so nothing in it is executed: `values` float32 [N,K]; `ids`, a JSON list of N texts as uint8, since the
-header of such a file takes 100 MB at most; in the header `predictions`, a JSON object: kind and classes.
+header of such a file takes 100 MB at most; `folds` int64 [N], where there are folds; in the header `predictions`, a JSON
+object: kind, classes, and what made them (`about`).
 """
 import hashlib
 import json
@@ -19,15 +20,23 @@ KINDS = "embedding", "logits"
 
 class Predictions:
     """Vectors float32 `[N,K]` of N samples by their ids. kind: "logits", of K `classes` (their names, in order), or
-    "embedding", without classes. Raises ValueError where these do not fit together or a number is not finite."""
+    "embedding", without classes. folds: int64 `[N]`, of each sample the fold that was held out from the model that said this
+    of it; -1: the mean of all folds' models, of a sample that none of them learned from; None: not known. about: what made
+    the predictions, JSON values. Raises ValueError where these do not fit together or a number is not finite."""
 
-    def __init__(self, ids: list[str], values: torch.Tensor, kind: str, classes: list[str] | None = None):
+    def __init__(self, ids: list[str], values: torch.Tensor, kind: str, classes: list[str] | None = None,
+                 folds: torch.Tensor | None = None, about: dict | None = None):
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not known; choose from {', '.join(KINDS)}")
         if values.dim() != 2 or not values.is_floating_point() or not len(values) == len(ids) > 0:
             raise ValueError(f"{len(ids)} ids, {values.dtype} values {list(values.shape)}")
         if (kind == "logits") != (classes is not None) or classes is not None and len(classes) != values.shape[1]:
             raise ValueError("logits have a name for each class, embeddings have none")
+        if folds is not None and (folds.shape != (len(ids),) or folds.dtype != torch.int64 or (folds < -1).any()):
+            raise ValueError(f"{len(ids)} ids, and folds {folds.dtype} {list(folds.shape)}; needed is one, -1 or more, for each")
+        if not isinstance(about or {}, dict):
+            raise ValueError("about must be an object")
+        self.folds, self.about = folds, about or {}
         self.ids, self.values, self.kind, self.classes = ids, values.detach().float(), kind, classes
         self._row = _numbered(ids)
         _numbered(classes or [])
@@ -60,16 +69,18 @@ def _numbered(names: list[str]) -> dict[str, int]:
     return number
 
 
-def write_predictions(path, predictions: dict[str, torch.Tensor], kind: str, classes: list[str] | None = None) -> None:
-    """Write {sample id: vector `[K]`} to `path`; kind and classes as in `Predictions`. Raises UserError for what
-    `read_predictions` would refuse, and where the file cannot be written."""
+def write_predictions(path, predictions: dict[str, torch.Tensor], kind: str, classes: list[str] | None = None,
+                      folds: dict[str, int] | None = None, about: dict | None = None) -> None:
+    """Write {sample id: vector `[K]`} to `path`, and where `folds` is given {sample id: fold}; the rest as in `Predictions`.
+    Raises UserError for what `read_predictions` would refuse, and where the file cannot be written."""
     try:
         values = torch.stack([vector.detach().float().cpu() for vector in predictions.values()])
-        found = Predictions(list(predictions), values, kind, classes)
+        held_out = None if folds is None else torch.tensor([folds[name] for name in predictions])
+        found = Predictions(list(predictions), values, kind, classes, held_out, about)
         text = torch.frombuffer(bytearray(json.dumps(found.ids).encode()), dtype=torch.uint8)
         with replacing(path) as partial:
-            save_file({"values": found.values, "ids": text}, partial,
-                      {"predictions": json.dumps({"kind": kind, "classes": classes})})
+            tensors = {"values": found.values, "ids": text} | ({} if held_out is None else {"folds": held_out})
+            save_file(tensors, partial, {"predictions": json.dumps({"kind": kind, "classes": classes, "about": found.about})})
     except UserError:
         raise
     except Exception as error:  # safetensors has its own for a full disk
@@ -84,7 +95,8 @@ def read_predictions(path) -> Predictions:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["predictions"])
             ids = json.loads(file.get_tensor("ids").numpy().tobytes())
-            return Predictions(ids, file.get_tensor("values"), about["kind"], about["classes"])
+            folds = file.get_tensor("folds") if "folds" in file.keys() else None
+            return Predictions(ids, file.get_tensor("values"), about["kind"], about["classes"], folds, about.get("about"))
     except Exception as error:  # of safetensors, JSON and shapes, which share no base
         raise UserError(f"{path}: cannot be used as predictions ({first_line(error)}); write it again with "
                         "engine.predictions.write_predictions") from None
