@@ -35,8 +35,8 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
 def combine(logits: dict[str, np.ndarray], fusion: dict) -> np.ndarray:
     """Log probabilities float64 `[N,C]` of N images by {model's name: its logits `[N,C]`}, rows of NaN where it has none.
 
-    fusion: as `read_fusion` returns it; C is in the order of its `classes`. A model that is not in `logits` has no prediction
-    of any image. Raises ValueError where these do not fit together, or a number of a row is not finite.
+    fusion: as `read_fusion` returns it; C is in the order of its `classes`. A model that is not in `logits` has no
+    prediction of any image. Raises ValueError where these do not fit together, or a number of a row is not finite.
     """
     models = fusion["models"]
     if unknown := set(logits) - {model["name"] for model in models}:
@@ -84,6 +84,7 @@ def _weights(fusion, has):
 def read_fusion(path) -> dict:
     """The fusion in a JSON file: form, models [{name, kind, weight, temperature}], fallback {kind: {name: weight}}, classes,
     and whatever else it holds. Raises UserError, one line, for any other file; it may come from anyone."""
+    way_out = "`python -m adverts tune` writes one"
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
@@ -91,10 +92,9 @@ def read_fusion(path) -> dict:
             fusion = json.load(file)
         check_fusion(fusion)
     except OSError as error:
-        raise UserError(printable(f"{path}: cannot be read ({error.strerror}); `python -m adverts tune` writes one")) from None
+        raise UserError(printable(f"{path}: cannot be read ({error.strerror}); {way_out}")) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(printable(f"{path}: cannot be used as a fusion ({first_line(error)}); `python -m adverts tune` writes "
-                                  "one")) from None
+        raise UserError(printable(f"{path}: cannot be used as a fusion ({first_line(error)}); {way_out}")) from None
     return fusion
 
 
@@ -112,9 +112,10 @@ def check_fusion(fusion) -> None:
     for model in models:
         if model.get("kind") not in KINDS:
             raise ValueError(f"the kind of {model['name']!r} is not one of {', '.join(KINDS)}")
-        if not _number(model.get("weight")) or not (
-                _number(model.get("temperature")) and model["temperature"] >= 1 / LARGEST):
-            raise ValueError(f"{model['name']!r} needs a weight from 0 and a temperature from {1 / LARGEST:g} to {LARGEST:g}")
+        weight, temperature = model.get("weight"), model.get("temperature")
+        if not (_number(weight) and _number(temperature) and temperature >= 1 / LARGEST):
+            raise ValueError(f"{model['name']!r} needs a weight of 0 to {LARGEST:g} and a temperature of {1 / LARGEST:g} to "
+                             f"{LARGEST:g}")
     of_kind = {kind: {model["name"] for model in models if model["kind"] == kind} for kind in KINDS}
     if not isinstance(fallback, dict) or not all(
             kind in KINDS and isinstance(given, dict) and given.keys() <= of_kind[kind] and all(map(_number, given.values()))
