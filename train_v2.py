@@ -73,7 +73,8 @@ class Run:
         self.task: Task = build_task(cfg, ranks)
         self.task.forward, cannot = prepare(self.task.model, self.task.example, ranks, cfg.compile, cfg.precision)
         self.optimizer = make_optimizer(self.task.param_groups(), cfg.batch_size)
-        self.ema = Ema(self.task.model, cfg.ema) if cfg.ema else None
+        even_from = round((1 - cfg.swa) * self.task.total_steps) if cfg.swa else None
+        self.ema = Ema(self.task.model, cfg.ema, even_from) if cfg.ema or cfg.swa else None
         earlier = self.resume()
         self.start, self.total = earlier.get("step", 0), self.task.total_steps
         self.best = earlier.get("best"), earlier.get("best_step")  # score and step

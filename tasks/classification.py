@@ -1,147 +1,167 @@
-"""Classification: every folder of images is a class; cross entropy, and a cached teacher where there is one.
+"""Classification of images: cross entropy, mixed samples, and a cached teacher where there is one.
 
-    python train_v2.py configs/classification_small data=DIR:1:labelled eval_data=DIR teacher=FILE
+    python train_v2.py configs/classification_small data=DIR:1:labelled eval_data=DIR [teacher=FILE]
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0 [teacher=FILE unlabelled=test]
 
-The teacher is what another model, larger or of another kind, said of the training images beforehand: a file of
-`engine.predictions`, joined by sample id. Its embeddings are met by a projection that is not published, its logits (of
-the same classes, joined by name) by the network's own.
+Either every folder of images is a class, or a split (`python -m adverts split`) names each image's class and fold. What the
+teacher, another model, said of the training images beforehand is a file of `engine.predictions`, joined by sample id. Its
+embeddings are met by a projection that is not published, its logits (of the same classes, joined by name) by the network's
+own; see tasks/labels.py.
 """
-import hashlib
 import itertools
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.special import betaincinv
 from torch import nn
 
 from augment import Augment
 from backbones import get_model
-from engine.distributed import global_mean
 from engine.keys import Key
 from engine.optimizer import decay_groups
-from engine.predictions import read_predictions
-from eval.folder import find_images, read_images
+from engine.random import uniform
+from eval.folder import Item, find_images, read_images
 from inference.errors import UserError, printable
 from inference.image import fit_square
-from losses import soft_target_kl
-from tasks import images
+from tasks import images, labels
 from tasks.base import Evaluation, Export
 
-MAX_CLASSES = 100_000  # beyond, class centers are better sharded: task=registration
 AT_ONCE = 64           # images of an evaluation
 
 
 class ClassificationTask(images.ImageTask):
-    """A classifier over labelled folders."""
+    """A classifier of images."""
 
     defaults = {
         **images.KEYS,
+        **labels.KEYS,
         "expansion": Key(1, "a folder is a class", choices=(1,)),
         "eval_data": Key("", "folder to evaluate on: CLASS/*.jpg, classes as in data"),
-        "head": Key("gap", "of the network", choices=("flatten", "gap", "squeeze")),
+        "head": Key("gap", "of the network; timm: its own, with all of its pretrained weights",
+                    choices=("flatten", "gap", "squeeze", "timm")),
         "norm": Key("ln", "in the head; lbn: LayerNorm, then BatchNorm", choices=("ln", "bn", "lbn")),
         "embedding_size": Key(256, "numbers before the last layer", least=1, most=images.MAX_EMBEDDING),
-        "dropout": Key(0.0, "of the embedding before the last layer", least=0, below=1),
-        "label_smoothing": Key(0.1, "share of the label that is spread over all classes", least=0, below=1),
-        "label_weight": Key(1.0, "of the cross entropy in the loss", least=0),
-        "teacher": Key("", "file of predictions for the training images (engine/predictions.py): embeddings or logits"),
-        "teacher_weight": Key(1.0, "of the teacher's term in the loss", least=0),
-        "temperature": Key(2.0, "of the softmax over a teacher's logits", above=0),
-        "projector_lr": Key(1e-3, "AdamW, the projection onto a teacher's embeddings; whatever the batch", least=0),
+        "drop_path": Key(0.0, "with head=timm: rate at which whole blocks are skipped in training, rising to it with depth",
+                         least=0, below=1),
+        "mixup": Key(0.0, "each sample is mixed with another of its batch, by shares of a Beta(mixup, mixup) distribution "
+                          "(https://arxiv.org/abs/1710.09412); 0: off", least=0),
     }
 
     @classmethod
     def check_config(cls, cfg) -> None:
         super().check_config(cfg)
-        if not cfg.label_weight and not (cfg.teacher and cfg.teacher_weight):
-            raise UserError("label_weight=0: nothing is learned without a teacher; set teacher=FILE, or another weight")
+        labels.check_config(cfg)
+        if cfg.fold >= 0 and cfg.eval_data:
+            raise UserError(f"eval_data={cfg.eval_data}: fold={cfg.fold} is what a run on a split is evaluated on; give one "
+                            "of them")
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
+        chosen = labels.choose(cfg)
+        if chosen:
+            self._take(chosen)
         for root, _ in self.roots:
-            if not root.labelled or root.expansion != 1:
+            if not chosen and (not root.labelled or root.expansion != 1):
                 raise UserError(f"data={root.folder}: each folder in it is a class here; write {root.folder}:1:labelled")
-        self.teacher = read_predictions(cfg.teacher) if cfg.teacher else None
         encoder = get_model(cfg, None if ranks.rank == 0 else False)  # rank 0 alone fetches weights
         self.check_batch(encoder)
         self.read_images()
-        self.classes = self.images.labels
-        if not 1 < len(self.classes) <= MAX_CLASSES:
-            raise UserError(f"data: {len(self.classes):,} classes; classification takes 2 to {MAX_CLASSES:,}, "
-                            "task=registration more")
-        self.eval_items = _items(cfg.eval_data, self.classes) if cfg.eval_data else []
-        if self.teacher:
-            self._check_teacher()
-        embeds = self.teacher is not None and self.teacher.kind == "embedding"
-        self.published = Classifier(encoder, cfg.embedding_size, len(self.classes), cfg.dropout)
-        self.model = Student(self.published, nn.Linear(cfg.embedding_size, self.teacher.values.shape[1]) if embeds else None)
+        self.classes = chosen.classes if chosen else self.images.labels
+        self.targets = labels.Targets(cfg, self.classes)
+        if not chosen:
+            self.eval_items = _items(cfg.eval_data, self.classes) if cfg.eval_data else []
+        self.split = chosen.split.digest() if chosen else None
+        number = {name: c for c, name in enumerate(self.classes)}
+        # Of the classes that the images are to `ImageFolders`: with a split, each image is one.
+        self.label = torch.tensor([number.get(chosen.learned[name], -1) if chosen else number[name]
+                                   for name in self.images.labels])
+        self.notes += self.targets.note(list(self.images.unique_ids()))
+        self.published = Classifier(encoder, encoder.width, len(self.classes), cfg.dropout)
+        projected = self.targets.projection
+        self.model = Student(self.published, nn.Linear(encoder.width, projected) if projected else None)
         self.cache_images()
 
-    def _check_teacher(self) -> None:
-        """Match the teacher with the data: its ids with the images', its classes (`self.columns`) with theirs."""
-        teacher, ids = self.teacher, self.images.unique_ids()
-        known = int(teacher.join(list(ids))[1].sum())
-        if not known:
-            raise UserError(printable(f"teacher={self.cfg.teacher}: knows none of the images in data; its ids are such as "
-                                      f"{teacher.ids[0]!r}, theirs such as {self.images.ids[0]!r} (identity=content: by "
-                                      "content)"))
-        self.columns = slice(None)
-        if teacher.kind == "logits":
-            column = {name: number for number, name in enumerate(teacher.classes)}
-            if missing := [name for name in self.classes if name not in column]:
-                raise UserError(printable(f"teacher={self.cfg.teacher}: has no class {missing[0]!r}, and data has "
-                                          f"({len(missing)} of {len(self.classes)} are missing)"))
-            self.columns = torch.tensor([column[name] for name in self.classes])
-        self.notes.append(f"teacher: {teacher.kind} [{teacher.values.shape[1]}], known for {known:,} of {len(ids):,} images")
+    def _take(self, chosen: labels.Chosen) -> None:
+        """Learn from the images that a split names and evaluate on its fold, instead of all that lies in the folders."""
+        if len(self.roots) != 1 or self.roots[0][0].labelled:
+            raise UserError("data: with split=FILE, one folder, without :labelled; the split says what each image is")
+        (root, names), = self.roots
+        if missing := sorted({*chosen.learned, *(chosen.evaluated or ())}.difference(names)):
+            raise UserError(printable(f"split={self.cfg.split}: {missing[0]} is not below data={root.folder} "
+                                      f"({len(missing)} images are missing)"))
+        self.roots = [(root._replace(expansion=1), [name for name in names if name in chosen.learned])]
+        self.eval_items = [Item(Path(root.folder) / name, name, label, False)
+                           for name, label in (chosen.evaluated or {}).items()]
+
+    @property
+    def evaluates(self) -> bool:
+        return super().evaluates or self.cfg.fold >= 0
 
     @classmethod
     def restore(cls, cfg, info: dict) -> nn.Module:
-        return Classifier(get_model(cfg, pretrained=False), cfg.embedding_size, len(_class_names(info)), cfg.dropout)
+        encoder = get_model(cfg, pretrained=False)
+        return Classifier(encoder, encoder.width, len(labels.class_names(info)), cfg.dropout)
 
     @classmethod
     def export(cls, cfg, info: dict, network: nn.Module, evaluation: dict | None = None) -> Export:
-        return Export(nn.Sequential(network, nn.Softmax(1)), cfg["image_size"], ("probabilities",),
-                      {"classes": _class_names(info)})
+        return Export(labels.Probabilities(network), cfg["image_size"], ("logits", "probabilities"),
+                      {"classes": labels.class_names(info)})
 
     def describe(self) -> dict:
-        return {**super().describe(), "classes": self.classes}
+        return {**super().describe(), "num_classes": len(self.classes), "classes": self.classes, "split": self.split,
+                "fold": self.cfg.fold}
 
     def compatibility_keys(self) -> dict:
-        keys = ("head", "norm", "embedding_size")
-        names = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=8).hexdigest()
-        return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}, "classes": names,
-                "teacher": self.teacher.digest() if self.teacher else None}
+        keys = ("head", "norm", "embedding_size", "fold", "unlabelled")
+        return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}, **self.targets.digests(),
+                "split": self.split}
 
     def param_groups(self) -> list[dict]:
         cfg, projector = self.cfg, self.model.projector
-        groups = decay_groups(self.published.named_parameters(), cfg.lr, "sqrt", cfg.weight_decay)
+        groups = labels.param_groups(cfg, self.published)
         if projector is not None:
             groups += decay_groups(projector.named_parameters(), cfg.projector_lr, "fixed", cfg.weight_decay, "projector")
         return groups
 
+    def batches(self, first_step: int) -> Iterator[dict]:
+        """As of every image task, with `label` -1 where there is none. With `mixup`, images of this rank's part that are to
+        be mixed with one of another part are followed by those: only the first `len(batch["partner"])` are samples."""
+        for batch in super().batches(first_step):
+            batch["label"] = self.label[batch["label"]]
+            yield self._with_partners(batch) if self.cfg.mixup else batch
+
+    def _with_partners(self, batch: dict) -> dict:
+        """Add `partner` `[B]`, the place in `batch` of the sample that each is mixed with: the one as far from the end of
+        the global batch as it is from the start. Samples that this rank does not have are added at the end."""
+        position, size = batch["position"], self.cfg.batch_size
+        partner = position + size - 1 - 2 * (position % size)
+        missing = partner[~torch.isin(partner, position)]
+        if len(missing):
+            index, view, label = self.images.locate(self.sampler.samples(missing))
+            more = {"image": self.images.pixels(index).to(self.ranks.device, non_blocking=True), "view": view,
+                    "label": self.label[label], "position": missing}
+            batch = {**batch, **{key: torch.cat([batch[key], value]) for key, value in more.items()},
+                     "id": batch["id"] + [self.images.ids[i] for i in index.tolist()]}
+        place = {at: i for i, at in enumerate(batch["position"].tolist())}
+        return {**batch, "partner": torch.tensor([place[at] for at in partner.tolist()])}
+
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The teacher's term is the mean over the samples that it knows, of all ranks; 0 where it knows none. With
-        `accumulate` that is of each micro-batch."""
-        cfg, device = self.cfg, self.ranks.device
-        image = self.augment(batch["image"], batch["position"], batch["view"], cfg.image_size)
+        """See `labels.Targets.terms`. With `accumulate` each is the mean over a micro-batch."""
+        image = self.augment(batch["image"], batch["position"], batch["view"], self.cfg.image_size)
+        parts = [(batch["id"], batch["label"], None)]
+        if self.cfg.mixup:
+            partner = batch["partner"]
+            drawn = uniform(self.cfg.seed, "mixup", batch["position"][:len(partner)])
+            share = torch.from_numpy(betaincinv(self.cfg.mixup, self.cfg.mixup, drawn.numpy()))                 # [B]
+            parts = [(batch["id"][:len(partner)], batch["label"][:len(partner)], share),
+                     ([batch["id"][at] for at in partner], batch["label"][partner], 1 - share)]
+            own = share.to(image)[:, None, None, None]
+            image = own * image[:len(partner)] + (1 - own) * image[partner.to(image.device)]
         with self.autocast():
             outputs = self.forward(image)
-        logits, *projected = (out.to(torch.promote_types(out.dtype, torch.float32)) for out in outputs)   # [B,C], [B,K]
-        label = batch["label"].to(device, non_blocking=True)                                              # [B]
-        wrong = F.cross_entropy(logits, label, reduction="none", label_smoothing=cfg.label_smoothing)
-        terms = {"cross_entropy": cfg.label_weight * global_mean(wrong)}                                  # [B] -> scalar
-        if self.teacher:
-            said, known = self.teacher.join(batch["id"])
-            said = said[:, self.columns].to(device, logits.dtype, non_blocking=True)                      # [B,K]
-            known = known.to(device, non_blocking=True)                                                   # [B]
-            if projected:
-                apart = (1 - F.cosine_similarity(projected[0], said)).where(known, 0)                     # [B]
-            else:
-                apart = soft_target_kl(logits, said, cfg.temperature, known)                              # [B]
-            terms["teacher"] = cfg.teacher_weight * global_mean(apart, known)
-        return terms
+        return self.targets.terms(outputs, parts)
 
     @torch.no_grad()
     def predict(self, batches: Iterable[dict]) -> dict[str, torch.Tensor]:
@@ -156,30 +176,31 @@ class ClassificationTask(images.ImageTask):
         return found
 
     def evaluate(self) -> Evaluation | None:
-        """Accuracy, which decides, and mean cross entropy (of the plain labels) on `eval_data`."""
+        """Accuracy, which decides, and mean cross entropy (of the plain labels) on the fold held out or `eval_data`."""
         if not self.evaluates:
             return None
-        logits, labels, skipped = [], [], {}
         number = {name: c for c, name in enumerate(self.classes)}
-        decoded = read_images(self.eval_items, self._prepare, self.cfg.image_size)
-        while part := list(itertools.islice(decoded, AT_ONCE)):
-            skipped |= {item.name: reason for item, _, reason in part if reason is not None}
-            used = [(item, pixels) for item, pixels, reason in part if reason is None]
-            if used:
-                logits.append(torch.from_numpy(self.outputs(np.stack([pixels for _, pixels in used]))))
-                labels += [number[item.type] for item, _ in used]
-        if not labels:
-            raise UserError(f"eval_data={self.cfg.eval_data}: none of its images can be used")
-        logits, labels = torch.cat(logits).double(), torch.tensor(labels)                                 # [N,C], [N]
-        if not logits.isfinite().all():
-            raise UserError("the network's outputs are not finite")
-        found = {"accuracy": (logits.argmax(1) == labels).double().mean().item(),
-                 "cross_entropy": F.cross_entropy(logits, labels).item()}
-        return Evaluation(found, decides="accuracy", document={**found, "images": len(labels), "skipped": skipped,
-                                                               "data": self.cfg.eval_data})
+        source = f"fold {self.cfg.fold} of {self.cfg.split}" if self.cfg.fold >= 0 else self.cfg.eval_data
+        found, skipped = image_logits(self.outputs, self.eval_items, self.cfg.image_size, self.cfg.fit)
+        if not found:
+            raise UserError(f"{source}: none of its images can be used")
+        used = [item for item in self.eval_items if item.name in found]
+        return labels.evaluation(torch.stack([found[item.name] for item in used]),
+                                 torch.tensor([number[item.type] for item in used]), {"skipped": skipped, "data": source})
 
-    def _prepare(self, image: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(fit_square(image, self.cfg.image_size, self.cfg.fit)[..., ::-1])
+
+def image_logits(outputs, items: list[Item], size: int, fit: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """({name: logits float32 `[C]`}, {name: why it was skipped}) of image files. outputs: uint8 RGB `[N,size,size,3]` ->
+    float32 `[N,C]`."""
+    found, skipped = {}, {}
+    decoded = read_images(items, lambda image: np.ascontiguousarray(fit_square(image, size, fit)[..., ::-1]), size)
+    while part := list(itertools.islice(decoded, AT_ONCE)):
+        skipped |= {item.name: reason for item, _, reason in part if reason is not None}
+        used = [(item, pixels) for item, pixels, reason in part if reason is None]
+        if used:
+            logits = torch.from_numpy(outputs(np.stack([pixels for _, pixels in used])))
+            found |= {item.name: row for (item, _), row in zip(used, logits)}
+    return found, skipped
 
 
 class Classifier(nn.Module):
@@ -212,12 +233,3 @@ def _items(folder: str, classes: list[str]) -> list:
     if unknown := sorted({item.type for item in items}.difference(classes)):
         raise UserError(printable(f"eval_data={folder}: has images of the class {unknown[0]!r}, which data has not"))
     return items
-
-
-def _class_names(info: dict) -> list[str]:
-    """The classes in a run's `run.json`. Others may have made it."""
-    names = info.get("classes")
-    if (not isinstance(names, list) or not all(isinstance(name, str) for name in names)
-            or not 1 < len(set(names)) == len(names) <= MAX_CLASSES):
-        raise UserError("run.json: does not name the run's classes; give the whole output folder of the run")
-    return names

@@ -188,7 +188,7 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
     """Thirteen images in a step, in parts of 2 to 13; of some parts the teacher, who knows 12 of 20 images, knows none."""
     task = build_task(settings(data / "data", tmp_path, f"teacher={data / 'logits'}"), Ranks(0, 1, CPU))
     parts = [Batches(task.images, 13, 2, 0, rank, 3)[k]["id"] for k in range(12) for rank in range(3)]
-    known = [int(task.teacher.join(ids)[1].sum()) for ids in parts]
+    known = [int(task.targets.teacher.told.join(ids)[1].sum()) for ids in parts]
     assert 0 in known and {len(ids) for ids in parts} == {2, 3}
     for world in (1, 2, 3):
         run_ranks(world, in_double, data, tmp_path)

@@ -147,6 +147,30 @@ def test_switched_on_or_off_between_two_parts_of_a_run(folder, tmp_path):
     assert same(torch.load(tmp_path / "model.pt", weights_only=True), saved(tmp_path, "network"))
 
 
+def test_swa_is_the_plain_mean_of_the_last_steps(folder, tmp_path, monkeypatch):
+    """Of 12 steps the last half, in float64; it is what is published, and the same after a resume."""
+    states, finished = [], RegistrationTask.finish_step
+
+    def finish_step(self, skip):
+        finished(self, skip)
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+    monkeypatch.setattr(RegistrationTask, "finish_step", finish_step)
+    more = ["swa=0.5", "max_steps=12", *WITH_BATCHNORM]
+    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
+    for name, value in torch.load(tmp_path / "whole/model.pt", weights_only=True).items():
+        if value.is_floating_point():
+            expected = sum(state[name].double() for state in states[6:]) / 6
+            assert (value - expected).norm() <= 1e-6 * expected.norm() + 1e-12, name
+    train_until(8, settings(folder, tmp_path / "parts", *more, "save_every=2"), monkeypatch, RegistrationTask)
+    train(settings(folder, tmp_path / "parts", *more, "save_every=2", "resume=auto"), Ranks(0, 1, CPU))
+    assert same(saved(tmp_path / "parts", "average"), saved(tmp_path / "whole", "average"))
+
+
+def test_two_averages_are_refused():
+    with pytest.raises(UserError, match="ema=0.9, swa=0.2: two averages"):
+        load_config("lcnet_strong", ["ema=0.9", "swa=0.2"])
+
+
 def test_a_damaged_average_is_named(folder, tmp_path):
     train(settings(folder, tmp_path, "max_steps=2", EMA), Ranks(0, 1, CPU))
     file = tmp_path / "checkpoints/last/average.safetensors"

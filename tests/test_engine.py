@@ -84,6 +84,22 @@ def test_schedules():
     assert margin_factor(0, 100, 0.0) == 1
 
 
+@pytest.mark.parametrize("total, warmup", [(100, 0.3), (37, 0.1), (10, 0.25)])
+def test_onecycle_is_torchs(total, warmup):
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), 1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=total, pct_start=warmup)
+    for step in range(total):
+        assert lr_factor(step, total, "onecycle", warmup) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("total, warmup", [(1, 0.0), (1, 1.0), (2, 0.0), (5, 1.0), (3, 0.01)])
+def test_onecycle_of_short_runs_stays_between_0_and_1(total, warmup):
+    assert all(0 < lr_factor(step, total, "onecycle", warmup) <= 1 for step in range(total))
+
+
 def test_rates_follow_their_stated_rule():
     """A text encoder's 2e-5 at batch 32 stays 2e-5, whatever the other groups do."""
     encoder, network = nn.Linear(2, 2), nn.Linear(2, 2)

@@ -1,0 +1,24 @@
+"""An image classifier of the advert contest's ensemble: EfficientNet-B4, Noisy Student, 512 pixels. For GPUs; timm's weights come from the hub.
+
+    torchrun --nproc_per_node=8 train_v2.py configs/ads_b4 data=DIR split=SPLIT.csv fold=0
+
+The stated settings of that system, with folds; its rate of 1e-3 is for a batch of 64, whatever the number of GPUs.
+"""
+task = "classification"
+network = "tf_efficientnet_b4.ns_jft_in1k"
+pretrained = True
+head = "timm"
+image_size = 512
+fit = "squash"
+augment = "natural"
+dropout = 0.3
+mixup = 0.4
+label_smoothing = 0.1
+batch_size = 64
+epochs = 30
+lr = 1e-3
+lr_rule = "fixed"
+weight_decay = 2e-5
+schedule = "onecycle"
+warmup = 0.3
+swa = 0.25
