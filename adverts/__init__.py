@@ -1,1 +1,1 @@
-"""Adverts: classification of images by picture and text. Splits, texts, predictions, fusion, submission; no training loop."""
+"""Adverts: classification of images by picture and text. Split, texts, predictions, fusion, submission; no training."""

@@ -7,7 +7,7 @@
     python -m adverts predict --data DIR --split split.csv --out P.safetensors RUN...       # out of fold where labelled
     python -m adverts tune P.safetensors... --split split.csv --out fusion.json             # weights of the models
     python -m adverts submit P.safetensors... --split split.csv --fusion fusion.json --out submission.csv
-    python -m adverts classifier --image RUN --text RUN --fusion fusion.json --out DIR      # what inference/classify.py serves
+    python -m adverts classifier --image RUN --text RUN --fusion fusion.json --out DIR      # for inference/classify.py
 
     python -m adverts demo --out DIR                   # synthetic adverts that need both picture and text
 
@@ -20,7 +20,7 @@ from inference.cli import run_cli
 from inference.errors import UserError
 
 MODULES = {command: f"adverts.{command}" for command in ("split", "ocr", "tune", "submit", "classifier", "demo", "run")}
-MODULES["predict"] = "tasks.predict"  # runs are predicted by the tasks that trained them
+MODULES["predict"] = "tools.predict"  # it loads runs
 
 
 def main(arguments=None):

@@ -1,7 +1,7 @@
 """The split of a data set: which images are learned from, in which fold, and which are only predicted.
 
-    python -m adverts split --data DIR --out split.csv                       # DIR/CLASS/*.jpg
-    python -m adverts split --data DIR --out split.csv                       # DIR/train/CLASS/*, DIR/test/*, DIR/unlabelled/*
+    python -m adverts split --data DIR --out split.csv                    # DIR/CLASS/*.jpg
+    python -m adverts split --data DIR --out split.csv                    # DIR/train/CLASS/*, DIR/test/*, DIR/unlabelled/*
     python -m adverts split --data DIR --csv FILE.csv --test-share .3 --out split.csv
 
 FILE.csv: columns file and label, and if wanted group, role, fold; a file is a path below DIR. Images of one group, and files
@@ -9,8 +9,8 @@ of equal bytes, never stand in different folds or roles: with a part of them in 
 Classes are spread evenly over the folds.
 
 split.csv: UTF-8, header `file,label,group,role,fold`. role `train`: has a label and a fold from 0 on. `unlabelled`: only
-predicted, for a student to learn from. `test`: predicted for the submission; its label, where it is known, is used for scores
-alone. The fold of the last two is -1.
+predicted, for a student to learn from. `test`: predicted for the submission; its label, where it is known, is used for
+scores alone. The fold of the last two is -1.
 """
 import csv
 import hashlib
@@ -111,8 +111,8 @@ def _check_groups(rows):
     for group, found in places.items():
         if len(found) > 1:
             (first, a), (second, b), *_ = found.items()
-            raise ValueError(f"the group {group!r} has {a} in {_place(*first)} and {b} in {_place(*second)}; put all of it in "
-                             "one place")
+            raise ValueError(f"the group {group!r} has {a} in {_place(*first)} and {b} in {_place(*second)}; put all of it "
+                             "in one place")
 
 
 def _place(role, fold):
@@ -291,8 +291,9 @@ def settle(rows: list[Row], same: dict[str, str], drop: bool) -> list[Row]:
     for group, found in roles.items():
         if len(found) > 1 and not drop:
             (role, file), (other, again), *_ = found.items()
-            raise UserError(printable(f"the group {group!r} has {file} in role {role} and {again} in role {other}, so a score "
-                                      "would be too good; correct it, or give --drop-conflicts to drop those outside test"))
+            raise UserError(printable(f"the group {group!r} has {file} in role {role} and {again} in role {other}, so a "
+                                      "score would be too good; correct it, or give --drop-conflicts to drop the images of "
+                                      "the group that are not for testing"))
     strongest = {group: max(found, key=STRENGTH.index) for group, found in roles.items()}
     return [row for row in rows if row.file not in dropped and row.role == strongest[row.group]]
 
@@ -323,8 +324,8 @@ def assign_folds(rows: list[Row], folds: int, seed: int) -> list[Row]:
         groups[row.label].add(row.group)
     most = max(map(len, groups.values()), default=0)
     if len(groups) < 2 or most < folds:
-        raise UserError(f"{len(groups)} classes, and none with more than {most} groups: too few for {folds} folds; give more "
-                        "images, or fewer --folds")
+        raise UserError(f"{len(groups)} classes, and none with more than {most} groups: too few for {folds} folds; give "
+                        "more images, or fewer --folds")
     if few := sorted(label for label in groups if len(groups[label]) < folds):
         print(printable(f"warning: {len(few)} of {len(groups)} classes have fewer groups than the {folds} folds, such as "
                         f"{few[0]!r} with {len(groups[few[0]])}: not every fold has images of them"), file=sys.stderr)
@@ -368,7 +369,8 @@ def summary(split: Split) -> str:
     """The split in one line."""
     sizes = [len(split.part("train", fold)) for fold in range(split.folds)]
     test = split.part("test")
-    return (f"{len(split.rows):,} images, {len(split.classes):,} classes, {len({row.group for row in split.rows}):,} groups; "
+    groups = {row.group for row in split.rows}
+    return (f"{len(split.rows):,} images, {len(split.classes):,} classes, {len(groups):,} groups; "
             f"train {sum(sizes):,} in {split.folds} folds of {min(sizes):,} to {max(sizes):,}, "
             f"unlabelled {len(split.part('unlabelled')):,}, "
             f"test {len(test):,} ({sum(bool(row.label) for row in test):,} with a label)")
@@ -377,16 +379,16 @@ def summary(split: Split) -> str:
 def add_options(parser) -> None:
     """The options that say how to split, of this command and of `adverts run`."""
     parser.add_argument("--csv", metavar="FILE.csv", help="the images: file,label and if wanted group,role,fold")
-    parser.add_argument("--test", nargs="+", default=[], metavar="DIR|CSV", help="images for testing: a folder below --data, "
-                        "or a CSV file with the column file and, where it is known, label")
+    parser.add_argument("--test", nargs="+", default=[], metavar="DIR|CSV", help="images for testing: a folder below "
+                        "--data, or a CSV file with the column file and, where it is known, label")
     parser.add_argument("--folds", type=int, metavar="K", help="parts of the training images (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    parser.add_argument("--test-share", type=float, default=0, metavar="F", help="share of the training images to hold out "
-                        "for testing")
-    parser.add_argument("--unlabelled-share", type=float, default=0, metavar="F", help="share of the training images to hold "
-                        "out, without their labels, for teachers to label")
-    parser.add_argument("--drop-conflicts", action="store_true", help="drop images of equal bytes with different labels, and "
-                        "training images whose group has test images, instead of refusing them")
+    parser.add_argument("--test-share", type=float, default=0, metavar="F", help="share of the training images to hold "
+                        "out for testing")
+    parser.add_argument("--unlabelled-share", type=float, default=0, metavar="F", help="share of the training images to "
+                        "hold out, without their labels, for teachers to label")
+    parser.add_argument("--drop-conflicts", action="store_true", help="drop images of equal bytes with different labels, "
+                        "and training images whose group has test images, instead of refusing them")
 
 
 def main(arguments=None):

@@ -5,8 +5,8 @@ that keeps it. numpy; rapidocr is imported on demand, and only what its wheel ho
     for segment in read(image):                        # image: uint8 BGR [H,W,3]
         print(segment.text, segment.score, segment.box)
 
-texts.jsonl: UTF-8, one JSON object a line: {"id": ..., "segments": [{"text": ..., "score": ..., "box": [[x,y]*4]}, ...]}, from
-top to bottom; an image that could not be read has no segments, and "error" tells the reason.
+texts.jsonl: UTF-8, one JSON object a line: {"id": ..., "segments": [{"text": ..., "score": ..., "box": [[x,y]*4]}, ...]}, in
+reading order; an image that could not be read has no segments, and "error" tells the reason.
 """
 import json
 import math
@@ -25,6 +25,7 @@ OPTIONS = {"Global.text_score": 0.5, "Global.use_cls": False, "Global.max_side_l
            "Det.thresh": 0.3, "Det.box_thresh": 0.5, "Det.unclip_ratio": 1.6}
 MODELS = {"Det.model_path": "*_det_*.onnx", "Rec.model_path": "*_rec_*.onnx"}  # below the library's folder models/
 MAX_SIDE = 4000   # pixels, larger than Global.max_side_len: the detector sees the image as it is
+JSON_ERRORS = ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError  # of other JSON
 MAX_SEGMENTS, MAX_TEXT = 10_000, 10_000  # of an image, characters of a segment: no image holds as many
 
 
@@ -38,7 +39,8 @@ class Segment(NamedTuple):
 
 def settings(side: int = 0) -> str:
     """What decides the text of an image, beside the image: two readers with the same settings read the same. One line."""
-    return json.dumps({"rapidocr": _version(), "models": [path.name for path in _models().values()], "side": side, **OPTIONS})
+    models = [path.name for path in _models().values()]
+    return json.dumps({"rapidocr": _library()[1], "models": models, "side": side, **OPTIONS})
 
 
 def make_reader(side: int = 0, threads: int = 1) -> Callable[[np.ndarray], list[Segment]]:
@@ -66,22 +68,23 @@ def make_reader(side: int = 0, threads: int = 1) -> Callable[[np.ndarray], list[
     return read
 
 
-def _version() -> str:
+def _library():
+    """(folder of rapidocr, its version)."""
     try:
-        return version("rapidocr")
+        import rapidocr
+        return Path(rapidocr.__file__).parent, version("rapidocr")
     except ModuleNotFoundError:
-        raise UserError("text in images is read by the package rapidocr, which is not installed; pip install rapidocr") from None
+        raise UserError("text in images is read by the package rapidocr, which is missing; pip install rapidocr") from None
 
 
 def _models() -> dict[str, Path]:
     """The models in the library's wheel. Given by path, since the library would download one that it does not find."""
-    _version()
-    import rapidocr
-    folder, found = Path(rapidocr.__file__).parent / "models", {}
+    folder, number = _library()
+    found = {}
     for option, pattern in MODELS.items():
-        files = sorted(folder.glob(pattern))
+        files = sorted(folder.glob(f"models/{pattern}"))
         if len(files) != 1:
-            raise UserError(f"{folder}: {len(files)} files {pattern} where rapidocr {_version()} should have one; "
+            raise UserError(f"{folder}/models: {len(files)} files {pattern} where rapidocr {number} should have one; "
                             "pip install --force-reinstall rapidocr==3.10.0")
         found[option] = files[0]
     return found
@@ -95,7 +98,7 @@ def read_segments(path) -> dict[str, list[Segment]]:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 row = json.loads(line)
-                name, segments = row["id"], [_segment(segment) for segment in row["segments"][:MAX_SEGMENTS]]
+                name, segments = row["id"], segments_of(row["segments"])
                 if not isinstance(name, str):
                     raise TypeError("its id is not a text")
                 if name in found:
@@ -103,14 +106,19 @@ def read_segments(path) -> dict[str, list[Segment]]:
                 found[name] = segments
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); python -m adverts ocr writes such a file") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except JSON_ERRORS as error:
         where = "not UTF-8" if isinstance(error, UnicodeError) else f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path}: line {number} is not the text of an image ({where}); write it again by python -m adverts "
                         "ocr") from None
     return found
 
 
-def _segment(entry) -> Segment:
+def segments_of(entries: list[dict]) -> list[Segment]:
+    """The segments in JSON. Raises one of JSON_ERRORS for another content."""
+    return [_segment(entry) for entry in entries[:MAX_SEGMENTS]]
+
+
+def _segment(entry):
     text, score, box = entry["text"], float(entry["score"]), [[int(value) for value in point] for point in entry["box"]]
     if not isinstance(text, str) or len(box) != 4 or any(len(point) != 2 for point in box) or not math.isfinite(score):
         raise ValueError("a segment has a text, a score and a box of four corners")

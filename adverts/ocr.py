@@ -1,0 +1,197 @@
+"""The text of each image, read once and kept.
+
+    python -m adverts ocr --data DIR --cache ocr.sqlite --out texts.jsonl [--split split.csv]
+
+The cache knows an image by its bytes, not by its name, and holds the settings of the reader beside its text: copied and
+renamed images are not read again, changed ones are, and other settings do not use what these have read. Each image is
+committed by itself: the command can be stopped at any time, and goes on when it is given again. Images that cannot be used
+are listed and have no text.
+
+texts.jsonl: one JSON object a line, {"id": path below DIR, "segments": [{"text", "score", "box"}, ...]}, in reading order.
+"""
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from adverts.split import content_digest, read_split
+from adverts.texts import Segment, write_texts
+from inference.cli import Parser
+from inference.errors import UserError, first_line, printable
+from inference.image import ImageError, available_cores, list_images, load_image, map_ahead
+from inference.segments import JSON_ERRORS, make_reader, segments_of, settings
+
+SCHEMA = """create table if not exists texts (
+    content text, settings text, segments text, primary key (content, settings)) without rowid"""
+AT_ONCE = 500   # contents in one question to the cache
+SAMPLE = 8      # images after which the time for all is known well enough to tell it
+SHOWN = 20      # unusable images that are listed
+
+
+class Cache:
+    """Segments by (digest of an image's bytes, settings of the reader), in one SQLite file. Raises UserError, from every
+    method, for a file that is something else or cannot be used."""
+
+    def __init__(self, path, settings: str):
+        self.path, self.settings = path, settings
+        with self._errors():
+            self._db = sqlite3.connect(path, timeout=30)
+            self._db.execute(SCHEMA)
+
+    def get(self, contents: list[str]) -> dict[str, list[Segment]]:
+        """{content: segments} of those that are known."""
+        found = {}
+        for first in range(0, len(contents), AT_ONCE):
+            part = contents[first:first + AT_ONCE]
+            with self._errors():
+                rows = self._db.execute(f"select content, segments from texts where settings = ? and content in "
+                                        f"({','.join('?' * len(part))})", (self.settings, *part))
+                found |= {content: segments_of(json.loads(text)) for content, text in rows}
+        return found
+
+    def put(self, content: str, segments: list[Segment]) -> None:
+        text = json.dumps([segment._asdict() for segment in segments], ensure_ascii=False)
+        with self._errors(), self._db:
+            self._db.execute("insert or replace into texts values (?, ?, ?)", (content, self.settings, text))
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _errors(self):
+        try:
+            yield
+        except (sqlite3.Error, *JSON_ERRORS) as error:
+            raise UserError(printable(f"{self.path}: cannot be used as a cache of texts ({first_line(error)}); give --cache "
+                                      "another name, or remove the file")) from None
+
+
+def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tuple[int, list[Segment] | None, str]]:
+    """(number of the path, its segments or None, why there are none or ""), in the order in which they are ready.
+
+    make: gives, in each process, the function from an image to its segments; both must be picklable by name. Raises
+    UserError when a process is killed.
+    """
+    numbers, waiting = iter(range(len(paths))), {}
+    # spawn, since OpenCV and ONNX Runtime may have threads, and a fork would inherit their locks
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (make,))
+    try:
+        while True:
+            for number in itertools.islice(numbers, 4 * processes - len(waiting)):
+                waiting[pool.submit(_read, paths[number])] = number
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), *future.result()
+    except BrokenProcessPool:
+        raise UserError("a process that reads text was killed, as happens when memory is short; what has been read is kept; "
+                        "give the command again, with fewer --processes") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(make):
+    """Make this process ready to read."""
+    global _reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _reader = make()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)  # a parent that is killed would leave its processes waiting
+
+
+def _read(path):
+    try:
+        return _reader(load_image(path)), ""
+    except ImageError as error:
+        return None, str(error)
+    except Exception as error:  # of the library, for one image: the others can still be read
+        return None, f"the reader failed: {type(error).__name__}: {first_line(error)}"
+
+
+def read_folder(data, ids: list[str], cache: Cache, make: Callable, processes: int) -> dict[str, tuple[list[Segment], str]]:
+    """{id: (segments, why it could not be read or "")} of images below `data`: from the cache, or read now and kept there.
+    make: see `read_images`."""
+    def content(name):
+        try:
+            return content_digest(os.path.join(data, name)), ""
+        except UserError as error:
+            return None, str(error)
+
+    contents = dict(zip(ids, map_ahead(content, ids)))
+    first = {digest: name for name, (digest, _) in reversed(contents.items()) if digest}  # each content is read once
+    known = cache.get(list(first))
+    missing = [digest for digest in first if digest not in known]
+    failed = {}
+    if missing:
+        processes = min(processes, len(missing))
+        print(f"{len(ids):,} images: {len(missing):,} to read, in processes: {processes}", file=sys.stderr)
+        with tqdm(total=len(missing), desc="ocr", unit="image", disable=None) as bar:
+            paths = [os.path.join(data, first[digest]) for digest in missing]
+            for done, (number, segments, reason) in enumerate(read_images(paths, make, processes), 1):
+                if segments is None:
+                    failed[missing[number]] = reason
+                else:
+                    cache.put(missing[number], segments)
+                    known[missing[number]] = segments
+                bar.update()
+                if done == 1:  # the processes are ready
+                    began = time.monotonic()
+                if done == SAMPLE:
+                    rest = (time.monotonic() - began) / (done - 1) * (len(missing) - done)
+                    bar.write(f"the text of {len(missing):,} images takes about {duration(rest)}", file=sys.stderr)
+    return {name: (known.get(digest, []), reason or failed.get(digest, "")) for name, (digest, reason) in contents.items()}
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 3 min, 2.5 h."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main(arguments=None):
+    parser = Parser(prog="python -m adverts ocr", description=__doc__)
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--split", metavar="split.csv", help="read the images that it lists (default: all below --data)")
+    parser.add_argument("--cache", required=True, metavar="ocr.sqlite", help="where the text of each image is kept")
+    parser.add_argument("--out", required=True, metavar="texts.jsonl", help="where the texts of these images are written")
+    parser.add_argument("--side", type=int, default=0, metavar="PIXELS", help="enlarge the shorter side to so many pixels; "
+                        "0: read images as they are. 736 finds more small print, in about four times the time")
+    parser.add_argument("--processes", type=int, default=available_cores(), metavar="N", help="processes that read")
+    args = parser.parse_args(arguments)
+    if not 0 <= args.side <= 2000:
+        raise UserError(f"--side {args.side}: give 0 to 2000 pixels")
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: give at least 1")
+    ids = [row.file for row in read_split(args.split).rows] if args.split else list_images(args.data)
+    if not ids:
+        raise UserError(f"{args.data}: no images below this folder")
+    cache = Cache(args.cache, settings(args.side))
+    try:
+        found = read_folder(args.data, ids, cache, functools.partial(make_reader, args.side), args.processes)
+    finally:
+        cache.close()
+    unusable = [f"{name}: {reason}" for name, (_, reason) in found.items() if reason]
+    if len(unusable) == len(ids):
+        raise UserError(printable(f"{args.data}: none of the {len(ids):,} images can be used; the first: {unusable[0]}"))
+    for line in unusable[:SHOWN]:
+        print(printable(line), file=sys.stderr)
+    if len(unusable) > SHOWN:
+        print(f"... and {len(unusable) - SHOWN:,} more; {args.out} has them all", file=sys.stderr)
+    write_texts(args.out, ((name, *text) for name, text in found.items()))
+    print(printable(f"{args.out}: {len(ids):,} images, {sum(bool(segments) for segments, _ in found.values()):,} with text, "
+                    f"{len(unusable):,} could not be used"))
