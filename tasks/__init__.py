@@ -6,7 +6,7 @@ from inference.errors import UserError
 from tasks.base import Evaluation, Export, Sharded, Task
 
 __all__ = ["Evaluation", "Export", "Sharded", "Task", "build_task", "get_task", "names"]
-SHARED = "__init__", "base", "images", "labels", "objects", "predict", "teachers"  # files of this folder that are no task
+SHARED = "__init__", "base", "images", "labels", "objects", "teachers"  # files of this folder that are no task
 
 
 def names() -> list[str]:

@@ -45,6 +45,8 @@ class ClassificationTask(images.ImageTask):
         "embedding_size": Key(256, "numbers before the last layer", least=1, most=images.MAX_EMBEDDING),
         "drop_path": Key(0.0, "with head=timm: rate at which whole blocks are skipped in training, rising to it with depth",
                          least=0, below=1),
+        "freeze": Key(0, "with head=timm: the first so many groups of layers, the stem and each stage, keep their pretrained "
+                         "weights", least=0),
         "mixup": Key(0.0, "each sample is mixed with another of its batch, by shares of a Beta(mixup, mixup) distribution "
                           "(https://arxiv.org/abs/1710.09412); 0: off", least=0),
     }
@@ -174,6 +176,17 @@ class ClassificationTask(images.ImageTask):
             found.update(zip(batch["id"], self.published(image).float().cpu()))
         self.published.train(was_training)
         return found
+
+    @classmethod
+    @torch.no_grad()
+    def predict_split(cls, cfg, network: nn.Module, names: list[str], data, texts=None) -> tuple[dict, dict]:
+        """({sample id: logits float32 `[C]`}, {sample id: why it was skipped}) of the images `names` below the folder
+        `data`, by a network that `restore` made. texts: not used."""
+        items = [Item(Path(data) / name, name, "", False) for name in names]
+
+        def outputs(pixels):
+            return network(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+        return image_logits(outputs, items, cfg.image_size, cfg.fit)
 
     def evaluate(self) -> Evaluation | None:
         """Accuracy, which decides, and mean cross entropy (of the plain labels) on the fold held out or `eval_data`."""

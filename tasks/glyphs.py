@@ -46,6 +46,8 @@ class GlyphsTask(RegistrationTask):
         super().check_config(cfg)
         if bool(cfg.references) != bool(cfg.eval_data):
             raise UserError("references, eval_data: give both or neither")
+        if cfg.loss == "supcon" and cfg.teacher:
+            raise UserError(f"teacher={cfg.teacher}: goes with loss=margin alone")
         if cfg.loss == "supcon" and (cfg.sampler == "permutation" or cfg.samples_per_class < 2):
             raise UserError(f"loss=supcon: compares samples of one class in a batch; use sampler=per_class or "
                             f"hard_negatives with samples_per_class=2 or more, not {cfg.sampler} with "

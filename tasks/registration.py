@@ -14,7 +14,7 @@ from inference.errors import UserError
 from inference.model import are_thresholds
 from losses import MARGINS, Margin, check_margin, get_margin
 from partial_fc import LEANEST_UPDATE, PartialFC, memory_needed
-from tasks import images
+from tasks import images, teachers
 from tasks.base import Evaluation, Export
 
 AT_ONCE = 256  # images that go through the network together, where class centers begin at images
@@ -45,6 +45,7 @@ class RegistrationTask(images.ImageTask):
                                "with adamw", least=0),
         "centres_momentum": Key(0.9, "of the class centers", least=0),
         "centres_weight_decay": Key(0.0, "of the class centers", least=0),
+        **teachers.KEYS,
     }
 
     @classmethod
@@ -64,6 +65,10 @@ class RegistrationTask(images.ImageTask):
         if classes < ranks.world:
             raise UserError(f"data: {classes} classes cannot be shared by {ranks.world} processes; "
                             "use fewer (--nproc_per_node), more images, or a larger expansion")
+        self.lesson = teachers.Lesson(cfg, self.published, self.images, ranks) if cfg.teacher else None
+        if self.lesson:
+            self.model = self.lesson.model
+            self.notes += self.lesson.notes
         self.make_head(margin, classes)
         self.cache_images()
 
@@ -89,7 +94,11 @@ class RegistrationTask(images.ImageTask):
 
     def compatibility_keys(self) -> dict:
         keys = ("head", "norm", "layout", "embedding_size", "centres_optimizer")
-        return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}}
+        taught = self.lesson.compatibility_keys() if self.lesson else {"teacher": None}
+        return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}, **taught}
+
+    def param_groups(self) -> list[dict]:
+        return self.lesson.param_groups() if self.lesson else super().param_groups()
 
     def begin_step(self, step: int, factor: float) -> dict[str, float]:
         cfg, margin = self.cfg, self.partial_fc.margin
@@ -98,7 +107,15 @@ class RegistrationTask(images.ImageTask):
         margin.strength = margin_factor(step, self.total_steps, cfg.margin_warmup)
         lr = scaled_lr(cfg.centres_lr, cfg.batch_size, RULES[cfg.centres_optimizer]) * factor
         self.partial_fc.begin_step(step, lr, cfg.accumulate)
-        return {"margin": margin.strength, "centres_lr": lr}
+        shown = {"margin": margin.strength, "centres_lr": lr}
+        if self.lesson:
+            self.lesson.begin_step(step, self.total_steps, shown)
+        return shown
+
+    def finish_step(self, skip: torch.Tensor) -> None:
+        super().finish_step(skip)
+        if self.lesson:
+            self.lesson.finish_step(skip)
 
     @torch.no_grad()
     def _imprint(self) -> None:
@@ -115,14 +132,20 @@ class RegistrationTask(images.ImageTask):
             self.partial_fc.imprint(label, embeddings)
         self.published.train()
 
-    def embeddings(self, batch: dict) -> torch.Tensor:
-        """Of this rank's part of a micro-batch, augmented: `[B_local, D]`."""
+    def embeddings(self, batch: dict) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Of this rank's part of a micro-batch, augmented: `[B_local, D]`, or what `teachers.Student` makes of it."""
         image = self.augment(batch["image"], batch["position"], batch["view"], self.cfg.image_size)
         with self.autocast():
             return self.forward(image)
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        return {self.cfg.margin: self.partial_fc(self.embeddings(batch), batch["label"])}
+        """The margin softmax and, with a teacher, its terms."""
+        margin, found = self.cfg.margin, self.embeddings(batch)
+        if not self.lesson:
+            return {margin: self.partial_fc(found, batch["label"])}
+        embeddings, *projected = found
+        return {margin: self.partial_fc(self.lesson.watched(margin, embeddings), batch["label"]),
+                **self.lesson.terms(batch, embeddings, projected)}
 
     def evaluate(self) -> Evaluation | None:
         """Zero-shot metrics on `eval_data`: what `python -m eval --json` prints; the AUROC decides."""

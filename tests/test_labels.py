@@ -1,0 +1,263 @@
+"""Classification of a split: what is learned and what is held out, mixed samples, what a teacher says of which samples, and
+predictions out of fold."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adverts.split import Row, Split, write_split
+from configs import load_config, load_run
+from engine.distributed import Ranks
+from engine.predictions import read_predictions, write_predictions
+from engine.random import normal, uniform
+from inference.errors import UserError
+from inference.image import fit_square
+from tasks import build_task
+from tasks.classification import ClassificationTask
+from tasks.labels import Targets
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import CPU, losses_of, rows, train_until
+from tools import predict
+from train_v2 import train
+
+CLASSES = ["blue", "green", "red"]
+
+
+def draw(path, color, seed):
+    """Noise, mostly of one color channel."""
+    image = np.random.default_rng(seed).integers(0, 120, (40, 40, 3)).astype(np.uint8)
+    image[..., CLASSES.index(color)] += 120
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """30 labelled images in three folds, 6 unlabelled ones, 6 of the test; a teacher who knows all but two."""
+    root, split = tmp_path_factory.mktemp("split"), []
+    for c, name in enumerate(CLASSES):
+        for i in range(14):
+            role = "train" if i < 10 else "unlabelled" if i < 12 else "test"
+            file = f"{role}/{name}_{i:02}.png"
+            draw(root / "data" / file, name, 100 * c + i)
+            split.append(Row(file, "" if role == "unlabelled" else name, file, role, i % 3 if role == "train" else -1))
+    write_split(root / "split.csv", Split(split))
+    known = [row for row in split if row.file not in ("train/red_01.png", "unlabelled/red_10.png")]
+    values = 2 * normal(1, "teacher", torch.arange(len(known))[:, None], torch.arange(3))
+    write_predictions(root / "teacher", dict(zip([row.file for row in known], values)), "logits", CLASSES[::-1],
+                      {row.file: row.fold for row in known})
+    return root
+
+
+def settings(data, output, *more):
+    """Six steps on the images of two folds; without BatchNorm, since that sees each rank's own part of a batch."""
+    return load_config("classification_small", [
+        f"data={data / 'data'}", f"split={data / 'split.csv'}", "fold=1", f"output={output}", "network=test_convnext",
+        "norm=ln", "embedding_size=16", "image_size=32", "dropout=0", "batch_size=8", "max_steps=6", "log_every=1",
+        "cache=false", "num_workers=0", "device=cpu", "eval_every=0", *more])
+
+
+TAUGHT = "unlabelled=test", "mixup=0.4", "teacher_weight=0.7"
+
+
+def test_a_fold_is_held_out_and_nothing_but_labels_of_role_train_is_learned(data, tmp_path):
+    task = build_task(settings(data, tmp_path), Ranks(0, 1, CPU))
+    split = {row.file: row for row in predict.read_split(data / "split.csv").rows}
+    assert {split[name].role for name in task.images.ids} == {"train"} and task.classes == CLASSES
+    assert {split[name].fold for name in task.images.ids} == {0, 2} and len(task.images.ids) == 21
+    assert {item.name for item in task.eval_items} == {row.file for row in split.values() if row.fold == 1}
+    batch = next(task.batches(0))
+    assert [CLASSES[label] for label in batch["label"]] == [split[name].label for name in batch["id"]]
+
+    taught = build_task(settings(data, tmp_path, *TAUGHT, f"teacher={data / 'teacher'}"), Ranks(0, 1, CPU))
+    assert len(taught.images.ids) == 21 + 5 + 6 and "unlabelled/red_10.png" not in taught.images.ids   # the teacher's no
+    for batch in taught.batches(0):
+        for name, label in zip(batch["id"], batch["label"].tolist()):
+            assert label == (CLASSES.index(split[name].label) if split[name].role == "train" else -1)
+
+
+def test_all_labelled_images_are_learned_without_a_fold_and_none_is_evaluated(data, tmp_path):
+    task = build_task(settings(data, tmp_path, "fold=-1"), Ranks(0, 1, CPU))
+    assert len(task.images.ids) == 30 and not task.evaluates and task.evaluate() is None
+
+
+def test_labels_of_the_test_are_never_looked_at(data, tmp_path):
+    """Another label of every test image: the same training."""
+    split = predict.read_split(data / "split.csv")
+    other = [row._replace(label="blue") if row.role == "test" else row for row in split.rows]
+    write_split(tmp_path / "other.csv", Split(other))
+    for run, file in (("one", data / "split.csv"), ("two", tmp_path / "other.csv")):
+        train(settings(data, tmp_path / run, *TAUGHT, f"teacher={data / 'teacher'}", f"split={file}"), Ranks(0, 1, CPU))
+    one, two = (load_file(tmp_path / run / "checkpoints/last/network.safetensors") for run in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def entropy(log_p, label, smoothing=0.1):
+    target = [smoothing / 3 + (1 - smoothing) * (c == label) for c in range(3)]
+    return -sum(share * value for share, value in zip(target, log_p))
+
+
+@pytest.mark.parametrize("keys", [(), ("teacher_on=agrees",), ("teacher_on=unlabelled", "teacher_confidence=0.8"),
+                                  ("teacher_labels=hard",), ("teacher_labels=accident",)], ids=str)
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_the_terms_are_those_of_plain_formulas(data, tmp_path, keys, mixup):
+    """Sample by sample, in float64. A mixture's label is the label of both, each by its share."""
+    cfg = settings(data, tmp_path, *TAUGHT, f"mixup={mixup}", f"teacher={data / 'teacher'}", "temperature=1.5", *keys)
+    task = build_task(cfg, Ranks(0, 1, CPU))
+    task.forward = task.model
+    batch = next(task.batches(0))
+    assert len(batch["id"]) == 8
+    image = task.augment(batch["image"], batch["position"], batch["view"], 32)
+    shares = torch.ones(8)
+    if mixup:   # of positions 0 .. 7, the first with the last
+        assert batch["partner"].tolist() == list(range(8))[::-1]
+        shares = torch.distributions.Beta(0.4, 0.4)
+        drawn = uniform(cfg.seed, "mixup", batch["position"])
+        from scipy.stats import beta
+        shares = torch.tensor(beta.ppf(drawn.numpy(), 0.4, 0.4))
+        image = torch.stack([s * a + (1 - s) * b for s, a, b in zip(shares, image, image.flip(0))]).float()
+    told = read_predictions(data / "teacher")
+    said = {name: values[[2, 1, 0]] for name, values in zip(told.ids, told.values.double())}
+    hard = "teacher_labels=soft" not in cfg and cfg.teacher_labels != "soft"
+    sums = {"cross_entropy": [0, 0], "teacher": [0, 0]}
+    for place, logits in enumerate(task.published(image).detach().double()):
+        log_p = logits.log_softmax(0)
+        for at, share in ((place, shares[place]), (7 - place, 1 - shares[place]))[:2 if mixup else 1]:
+            name, label = batch["id"][at], batch["label"][at].item()
+            if label >= 0:
+                sums["cross_entropy"][0] += share * entropy(log_p, label)
+                sums["cross_entropy"][1] += share
+            teacher = said[name].softmax(0) if name in said else None
+            if teacher is None or teacher.max() < cfg.teacher_confidence:
+                continue
+            if label >= 0 and (cfg.teacher_on == "unlabelled" or cfg.teacher_on == "agrees" and teacher.argmax() != label):
+                continue
+            p = (said[name] / 1.5).softmax(0)
+            soft = 1.5 ** 2 * (p * (p.log() - (logits / 1.5).log_softmax(0))).sum()
+            sums["teacher"][0] += share * (entropy(log_p, teacher.argmax()) if hard else soft)
+            sums["teacher"][1] += share
+    terms = task.losses(batch)
+    for name, weight in (("cross_entropy", 1), ("teacher", 0.7)):
+        total, count = (float(value) for value in sums[name])
+        assert terms[name].item() == pytest.approx(weight * total / max(1, count), rel=1e-5), name
+    labelled = {name for name in task.images.ids if name.startswith("train")}
+    assert bool(labelled) == (cfg.teacher_labels != "accident")
+
+
+CASES = {"mixed": TAUGHT, "hard": (*TAUGHT, "teacher_labels=hard", "accumulate=2"), "accident": (*TAUGHT, "mixup=0",
+                                                                                               "teacher_labels=accident")}
+
+
+def in_double(rank, world, data, output):
+    torch.set_default_dtype(torch.float64)
+    for name, keys in CASES.items():
+        train(settings(data, output / f"{name}-{world}", f"teacher={data / 'teacher'}", "batch_size=9", *keys),
+              Ranks(rank, world, CPU))
+
+
+def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
+    """Parts of 1 to 9 images, whose partners are partly another rank's."""
+    for world in (1, 2, 3):
+        run_ranks(world, in_double, data, tmp_path)
+    for name in CASES:
+        one, *others = (tmp_path / f"{name}-{world}" for world in (1, 2, 3))
+        weights = load_file(one / "checkpoints/last/network.safetensors")
+        assert len(losses_of(one)) == 6 and min(rows(one, "loss/teacher")) > 0
+        for other in others:
+            for column in ("loss", "loss/cross_entropy", "loss/teacher"):
+                assert np.allclose(rows(other, column), rows(one, column), rtol=1e-9, atol=1e-12), (name, column)
+            found = load_file(other / "checkpoints/last/network.safetensors")
+            assert all((found[key] - value).norm() <= 1e-9 * value.norm() for key, value in weights.items()), name
+
+
+def test_a_resumed_run_is_the_run_itself(data, tmp_path):
+    more = [*TAUGHT, f"teacher={data / 'teacher'}", "dropout=0.3", "save_every=2", "swa=0.5"]
+    train(settings(data, tmp_path / "whole", *more), Ranks(0, 1, CPU))
+    train_until(5, settings(data, tmp_path / "halves", *more), pytest.MonkeyPatch(), ClassificationTask)
+    train(settings(data, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
+    for file in ("network", "average"):
+        one, two = (load_file(tmp_path / run / f"checkpoints/last/{file}.safetensors") for run in ("whole", "halves"))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    published = torch.load(tmp_path / "whole/model.pt", weights_only=True)
+    average = load_file(tmp_path / "whole/checkpoints/last/average.safetensors")
+    assert all(torch.equal(value, average["network." + name]) for name, value in published.items())
+
+
+@pytest.mark.parametrize("keys, says", [
+    (("split=", "fold=0"), "fold=0: needs split"),
+    (("split=", "fold=-1", "unlabelled=test"), "unlabelled=test: needs split"),
+    (("unlabelled=test",), "without a teacher"),
+    (("fold=3",), "has the folds 0 to 2"),
+    (("teacher_labels=accident",), "drops the labelled samples"),
+    (("eval_data=DIR",), "eval_data=.*give one of them"),
+    (("data=DIR:1:labelled",), "without :labelled"),
+    (("split=DIR/nothing.csv",), "nothing.csv"),
+    (("unlabelled=unlabelled", "teacher=DIR/../teacher", "teacher_confidence=1"), "speaks of none"),
+])
+def test_keys_that_do_not_fit_together_are_one_line(data, tmp_path, keys, says):
+    keys = [key.replace("DIR", str(data / "data")) for key in keys]
+    with pytest.raises(UserError, match=says) as error:
+        build_task(settings(data, tmp_path, *keys), Ranks(0, 1, CPU))
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_of_the_split_that_is_missing_is_named(data, tmp_path):
+    split = predict.read_split(data / "split.csv")
+    write_split(tmp_path / "more.csv", Split([*split.rows, Row("train/gone.png", "red", "gone", "train", 0)]))
+    with pytest.raises(UserError, match="train/gone.png is not below data="):
+        build_task(settings(data, tmp_path / "run", f"split={tmp_path / 'more.csv'}"), Ranks(0, 1, CPU))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run for each fold."""
+    output = tmp_path_factory.mktemp("runs")
+    for fold in range(3):
+        train(settings(data, output / str(fold), f"fold={fold}", "lr=1e-2", "augment=none"), Ranks(0, 1, CPU))
+    return output
+
+
+def test_predictions_are_out_of_fold(data, trained, tmp_path, monkeypatch):
+    """Each labelled image by the run that had not seen it, the others by the mean of all, in any order of the runs."""
+    out = tmp_path / "P.safetensors"
+    runs = [str(trained / str(fold)) for fold in (2, 0, 1)]
+    assert predict.main(["--data", str(data / "data"), "--split", str(data / "split.csv"), "--out", str(out), *runs]) == 0
+    found, split = read_predictions(out), predict.read_split(data / "split.csv")
+    assert found.classes == CLASSES and sorted(found.ids) == sorted(row.file for row in split.rows)
+    assert dict(zip(found.ids, found.folds.tolist())) == {row.file: row.fold for row in split.rows}
+    assert found.about["split"] == split.digest()
+    networks = [load_run(trained / str(fold)) for fold in range(3)]
+    for row in split.rows[::5]:
+        pixels = fit_square(cv2.imread(str(data / "data" / row.file)), 32, "pad")[..., ::-1].copy()
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        logits = torch.stack([network(image)[0].detach() for network, _ in networks])
+        expected = logits[row.fold] if row.role == "train" else logits.mean(0)
+        assert torch.allclose(found.join([row.file])[0][0], expected, atol=1e-4), row.file
+
+
+def test_runs_that_would_speak_of_what_they_learned_are_refused(data, trained, tmp_path):
+    def says(*runs, split=data / "split.csv"):
+        with pytest.raises(UserError) as error:
+            predict.main(["--data", str(data / "data"), "--split", str(split), "--out", str(tmp_path / "P"),
+                          *(str(trained / run) for run in runs)])
+        return str(error.value)
+    assert "held out the folds [0, 1]" in says("0", "1") and "[0, 1, 1]" in says("0", "1", "1")
+    rows_ = [row._replace(fold=(row.fold + 1) % 3) if row.fold >= 0 else row
+             for row in predict.read_split(data / "split.csv").rows]
+    write_split(tmp_path / "other.csv", Split(rows_))
+    assert "another split" in says("0", "1", "2", split=tmp_path / "other.csv")
+    info = json.loads((trained / "0/run.json").read_text())
+    assert info["fold"] == 0 and info["split"] == predict.read_split(data / "split.csv").digest()
+
+
+def test_a_mixture_below_a_whole_sample_does_not_divide_by_nothing():
+    """A part of a batch in which no sample is labelled: the term is 0, and its gradient too."""
+    cfg = load_config("classification_small", ["data=x"])
+    targets = Targets(cfg, CLASSES)
+    logits = torch.zeros(2, 3, requires_grad=True)
+    term, = targets.terms((logits,), [(["a", "b"], torch.tensor([-1, -1]), None)]).values()
+    term.backward()
+    assert term.item() == 0 and not logits.grad.any()
