@@ -17,9 +17,11 @@ FORMAT = 1
 AGAIN = "export it again with onnx_export.py"
 MAX_BYTES = 2 << 30  # no ONNX file can be larger
 # What the models of all other tasks lack, by the task that is wanted, and where a model of a task is of use.
-USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents", "reading": "reads no lines"}
+USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents", "reading": "reads no lines",
+           "classification": "has no classes of images", "text_classification": "has no classes of texts"}
 PROGRAMS = {"registration": "inference/classify.py --model", "finder": "inference/classify.py --finder",
-            "reading": "inference/read.py --model"}
+            "reading": "inference/read.py --model", "classification": "inference/classify.py --classifier",
+            "text_classification": "inference/classify.py --classifier"}
 TABLES = {"upright": "thresholds", "any": "thresholds_any"}  # of the metadata, by how the documents may lie
 TURNS = 4  # quarter turns that a document of orientation "any" may have
 PART = {"cpu": 16, "cuda": 64}  # images per run; on a CPU more no longer fit the cache: each then takes longer
@@ -229,9 +231,18 @@ def _providers(backend):
     return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
 
 
+def task_of(session) -> str | None:
+    """The task of an exported model, as the file says; None for a file of any other kind."""
+    try:
+        task = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY]).get("task", "registration")
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
+        return None
+    return task if isinstance(task, str) else None
+
+
 def read_metadata(path, session, task: str) -> dict:
-    """What the file says about itself, checked as far as all tasks have it in common: `task`, `format`, `image_size`, `fit`,
-    and the input. Raises UserError."""
+    """What the file says about itself, checked as far as all tasks have it in common: `task`, `format`, and where the input
+    is an image `image_size`, `fit`, and that input. Raises UserError."""
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         version, other = metadata["format"], metadata.get("task", "registration")
@@ -240,6 +251,8 @@ def read_metadata(path, session, task: str) -> dict:
             raise UserError(f"{path}: a model of task={other}, which {USELESS[task]}; give one of task={task}{useful}")
         if version != FORMAT:
             raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
+        if task == "text_classification":
+            return metadata
         size = metadata["image_size"]
         inputs = [(port.name, port.type, [side if type(side) is int else None for side in port.shape[1:]])
                   for port in session.get_inputs()]

@@ -106,7 +106,7 @@ class Classifier:
         """As `Nearest.name`."""
         image = np.divide(crops[..., ::-1].transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")
         try:
-            found, = self._session.run(None, {"img": image})
+            found, = self._session.run(["probabilities"], {"img": image})
         except Exception as error:
             raise UserError(f"{self.path}: the model does not run ({first_line(error)}); {AGAIN}") from None
         if found.shape != (len(crops), len(self.classes)):
