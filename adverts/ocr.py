@@ -11,18 +11,15 @@ texts.jsonl: one JSON object a line, {"id": path below DIR, "segments": [{"text"
 """
 import contextlib
 import functools
-import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
@@ -48,6 +45,8 @@ class Cache:
         self.path, self.settings = path, settings
         with self._errors():
             self._db = sqlite3.connect(path, timeout=30)
+            self._db.execute("pragma journal_mode = wal")  # a commit that waits for no disk; a killed process loses nothing
+            self._db.execute("pragma synchronous = normal")
             self._db.execute(SCHEMA)
 
     def get(self, contents: list[str]) -> dict[str, list[Segment]]:
@@ -81,43 +80,50 @@ class Cache:
 def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tuple[int, list[Segment] | None, str]]:
     """(number of the path, its segments or None, why there are none or ""), in the order in which they are ready.
 
-    make: gives, in each process, the function from an image to its segments; both must be picklable by name. Raises
-    UserError when a process is killed.
+    make: gives, in each process, the function from an image to its segments; it must be picklable. Raises UserError when a
+    process dies. A pipe to each process, and no queue that they share: whoever is killed at whatever moment, the other end
+    of its pipe is closed, and nobody waits for ever.
     """
-    numbers, waiting = iter(range(len(paths))), {}
-    # spawn, since OpenCV and ONNX Runtime may have threads, and a fork would inherit their locks
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (make,))
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of OpenCV's and ONNX Runtime's threads
+    under_way, numbers = {}, iter(range(len(paths)))  # {our end of the pipe: number of the path}
     try:
-        while True:
-            for number in itertools.islice(numbers, 4 * processes - len(waiting)):
-                waiting[pool.submit(_read, paths[number])] = number
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), *future.result()
-    except BrokenProcessPool:
-        raise UserError("a process that reads text was killed, as happens when memory is short; what has been read is kept; "
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            under_way[ours] = None
+            context.Process(target=_work, args=(theirs, make), daemon=True).start()
+            theirs.close()
+        while under_way:
+            for pipe in multiprocessing.connection.wait(list(under_way)):
+                found = pipe.recv()
+                if under_way[pipe] is not None:
+                    yield under_way[pipe], *found
+                under_way[pipe] = next(numbers, None)
+                if under_way[pipe] is None:
+                    del under_way[pipe]
+                    pipe.close()
+                else:
+                    pipe.send(paths[under_way[pipe]])
+    except (EOFError, ConnectionError):
+        raise UserError("a process that reads text has died, as happens when memory is short; what has been read is kept; "
                         "give the command again, with fewer --processes") from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for pipe in under_way:
+            pipe.close()
 
 
-def _begin(make):
-    """Make this process ready to read."""
-    global _reader
+def _work(pipe, make):
+    """Answer each path that comes through the pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _reader = make()
+    with contextlib.suppress(EOFError, ConnectionError):
+        read = make()
+        pipe.send("ready")
+        while True:
+            pipe.send(_read(read, pipe.recv()))
 
 
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)  # a parent that is killed would leave its processes waiting
-
-
-def _read(path):
+def _read(read, path):
     try:
-        return _reader(load_image(path)), ""
+        return read(load_image(path)), ""
     except ImageError as error:
         return None, str(error)
     except Exception as error:  # of the library, for one image: the others can still be read
@@ -134,7 +140,10 @@ def read_folder(data, ids: list[str], cache: Cache, make: Callable, processes: i
             return None, str(error)
 
     contents = dict(zip(ids, map_ahead(content, ids)))
-    first = {digest: name for name, (digest, _) in reversed(contents.items()) if digest}  # each content is read once
+    first = {}  # {content: the first image that has it}: each content is read once
+    for name, (digest, _) in contents.items():
+        if digest:
+            first.setdefault(digest, name)
     known = cache.get(list(first))
     missing = [digest for digest in first if digest not in known]
     failed = {}

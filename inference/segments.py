@@ -95,9 +95,9 @@ def read_segments(path) -> dict[str, list[Segment]]:
     content and for an id that comes twice."""
     found, number = {}, 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 name, segments = row["id"], segments_of(row["segments"])
                 if not isinstance(name, str):
                     raise TypeError("its id is not a text")
