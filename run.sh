@@ -22,7 +22,7 @@ setup() { # .venv holds what requirements.txt names; a stamp in it says for whic
     if ! "$PYTHON" -c "import cv2" 2>/dev/null; then
         echo "opencv-python does not import here (no libGL or glib); opencv-python-headless takes its place" >&2
         quietly uninstall --yes opencv-python
-        quietly install opencv-python-headless
+        quietly install --force-reinstall --no-deps opencv-python-headless # rapidocr may have brought it: half is gone now
         "$PYTHON" -c "import cv2"
     fi
     echo "$wanted" > "$stamp"

@@ -33,6 +33,7 @@ AT_ONCE = 64           # images of an evaluation
 
 class ClassificationTask(images.ImageTask):
     """A classifier of images."""
+    sees = "image"
 
     defaults = {
         **images.KEYS,
@@ -45,8 +46,8 @@ class ClassificationTask(images.ImageTask):
         "embedding_size": Key(256, "numbers before the last layer", least=1, most=images.MAX_EMBEDDING),
         "drop_path": Key(0.0, "with head=timm: rate at which whole blocks are skipped in training, rising to it with depth",
                          least=0, below=1),
-        "freeze": Key(0, "with head=timm: the first so many groups of layers, the stem and each stage, keep their pretrained "
-                         "weights", least=0),
+        "freeze": Key(0, "with head=timm: the first so many groups of layers, of which the stem is one and each stage, keep "
+                         "their pretrained weights", least=0),
         "mixup": Key(0.0, "each sample is mixed with another of its batch, by shares of a Beta(mixup, mixup) distribution "
                           "(https://arxiv.org/abs/1710.09412); 0: off", least=0),
     }

@@ -31,6 +31,9 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
     if folds != [-1] and sorted(folds) != list(range(split.folds)):
         raise UserError(f"the runs held out the folds {folds}; give one run for each of 0 to {split.folds - 1}, or one with "
                         "fold=-1")
+    kinds = {get_task(cfg.task).sees for _, cfg, *_ in loaded}
+    if len(kinds) > 1:
+        raise UserError(f"{' '.join(map(str, runs))}: runs of texts and of images; predict each kind by itself")
     rest = [row.file for row in split.rows if row.role != "train"]
     found, held_out, skipped, others = {}, {}, {}, {}
     for run, (network, cfg, columns, fold) in zip(runs, loaded):
@@ -48,7 +51,8 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
     held_out |= {name: -1 for name in others}
     return Predictions(list(found), torch.stack(list(found.values())), "logits", split.classes,
                        torch.tensor([held_out[name] for name in found]),
-                       {"model": [str(run) for run in runs], "split": split.digest()}), skipped
+                       {"model": [str(run) for run in runs], "input": kinds.pop(), "split": split.digest(),
+                        "unreadable": sorted(skipped)}), skipped
 
 
 def _load(run, split: Split) -> tuple:
