@@ -291,16 +291,23 @@ def _predicted(fitted, models, logits, test_logits, folds, classes):
 def apply(fusion: dict, models: Sequence[Model], split: Split) -> np.ndarray:
     """Log probabilities float64 `[N,C]` of the split's rows, in their order, by a fusion that `fit` gave: training images by
     the weights tuned without their fold. Raises UserError where models, predictions or split are not those that it had."""
-    again = "give the files that it was tuned on, or run `python -m adverts tune` again"
-    if fusion.get("split") != split.digest():
-        raise UserError(f"the fusion was tuned for another split ({fusion.get('split')}); {again}")
-    tuned = {model["name"]: model.get("predictions") for model in fusion["models"]}
-    for name in sorted(tuned.keys() ^ {model.name for model in models}):
-        raise UserError(printable(f"{name}: is {'missing, and is' if name in tuned else 'given, and is not'} a model of the "
-                                  f"fusion; {again}"))
-    for model in models:
-        if tuned[model.name] != model.predictions.digest():
-            raise UserError(printable(f"{model.name}: its predictions have changed since the fusion was tuned; {again}"))
+    check_fitted(fusion, models, split)
     logits, _ = stack(models, [row.file for row in split.rows], fusion["classes"])
     fitted = Fitted(fusion["choice"], fusion, fusion["cross_fitted"])
     return fitted.log_p(models, logits, np.array([row.fold for row in split.rows]), fusion["classes"])
+
+
+def check_fitted(fusion: dict, models: Sequence[Model], split: Split) -> None:
+    """Raises UserError unless `fit` made the fusion of these models and this split."""
+    again = "run `python -m adverts tune` again"
+    if not {"choice", "best", "split", "cross_fitted", "scores"} <= fusion.keys():
+        raise UserError(f"the fusion does not say how it was tuned; {again}")
+    if fusion["split"] != split.digest():
+        raise UserError(printable(f"the fusion was tuned for another split, {fusion['split']}; {again}, or give that split"))
+    tuned = {model["name"]: model.get("predictions") for model in fusion["models"]}
+    for name in sorted(tuned.keys() ^ {model.name for model in models}):
+        raise UserError(printable(f"{name} is {'missing, and is' if name in tuned else 'given, and is not'} a model of the "
+                                  f"fusion; give the files that it was tuned on, or {again}"))
+    for model in models:
+        if tuned[model.name] != model.predictions.digest():
+            raise UserError(printable(f"{model.name}: its predictions have changed since the fusion was tuned; {again}"))

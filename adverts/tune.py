@@ -30,7 +30,7 @@ def table(fusion: dict) -> str:
     rows = [("", titles), ("", ["accuracy  95 % interval    NLL"] * len(titles))]
     rows += [(name, [_score(part) for part in (one, one["test"]) if part]) for name, one in scores.items()]
     if forms := [name for name in FORMS if name in scores]:
-        rows += [("", []), (f"gain over {fusion['best']}", ["points    95 % interval    gained lost p"] * len(titles))]
+        rows += [("", []), (f"gain over {fusion['best']}", ["points    95 % interval     gained lost p"] * len(titles))]
         rows += [(name, [_gain(part["against_best"]) for part in (scores[name], scores[name]["test"]) if part])
                  for name in forms]
     wide = max(len(name) for name, _ in rows)
@@ -44,7 +44,8 @@ def _score(one):
 
 def _gain(one):
     low, high = (100 * end for end in one["interval"])
-    return f"{100 * one['difference']:+6.1f}    {low:+5.1f} to {high:+5.1f}   {one['gained']:6} {one['lost']:4} {one['p']:.2g}"
+    return (f"{100 * one['difference']:+6.1f}    {low:+5.1f} to {high:+5.1f}    {one['gained']:6} {one['lost']:4} "
+            f"{one['p']:.2g}")
 
 
 def used(fusion: dict) -> list[str]:
