@@ -2,22 +2,26 @@
 
 A margin (cosface, arcface, combined, softmax) maps the target's cosine to its new cosine, elementwise. That is all the
 head in partial_fc.py needs to know, whose classes are sharded and tiled: only the owner of a class applies it.
-The other losses (heatmap, distillation, supcon) are functions that return a value for each sample, `[B]`, never a mean: only
-the training loop knows the global batch.
+The other losses (heatmap, supcon; for teachers distillation, match, relational, rkd, clip_kl) are functions that return a
+value for each sample, `[B]`, never a mean: only the training loop knows the global batch.
 """
 from inference.errors import UserError
 
 from .arcface import ArcFace
+from .clip_kl import clip_kl
 from .combined import CombinedMargin
 from .cosface import CosFace
 from .distillation import soft_target_kl
 from .heatmap import heatmap_focal
 from .margin import Margin
+from .match import cosine_distance
+from .relational import relational_kl
+from .rkd import rkd_distance
 from .softmax import Softmax
 from .supcon import supcon
 
-__all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "check_margin", "get_margin",
-           "heatmap_focal", "soft_target_kl", "supcon"]
+__all__ = ["MARGINS", "ArcFace", "CombinedMargin", "CosFace", "Margin", "Softmax", "check_margin", "clip_kl",
+           "cosine_distance", "get_margin", "heatmap_focal", "relational_kl", "rkd_distance", "soft_target_kl", "supcon"]
 # What the key `margin` can name: how each is made of the keys s, m and interclass (None: off).
 MARGINS = {
     "cosface": lambda s, m, interclass: CosFace(s, m, interclass),
