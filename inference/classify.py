@@ -4,12 +4,14 @@
     python inference/classify.py --model M.onnx --register DIR FOLDER     # all images below a folder
     python inference/classify.py IMAGE... --json                          # the shipped model and registry; one JSON list
     python inference/classify.py IMAGE... --find --orientation any --show DIR     # photos as the camera took them
+    python inference/classify.py --classifier OUT/classifier IMAGE...   # classes learned from images and the text in them
 
     from inference import DocClassifier
     label, score = DocClassifier(model="M.onnx", register_root="DIR")("photo.jpg")  # label None: not registered
 
 DIR has a folder of reference images per type (DIR/passport/*.jpg), or one image per type (DIR/passport.jpg).
-Needs numpy, OpenCV and ONNX Runtime; no torch.
+A classifier, a folder of `python -m adverts classifier` or one ONNX file, knows its classes and needs no reference images
+(inference/classifier.py). Needs numpy, OpenCV and ONNX Runtime; no torch.
 """
 import json
 import sys
@@ -23,11 +25,13 @@ if __name__ == "__main__" and not __package__:  # run as a script: makes its fol
     __package__ = Path(__file__).resolve().parent.name
     __import__(__package__)
 
+from . import classifier as adverts  # noqa: E402
 from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
 from .registry import COMPARED, Registry  # noqa: E402
+from .segments import read_segments  # noqa: E402
 from .show import draw, show_folder, write_drawing  # noqa: E402
 from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
 
@@ -43,6 +47,8 @@ HIGHEST_FPR = 1e-3
 # Two types that look alike get a threshold this far up, from the usual threshold (0) to the score of their references (1).
 # On synthetic types with two editions each, 0.25 rejected 1 % of the right labels, 0.5 rejected 4 %, and 1 rejected 26 %.
 RAISED = 0.25
+OF_REGISTERED = ("model", "register", "threshold", "fpr", "margin", "find", "find_references", "finder", "corners",
+                 "orientation", "backend", "gallery")  # options that --classifier has no use for
 SHOWN = 3  # pairs of types that look alike; only the number of the others is shown
 FALLBACK_THRESHOLD = 0.75  # for a model that was exported before it was evaluated
 
@@ -276,8 +282,14 @@ def main(arguments=None) -> int:
                              "from the document's top left")
     parser.add_argument("--orientation", default="upright", metavar="upright|any",
                         help="any: documents may lie any of four ways up, and the answer says which")
+    parser.add_argument("--classifier", metavar="M", help="classify by this folder of python -m adverts classifier, or this "
+                                                          "ONNX file of a classification task, not by reference images")
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--texts", metavar="T.jsonl", help="for --classifier: the text of the images, as python -m adverts "
+                                                          "ocr has read it (default: it is read here)")
+    texts.add_argument("--without-text", action="store_true", help="for --classifier: read no text")
     parser.add_argument("--show", metavar="DIR", help="write a drawing of each result there: the image with the corners "
-                                                      "drawn, and the document beside it")
+                                                      "drawn, and the document beside it; or with its text framed")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
     parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="device that runs the network")
     parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="device that searches the references; cuda is "
@@ -291,11 +303,23 @@ def main(arguments=None) -> int:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
     if args.finder and not (args.find or args.find_references or DEFAULT_FIND):
         parser.error("--finder: of use with --find or --find-references alone")
+    for name in OF_REGISTERED if args.classifier else ("texts", "without_text"):
+        if getattr(args, name) != parser.get_default(name):
+            option = {"margin": "gap"}.get(name, name).replace("_", "-")
+            parser.error(f"--{option}: is of no use with --classifier, which has learned its classes" if args.classifier else
+                         f"--{option}: is of use with --classifier alone")
 
     images = [path for image in args.images for path in images_at(image)]
+    progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
+    if args.classifier:
+        show = args.show and show_folder(args.show, images)
+        texts = read_segments(args.texts) if args.texts else None
+        classifier = adverts.AdvertClassifier(args.classifier, texts=texts, without_text=args.without_text,
+                                              threads=args.threads, progress=progress)
+        return _print_results(classifier.stream(images, args.top_k), args.json,
+                              lambda result: adverts.line(result, args.top_k), show, adverts.draw)
     show = args.show and show_folder(args.show, images, args.register or DEFAULT_REGISTRY)
     corners = read_corners(args.corners) if args.corners else None
-    progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
     classifier = DocClassifier(model=args.model, register_root=args.register, threshold=args.threshold, fpr=args.fpr,
                                margin=args.margin, find=FINDS.get(args.find, DEFAULT_FIND), finder=args.finder,
                                find_references=FINDS.get(args.find_references), corners=corners,
@@ -307,18 +331,24 @@ def main(arguments=None) -> int:
         print(printable(f"using the shipped files: {' and '.join(shipped)}"), file=sys.stderr)
     for warning in classifier.warnings:
         print(printable(f"warning: {warning}"), file=sys.stderr)
-    results, usable = [], False
     top_k = args.top_k if args.json else max(args.top_k, 2)  # the second type may be the reason for no label
-    for number, result in enumerate(classifier.stream(images, top_k)):
+    return _print_results(classifier.stream(images, top_k), args.json,
+                          lambda result: _line(result, args.top_k, classifier.thresholds), show, draw)
+
+
+def _print_results(results, as_json, line, show, draw) -> int:
+    """Print the results, and write drawings of them to the folder `show` unless it is None; returns the exit status."""
+    listed, usable = [], False
+    for number, result in enumerate(results):
         if show:
             write_drawing(show, number, result, draw)
-        if args.json:
-            results.append(result)
+        if as_json:
+            listed.append(result)
         else:
-            print(printable(_line(result, args.top_k, classifier.thresholds)))
+            print(printable(line(result)))
         usable |= result["error"] is None
-    if args.json:
-        print(json.dumps(results, indent=2))
+    if as_json:
+        print(json.dumps(listed, indent=2))
     return 0 if usable else 2
 
 
