@@ -17,7 +17,6 @@ import json
 import math
 import resource
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -137,13 +136,14 @@ def main():
         ("--teacher-size", {"type": int, "default": 128, "help": "pixels of the images that the teacher is shown"}),
         ("--set", {"action": "append", "default": [], "metavar": "key=value", "help": "in every run"}), head=False)
     args = report.args
+    if report.quick:
+        args.steps, args.seeds, args.arms = 30, 1, "none,match"
     arms = ["none", *(name for name in args.arms.split(",") if name != "none")]
     if unknown := [name for name in arms if name not in ARMS]:
         raise UserError(f"--arms {unknown[0]}: not known; choose from {', '.join(ARMS)}")
     with tempfile.TemporaryDirectory() as scratch:
         if report.quick:
             args.out, args.data, args.eval = f"{scratch}/out", f"{scratch}/train:1:labelled", [f"{scratch}/eval"]
-            args.steps, args.seeds = 12, 2
             write_train(f"{scratch}/train", 8, 2, 0)
             write_eval(args.eval[0], 6, 3, seed=0, first_type=2 * NEVER_TRAINED)
         if not (args.out and args.data and args.eval):
@@ -159,10 +159,9 @@ def tell(report: Report, bench: Bench, arms: list[str]) -> None:
     made = bench.cached()["cpu"] if any(ARMS[arm][1] for arm in arms) else 0.0
     cost = {arm: bench.step_cost(arm) for arm in arms}
     budget = args.steps * cost["none"]
-    steps = {arm: max(1, round((budget - made * ARMS[arm][1]) / cost[arm])) for arm in arms}
+    steps = {arm: max(1, round((budget - made * ARMS[arm][1]) / cost[arm])) for arm in arms}  # of none: --steps
     report.say(f"asking the teacher: {made:.0f} CPU seconds; a step: "
                + ", ".join(f"{arm} {1000 * cost[arm]:.0f} ms" for arm in arms))
-    steps["none"] = args.steps
     runs = {}
     for seed in range(args.seeds):
         for arm in arms:
@@ -196,4 +195,4 @@ def tell(report: Report, bench: Bench, arms: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_cli(main)

@@ -1,4 +1,4 @@
-"""A small network from scratch that also learns from the shipped model, the teacher, what documents look like to it. 1.99 MB.
+"""A small network from scratch that also learns what documents look like to the shipped model, its teacher. 2.30 MB.
 
 Any teacher does: a larger run of one's own, CLIP, several at once (tasks/teachers.py). One class an image, low scale and
 small margin as in configs/demo, since the teacher is worth most in short runs; 96 x 96 pixels. benchmarks/bench_teachers.py
