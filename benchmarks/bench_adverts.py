@@ -7,8 +7,8 @@ seen before its score. The commands are those of the documentation (python -m ad
 
 fusion: on the other four folds, image networks (configs/ads_small), texts (TF-IDF, configs/ads_text_small) and a thumbnail
 are trained with inner folds; weights are tuned on their out-of-fold predictions; every test image is then scored once.
-students: half of the other four folds is labelled, the other half only images. The labelled half trains the models of a
-fusion, which is the teacher; the students are image networks on hard labels alone, with the teacher on the unlabelled half,
+students: half of the other four folds is labelled, the other half only images. The labelled half, in two inner folds, trains
+the models of a fusion, which is the teacher; the students are image networks on hard labels alone, with the teacher on the unlabelled half,
 and as the contest's system did it by accident: the teacher's best classes alone, the labelled half dropped.
 
 `ours` is the accuracy in percent, over all outer folds; `peer` what it is to be compared with. p: exact McNemar test over
@@ -33,6 +33,7 @@ from inference.fusion import log_softmax
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTER, INNER = 5, 4
+INNER_OF_STUDENTS = 2
 STUDENTS = {
     "student, hard labels": [],
     "student, teacher + unlabelled": ["unlabelled=unlabelled", "teacher_on=unlabelled"],
@@ -102,12 +103,12 @@ def outer_splits(args, quick: bool, unlabelled: bool) -> list[Split]:
         """Places, in `count` parts of whole groups."""
         order = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(at, label[at], group[at])
         return [at[held] for _, held in order]
-    splits, everything = [], np.arange(len(rows))
+    splits, everything, inner = [], np.arange(len(rows)), INNER_OF_STUDENTS if unlabelled else INNER
     for test in parts(2 if quick else OUTER, everything):
         rest = np.setdiff1d(everything, test)
         blank = parts(2, rest)[0] if unlabelled else rest[:0]
         role = {place: ("test", -1) for place in test} | {place: ("unlabelled", -1) for place in blank}
-        for fold, held in enumerate(parts(2 if quick else INNER, np.setdiff1d(rest, blank))):
+        for fold, held in enumerate(parts(2 if quick else inner, np.setdiff1d(rest, blank))):
             role |= {place: ("train", fold) for place in held}
         splits.append(Split([Row(row["file"], "" if role[i][0] == "unlabelled" else row["label"], row["group"], *role[i])
                              for i, row in enumerate(rows)]))
