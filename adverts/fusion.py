@@ -100,17 +100,15 @@ def stack(models: Sequence[Model], ids: Sequence[str], classes: Sequence[str]) -
 def temperature(logits: np.ndarray, label: np.ndarray) -> float:
     """The T with the least cross entropy of softmax(logits / T), `[N,C]`. Guo et al. 2017, https://arxiv.org/abs/1706.04599
 
-    Convex in 1 / T. The labels count as if one more image had been seen, of all classes alike (as in Platt 1999): the least
-    is not at T = 0 where every image is right.
+    Convex in 1 / T.
     """
-    loss = lambda steepness: _cross_entropy(steepness, logits[None], label, spread=1 / (1 + len(label)))
-    return float(1 / _least(loss, np.ones(1), 1 / STEEPEST, STEEPEST)[0])
+    return float(1 / _least(lambda w: _cross_entropy(w, logits[None], label), np.ones(1), 1 / STEEPEST, STEEPEST)[0])
 
 
 def product_weights(log_p: Z, label: np.ndarray) -> np.ndarray:
     """w `[M]`, >= 0, with the least mean cross entropy of softmax(sum of w_m log p_m) + RIDGE |w|^2: strictly convex."""
     def loss(w):
-        value, slope = _cross_entropy(w, log_p, label, 0)
+        value, slope = _cross_entropy(w, log_p, label)
         return value + RIDGE * w @ w, slope + 2 * RIDGE * w
     return _least(loss, np.full(len(log_p), 1 / len(log_p)), 0, None)
 
@@ -129,9 +127,13 @@ def mean_weights(log_p: Z, label: np.ndarray) -> np.ndarray:
     return w / w.sum()
 
 
-def _cross_entropy(w, z, label, spread):
-    """(mean cross entropy of softmax(sum of w_m z_m), its slope `[M]`); a share `spread` of each label is of all classes."""
-    log_p = log_softmax(np.tensordot(w, z, 1))                                                   # [N,C]
+def _cross_entropy(w, z, label):
+    """(mean cross entropy of softmax(sum of w_m z_m), its slope `[M]`).
+
+    The labels are softened as if one of N + 1 images were of all classes alike: without that, w would be infinite where
+    every image is right. Platt 1999, "Probabilistic outputs for support vector machines", softens them so too.
+    """
+    log_p, spread = log_softmax(np.tensordot(w, z, 1)), 1 / (1 + len(label))                     # [N,C]
     target = np.full(log_p.shape, spread / log_p.shape[1])
     target[np.arange(len(label)), label] += 1 - spread
     return -(target * log_p).sum() / len(label), np.tensordot(z, np.exp(log_p) - target, 2) / len(label)

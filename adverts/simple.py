@@ -22,17 +22,14 @@ from sklearn.preprocessing import StandardScaler
 
 from adverts.split import Split
 from engine.predictions import Predictions
-from inference.errors import UserError, printable
+from inference.errors import UserError, first_line, printable
 from inference.image import ImageError, load_image, map_ahead, resize
 from inference.ngrams import document
 
 SIDE = 16           # pixels of a thumbnail
 NGRAMS = 200_000    # the most frequent ones are kept: with 100 classes their weights take 160 MB
-MODELS = {          # input; C of the logistic regression, the inverse of its penalty
-    "tfidf": ("text", 20.0),
-    "thumbnail": ("image", 0.01),
-    "probe": ("image", 0.001),
-}
+C_TEXT = 20.0       # of the logistic regression, the inverse of its penalty
+C_FEATURES = 8.0    # divided by the number of features, each of variance 1: the more they are, the smaller is each weight
 
 
 def tfidf(split: Split, texts: Mapping[str, Sequence[str]]) -> Predictions:
@@ -44,9 +41,9 @@ def tfidf(split: Split, texts: Mapping[str, Sequence[str]]) -> Predictions:
         raise UserError(printable(f"the texts of {len(missing):,} of {len(split.rows):,} images are not there, such as "
                                   f"{missing[0]}; run `python -m adverts ocr --split` with this split"))
     read = {row.file: document(texts[row.file]) for row in split.rows}
-    vectorizer = lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True, min_df=2,
-                                         max_features=NGRAMS)
-    return out_of_fold("tfidf", split, {name: text for name, text in read.items() if text}, vectorizer)
+    ngrams = {"analyzer": "char", "ngram_range": (1, 5), "sublinear_tf": True, "min_df": 2, "max_features": NGRAMS}
+    classifier = lambda: make_pipeline(TfidfVectorizer(**ngrams), LogisticRegression(C=C_TEXT, max_iter=300))
+    return out_of_fold("tfidf", "text", split, {name: text for name, text in read.items() if text}, classifier)
 
 
 def thumbnail(split: Split, data) -> Predictions:
@@ -58,22 +55,28 @@ def thumbnail(split: Split, data) -> Predictions:
             return row.file, None
     loaded = dict(map_ahead(load, split.rows))
     seen = {name: image for name, image in loaded.items() if image is not None}
-    return out_of_fold("thumbnail", split, seen, StandardScaler, sorted(loaded.keys() - seen.keys()))
+    return _from_features("thumbnail", split, seen, sorted(loaded.keys() - seen.keys()))
 
 
 def probe(split: Split, features: Mapping[str, np.ndarray], unreadable: Sequence[str] = ()) -> Predictions:
     """features: {sample id: vector `[D]`} of a frozen network; unreadable: the ids of the images that it could not read."""
-    return out_of_fold("probe", split, features, StandardScaler, unreadable)
+    return _from_features("probe", split, features, unreadable)
 
 
-def out_of_fold(model: str, split: Split, seen: Mapping, prepare: Callable, unreadable: Sequence[str] = ()) -> Predictions:
+def _from_features(model, split, features, unreadable):
+    wide = len(next(iter(features.values()), [0]))
+    classifier = lambda: make_pipeline(StandardScaler(), LogisticRegression(C=C_FEATURES / wide, max_iter=300))
+    return out_of_fold(model, "image", split, features, classifier, unreadable)
+
+
+def out_of_fold(model: str, kind: str, split: Split, seen: Mapping, classifier: Callable,
+                unreadable: Sequence[str] = ()) -> Predictions:
     """Fit one model a fold, on the training images of the other folds. A training image is predicted by the model of its own
     fold; any other by the mean of the models' logits, with fold -1.
 
-    model: of MODELS; seen: {sample id: text or vector}, images that are not in it are not predicted; prepare: makes what
-    turns them into rows of numbers, fitted with the model. Raises UserError where there is nothing to learn from.
+    model, kind: its name, and "image" or "text"; seen: {sample id: text or vector}, images that are not in it are not
+    predicted; classifier: makes a new one, of scikit-learn. Raises UserError where there is nothing to learn from.
     """
-    kind, C = MODELS[model]
     number = {name: n for n, name in enumerate(split.classes)}
     rest = sorted(row.file for row in split.rows if row.role != "train" and row.file in seen)
     said, folds, total = {}, {}, np.zeros((len(rest), len(number)))
@@ -84,10 +87,14 @@ def out_of_fold(model: str, split: Split, seen: Mapping, prepare: Callable, unre
         if len(np.unique(label)) < 2:
             raise UserError(f"{model}: without fold {fold} there are not two classes to learn from; give more images, or "
                             "other folds")
-        fitted = make_pipeline(prepare(), LogisticRegression(C=C, max_iter=300))
+        fitted = classifier()
         with warnings.catch_warnings():  # where 300 steps lead is close enough
             warnings.simplefilter("ignore", ConvergenceWarning)
-            fitted.fit([seen[row.file] for row in learned], label)
+            try:
+                fitted.fit([seen[row.file] for row in learned], label)
+            except ValueError as error:  # such as texts that share no n-gram
+                raise UserError(f"{model}: cannot learn without fold {fold} ({first_line(error)}); give more images"
+                                ) from None
         if held:
             said |= zip(held, _logits(fitted, [seen[name] for name in held], len(number)))
             folds |= dict.fromkeys(held, fold)
