@@ -391,6 +391,16 @@ def add_options(parser) -> None:
                         "and training images whose group has test images, instead of refusing them")
 
 
+def split_arguments(args) -> list[str]:
+    """The words that give the options of `add_options` again."""
+    found = [] if args.csv is None else ["--csv", args.csv]
+    found += ["--test", *args.test] if args.test else []
+    for name, default in (("folds", None), ("seed", 0), ("test_share", 0), ("unlabelled_share", 0)):
+        value = getattr(args, name)
+        found += [] if value == default else [f"--{name.replace('_', '-')}", str(value)]
+    return found + (["--drop-conflicts"] if args.drop_conflicts else [])
+
+
 def main(arguments=None):
     parser = Parser(prog="python -m adverts split", description=__doc__)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of the images")
