@@ -74,7 +74,8 @@ def _wrong_row(given, split, kind):
         if not any(row.file in fold_of for row in split.part("train", fold)):
             return f"no image of fold {fold} is predicted"
     told = given.about.get("unreadable")
-    missing = {row.file for row in split.rows} - fold_of.keys() - {name for name in told or () if isinstance(name, str)}
+    unreadable = {name for name in told if isinstance(name, str)} if isinstance(told, list) else set()
+    missing = {row.file for row in split.rows} - fold_of.keys() - unreadable
     if kind == "image" and missing:
         return f"{len(missing):,} of {len(split.rows):,} images are not predicted, such as {min(missing)}"
     return None
