@@ -6,8 +6,8 @@
 
 Every run is configs/distill from scratch, with --set key=value where given. The arm `none` has no teacher and --steps steps.
 The others have fewer, so that their CPU time is the same: of it go first what it takes to ask the teacher about all images
-(tools.cache_teacher), in full for each run, and then what their steps cost more, by two short runs each. CPU seconds of the
-processes are counted, since other work on the machine hardly changes them; the table shows what they came to.
+(tools.cache_teacher), in full for each run, and then what their steps cost more, by steps of all arms in turns. The table
+shows what CPU seconds the runs came to; on a machine with other work these differ by some tenths for the same run.
 OUT holds a run for each arm and seed, OUT/rows.json what was found: after a stop the same command continues.
 gain: mean AUROC of the arm less that of `none`; spread: the deviation of one run, pooled over both arms; t: Welch's.
 In the JSON document `ours` is the arm's 1 - AUROC, `peer` that of `none`, `limit` the thumbnail's.
@@ -18,14 +18,21 @@ import math
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from side_by_side import Report, UserError, run_cli
+import torch
+from side_by_side import Report, UserError, run_cli, synchronize
 
+from configs import load_config
+from engine.distributed import Ranks
+from engine.optimizer import make_optimizer
+from engine.parallel import prepare
 from inference.classify import DEFAULT_MODEL
 from inference.files import replacing
 from synth import NEVER_TRAINED, write_eval, write_train
+from tasks import build_task
 from tools.ablation import ROOT, call, numbers
 
 # name: (what it changes, whether it asks the teacher of --teacher)
@@ -37,7 +44,7 @@ ARMS = {
     "rkd": ("teacher_term=rkd teacher_weight=50.0", True),
     "ema": ("teacher=ema teacher_term=relational teacher_weight=1.0", False),
 }
-SPEED = 20, 80  # steps of the two runs whose difference is what a step costs
+WARM_UP, ROUNDS = 3, 25  # steps of each arm, in turns, by which their cost is known
 QUICK = ("image_size=32", "layout=4", "network=test_efficientnet", "embedding_size=16", "batch_size=8", "num_workers=0")
 
 
@@ -47,6 +54,30 @@ def timed(function: Callable, *words: str):
     found = function(*words)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return found, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+
+
+class Step:
+    """Calling it makes a step of a run's config, as train_v2.py does; returns its CPU seconds."""
+
+    def __init__(self, words: list[str]):
+        self.cfg = load_config(words[0], [*words[1:], "log_every=1000000"])
+        ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.task = build_task(self.cfg, ranks)
+        self.task.forward, _ = prepare(self.task.model, self.task.example, ranks, self.cfg.compile, self.cfg.precision)
+        self.optimizer = make_optimizer(self.task.param_groups(), self.cfg.batch_size)
+        self.batches, self.done, self.keep = self.task.batches(0), 0, torch.zeros((), dtype=torch.bool, device=ranks.device)
+
+    def __call__(self) -> float:
+        began = time.process_time()
+        self.task.begin_step(self.done, 1.0)
+        sum(self.task.losses(next(self.batches)).values()).backward()
+        torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.cfg.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.task.finish_step(self.keep)
+        synchronize()
+        self.done += 1
+        return time.process_time() - began
 
 
 class Bench:
@@ -102,10 +133,17 @@ class Bench:
             return {"steps": steps, "cpu": cpu, "shares": shares}
         return self.kept(key, words, make)
 
-    def step_cost(self, arm: str) -> float:
-        """CPU seconds of a step."""
-        few, more = (self.train(f"speed-{arm}-{steps}", arm, steps, 0)["cpu"] for steps in SPEED)
-        return max(1e-3, (more - few) / (SPEED[1] - SPEED[0]))
+    def step_costs(self, arms: list[str]) -> dict[str, float]:
+        """{arm: CPU seconds of a step}, in turns within one process, as other work on the machine changes these too: `none`
+        by its median, the others by the median of how many times as much they took right after it."""
+        words = [self.words(arm) for arm in arms]
+
+        def make():
+            steps = [Step(of) for of in words]
+            times = [[step() for step in steps] for _ in range(WARM_UP + ROUNDS)][WARM_UP:]
+            none = statistics.median(first for first, *_ in times)
+            return {"cost": [none * statistics.median(row[i] / row[0] for row in times) for i in range(len(arms))]}
+        return dict(zip(arms, self.kept(f"steps of {','.join(arms)}", words, make)["cost"]))
 
     def evaluated(self, key: str, folder: str) -> dict:
         def make():
@@ -157,7 +195,7 @@ def tell(report: Report, bench: Bench, arms: list[str]) -> None:
     """Make what is missing, an arm of every seed before the next seed, and print the table."""
     args = report.args
     made = bench.cached()["cpu"] if any(ARMS[arm][1] for arm in arms) else 0.0
-    cost = {arm: bench.step_cost(arm) for arm in arms}
+    cost = bench.step_costs(arms)
     budget = args.steps * cost["none"]
     steps = {arm: max(1, round((budget - made * ARMS[arm][1]) / cost[arm])) for arm in arms}  # of none: --steps
     report.say(f"asking the teacher: {made:.0f} CPU seconds; a step: "

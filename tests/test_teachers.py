@@ -3,14 +3,12 @@ on 1, 2 and 3 ranks, bit-equal resume, nothing of it published, and what does no
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import onnx_export
 from configs import load_config, load_run
 from dataset import view_of
 from engine.distributed import Ranks
@@ -31,17 +29,25 @@ CLIP = {"embed_dim": 512, "vision_cfg": {"image_size": 32, "patch_size": 16, "wi
         "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 1, "layers": 1}}
 
 
+def export(run):
+    """Write `run`/model.onnx."""
+    import onnx_export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["onnx_export.py", str(run)])
+        onnx_export.main()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """data/, seven images in eight views; teachers: run/ with model.onnx (24 numbers), same/ (16), rows of all samples and
     of some, tiny random CLIP and timm weights."""
+    import open_clip  # here, and not in the processes of the ranks, whom the import would take seconds each
     root = tmp_path_factory.mktemp("teachers")
     make_images(root / "data")
     for name, width in (("run", 24), ("same", 16)):
         train(settings(root / "data", root / name, f"embedding_size={width}", "max_steps=2"), ONE)
+    export(root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["onnx_export.py", str(root / "run")])
-        onnx_export.main()
         patch.setattr("sys.argv", ["cache_teacher", "lcnet_strong", str(root / "whole"), f"data={root / 'data'}",
                                    "expansion=8", "image_size=32", "device=cpu", f"teacher={root / 'run'}"])
         cache_teacher.main()
@@ -185,7 +191,7 @@ def test_the_references_clip_term_teaches_nothing_and_matching_does(made, tmp_pa
     assert "share/match 0." in (tmp_path / "ours/training.log").read_text()
 
 
-def test_a_teacher_is_no_part_of_what_is_published(made, tmp_path, monkeypatch):
+def test_a_teacher_is_no_part_of_what_is_published(made, tmp_path):
     train(taught(made, tmp_path / "taught", f"teacher={made / 'run'},ema", "ema=0.9"), ONE)
     train(settings(made / "data", tmp_path / "plain"), ONE)
     published, plain = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("taught", "plain"))
@@ -193,8 +199,7 @@ def test_a_teacher_is_no_part_of_what_is_published(made, tmp_path, monkeypatch):
     whole = load_file(tmp_path / "taught/checkpoints/last/network.safetensors")
     more = {name for name in whole if not name.startswith("network.")}
     assert more == {"projectors.0.weight", *(f"average.{name}" for name in plain)}
-    monkeypatch.setattr("sys.argv", ["onnx_export.py", str(tmp_path / "taught")])
-    onnx_export.main()
+    export(tmp_path / "taught")
     assert load_run(tmp_path / "taught")[0].width == 16
     log = (tmp_path / "taught/training.log").read_text()
     assert "teacher ema: 16 numbers" in log and f"teacher {made / 'run'}: 24 numbers of images of 32 x 32 pixels" in log
