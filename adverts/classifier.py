@@ -20,12 +20,12 @@ from inference.cli import Parser
 from inference.errors import UserError, printable
 from inference.files import replacing
 from inference.fusion import read_fusion
-from inference.segments import MAX_SIDE
+from inference.segments import DEFAULT_SIDE, MAX_SIDE
 
 EXPORT = "model.onnx"  # in a run's folder
 
 
-def gather(given: list[tuple[str, str]], fusion_path, side: int = 0) -> tuple[dict, dict[str, Path]]:
+def gather(given: list[tuple[str, str]], fusion_path, side: int = DEFAULT_SIDE) -> tuple[dict, dict[str, Path]]:
     """What a folder of a classifier holds: (the fusion, {name in the folder: ONNX file}). Nothing is written.
 
     given: (kind, RUN or ONNX file, maybe with NAME= in front) of each network. side: see `inference.segments.make_reader`.
@@ -103,8 +103,8 @@ def main(arguments=None) -> int:
                                  "model in the fusion")
     parser.add_argument("--fusion", required=True, metavar="fusion.json", help="what python -m adverts tune wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--side", type=int, default=0, metavar="N", help="of python -m adverts ocr, for text is to be read "
-                                                                         "as it was for training")
+    parser.add_argument("--side", type=int, default=DEFAULT_SIDE, metavar="N",
+                        help="of python -m adverts ocr: text is to be read as it was for training")
     args = parser.parse_args(arguments)
     given = [("image", text) for text in args.image] + [("text", text) for text in args.text]
     if not given:

@@ -28,7 +28,7 @@ from adverts.texts import Segment, write_texts
 from inference.cli import Parser
 from inference.errors import UserError, first_line, printable
 from inference.image import ImageError, available_cores, list_images, load_image, map_ahead
-from inference.segments import JSON_ERRORS, make_reader, segments_of, settings
+from inference.segments import DEFAULT_SIDE, JSON_ERRORS, make_reader, segments_of, settings
 
 SCHEMA = """create table if not exists texts (
     content text, settings text, segments text, primary key (content, settings)) without rowid"""
@@ -178,8 +178,9 @@ def main(arguments=None):
     parser.add_argument("--split", metavar="split.csv", help="read the images that it lists (default: all below --data)")
     parser.add_argument("--cache", required=True, metavar="ocr.sqlite", help="where the text of each image is kept")
     parser.add_argument("--out", required=True, metavar="texts.jsonl", help="where the texts of these images are written")
-    parser.add_argument("--side", type=int, default=0, metavar="PIXELS", help="enlarge the shorter side to so many pixels; "
-                        "0: read images as they are. 736 finds more small print, in about four times the time")
+    parser.add_argument("--side", type=int, default=DEFAULT_SIDE, metavar="PIXELS",
+                        help="enlarge the shorter side to so many pixels, where it has fewer; 0: read "
+                             "images as they are. More finds more small print, in more time")
     parser.add_argument("--processes", type=int, default=available_cores(), metavar="N", help="processes that read")
     args = parser.parse_args(arguments)
     if not 0 <= args.side <= 2000:

@@ -57,7 +57,7 @@ MODELS = {
     **{name: Model("image", True, 60) for name in ("ads_b4", "ads_v2m", "ads_nfnet", "ads_r200d", "ads_swin")},
     **{name: Model("text", True, 60) for name in ("ads_roberta", "ads_bert_ext", "ads_bert")},
 }
-OCR_SECONDS = .2    # for an image, on one core
+OCR_SECONDS = .3    # for a small image, on one core
 START_SECONDS = 8   # of a command
 QUICK_FOLDS = 3
 # The networks that are served learn from the teacher, too, where there are images without a label for it to speak of.

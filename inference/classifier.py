@@ -24,7 +24,7 @@ from .fusion import combine, log_softmax, read_fusion
 from .image import ImageError, default_threads, fit_square, load_image, map_ahead, resize
 from .model import AGAIN, not_ours, open_session, read_metadata, task_of
 from .ngrams import MAX_BUCKETS, MAX_HIGH, Ngrams, document
-from .segments import MAX_SIDE, Segment, make_reader
+from .segments import DEFAULT_SIDE, MAX_SIDE, Segment, make_reader
 from .show import BLACK, GAP, GREEN, RED, TEXT, write_text
 
 FUSION = "fusion.json"
@@ -169,7 +169,7 @@ def load_folder(folder) -> tuple[dict[str, ImageNetwork | TextNetwork], dict]:
     if not path.is_file():
         raise UserError(f"{folder}: has no {FUSION}; give a folder of python -m adverts classifier, or one ONNX file")
     fusion, networks = read_fusion(path), {}
-    side = fusion.get("side", 0)
+    side = fusion.get("side", DEFAULT_SIDE)
     if type(side) is not int or not 0 <= side <= MAX_SIDE or not any(model["weight"] for model in fusion["models"]):
         raise UserError(f"{path}: its side is no number of pixels, or all its weights are 0; {ANEW}")
     for name, model in zip(file_names([model["kind"] for model in fusion["models"]]), fusion["models"]):
@@ -221,7 +221,7 @@ class AdvertClassifier:
         self._reads = "text" in kinds and texts is None and not without_text
         if self._reads:
             try:
-                self._readers.append(make_reader(self._fusion.get("side", 0)))
+                self._readers.append(make_reader(self._fusion.get("side", DEFAULT_SIDE)))
             except UserError as error:  # of a package that is missing
                 way_out = ", or use --without-text" if self._looks else ""
                 raise UserError(f"{error}; or give the texts with --texts{way_out}") from None
@@ -310,7 +310,7 @@ class AdvertClassifier:
         try:
             reader = self._readers.pop()
         except IndexError:  # as many as work at the same time: no two threads may call one at once
-            reader = make_reader(self._fusion.get("side", 0))
+            reader = make_reader(self._fusion.get("side", DEFAULT_SIDE))
         try:
             segments = reader(image)
         except Exception as error:  # of a library that has met an image unlike all others
