@@ -61,7 +61,7 @@ def test_command(tmp_path, capsys):
 
 def test_text_can_be_read_and_is_of_the_trade():
     assert len({word for words in TRADES.values() for word in words}) == sum(map(len, TRADES.values()))
-    read, right, classes = make_reader(), 0, kinds(12)
+    read, right, classes = make_reader(side=0), 0, kinds(12)
 
     def words(kind, number):
         return set(re.findall("[a-z]+", " ".join(segment.text for segment in read(draw(0, kind, number))).lower()))

@@ -39,7 +39,7 @@ def flat(folder, *numbers):
 
 @pytest.fixture(scope="module")
 def reader():
-    return make_reader()
+    return make_reader(side=0)
 
 
 def test_text_is_read_in_order_without_a_network(reader, monkeypatch):
@@ -72,7 +72,7 @@ def test_command(tmp_path, capsys):
     shutil.copy(data / "b/text.png", data / "copy.png")
     (data / "bad.jpg").write_bytes(b"\xff\xd8\xff broken")
     words = ["--data", str(data), "--cache", str(tmp_path / "c.sqlite"), "--out", str(tmp_path / "t.jsonl")]
-    main([*words, "--processes", "1"])
+    main([*words, "--processes", "1", "--side", "0"])
     said = capsys.readouterr()
     assert "4 images, 2 with text, 1 could not be used" in said.out and "3 to read" in said.err and "bad.jpg: " in said.err
     assert read_texts(tmp_path / "t.jsonl") == {"a.png": [], "b/text.png": ["FRESH"], "bad.jpg": [], "copy.png": ["FRESH"]}
@@ -81,7 +81,7 @@ def test_command(tmp_path, capsys):
     split = tmp_path / "s.csv"
     split.write_text("file,label,group,role,fold\ncopy.png,a,1,train,0\na.png,b,2,train,1\nb/text.png,a,3,train,1\n"
                      "gone.png,,4,test,-1\n")
-    main([*words, "--split", str(split)])
+    main([*words, "--split", str(split), "--side", "0"])
     said = capsys.readouterr()
     assert list(read_texts(tmp_path / "t.jsonl")) == ["copy.png", "a.png", "b/text.png", "gone.png"]
     assert "to read" not in said.err and "gone.png: " in said.err  # all that can be read is in the cache
