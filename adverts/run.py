@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from adverts.ocr import duration
 from adverts.split import Split, add_options, content_digest, read_split, split_arguments
+from inference.classifier import file_names
 from inference.cli import Parser
 from inference.errors import UserError, printable
 from inference.files import replacing
@@ -58,7 +59,7 @@ MODELS = {
     **{name: Model("text", True, 60) for name in ("ads_roberta", "ads_bert_ext", "ads_bert")},
 }
 OCR_SECONDS = .3    # for a small image, on one core
-START_SECONDS = 8   # of a command
+START_SECONDS = 5   # of a command
 QUICK_FOLDS = 3
 # The networks that are served learn from the teacher, too, where there are images without a label for it to speak of.
 STUDENT = ("teacher={fused}", "unlabelled=test", "teacher_on=unlabelled")
@@ -206,13 +207,13 @@ class Plan:
                       [self.predictions(name)])]
 
     def train(self, stage: str, name: str, run: Path, keys: list[str], inputs: tuple = ()) -> Stage:
-        texts = MODELS[name].kind == "text"
-        words = ["train_v2.py", f"configs/{name}", f"data={self.data}", f"split={self.split}", f"output={run}",
-                 "resume=auto", *([f"texts={self.texts}"] if texts else []), *keys,
+        source, seen = {"image": (f"data={self.data}", self.digest), "text": (f"texts={self.texts}", self.texts)}[
+            MODELS[name].kind]
+        words = ["train_v2.py", f"configs/{name}", source, f"split={self.split}", *keys, f"output={run}", "resume=auto",
                  *(MODELS[name].quick if self.args.quick else ()), *self.keys.get(name, [])]
         seconds = 0 if self.args.quick else MODELS[name].seconds * self.learned / self.cores
-        return Stage(stage, words, [self.split, self.digest, *([self.texts] if texts else []), *inputs],
-                     [run / "model.pt", run / "run.json"], START_SECONDS + seconds, folder=run)
+        return Stage(stage, words, [self.split, seen, *inputs], [run / "model.pt", run / "run.json"],
+                     START_SECONDS + seconds, folder=run)
 
     def tune(self, stage: str, names: list[str], fusion: Path, *more: str) -> Stage:
         files = [self.predictions(name) for name in names]
@@ -241,9 +242,11 @@ class Plan:
             given[MODELS[name].kind].append(run)
         fusion, out = self.out / "served.json", self.out / "classifier"
         words = [word for kind, runs in given.items() if runs for word in (f"--{kind}", *map(str, runs))]
+        written = [out / f"{short}.onnx" for short in file_names([MODELS[name].kind for name in names])]
         return [*found, self.tune("tune served", names, fusion),
                 Stage("classifier", ["-m", "adverts", "classifier", *words, "--fusion", str(fusion), "--out", str(out)],
-                      [fusion, *(run / "model.onnx" for runs in given.values() for run in runs)], [out / "fusion.json"])]
+                      [fusion, *(run / "model.onnx" for runs in given.values() for run in runs)],
+                      [out / "fusion.json", *written])]
 
 
 def results(fusion: dict) -> str:

@@ -1,4 +1,5 @@
 """All stages by one command: what is done is not done again, what has changed is, and what was stopped goes on."""
+import argparse
 import csv
 import json
 import multiprocessing
@@ -7,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,8 @@ import onnx_export
 import train_v2
 from adverts import run
 from adverts.__main__ import main as adverts
-from adverts.run import MODELS, Stage, Stages, chosen_models, given_keys, main
-from adverts.split import read_split
+from adverts.run import MODELS, Plan, Stage, Stages, chosen_models, given_keys, main
+from adverts.split import Row, Split, read_split
 from inference.errors import UserError
 from tests.helpers.stages import run_stage
 
@@ -91,6 +93,31 @@ def test_without_test_images_and_without_networks(tmp_path, in_process, capsys):
     (data / "train/coffee_p00/0000.jpg").unlink()  # other data: what depends on it is done again
     main(["--data", str(data / "train"), "--out", str(out), "--models", "thumbnail", "--quick"])
     assert len(in_process) == 8 and len(read_split(out / "split.csv").rows) == 35
+
+
+def test_the_stages_of_images_and_texts():
+    """The quick models first; a text is read before a model of texts wants it; what is served is tuned for itself."""
+    rows = [Row(f"{name}/{i}.jpg", name, f"{name}{i}", "train", i) for name in "ab" for i in (0, 1)]
+    args = argparse.Namespace(data="DIR", quick=False)
+    names = [name for name, model in MODELS.items() if model.default]
+    plan = Plan(args, Path("OUT"), Split(rows), "digest", names, {"ads_small": ["lr=1"]}).stages()
+    plan = {stage.name: stage for stage in plan}
+    assert list(plan) == [
+        "predict thumbnail", "ocr", "predict tfidf", "train ads_text_small fold 0", "train ads_text_small fold 1",
+        "predict ads_text_small", "train ads_small fold 0", "train ads_small fold 1", "predict ads_small", "tune", "submit",
+        "train ads_text_small all", "export ads_text_small", "train ads_small all", "export ads_small", "tune served",
+        "classifier"]
+    assert plan["train ads_text_small fold 1"].words == [
+        "train_v2.py", "configs/ads_text_small", "texts=OUT/texts.jsonl", "split=OUT/split.csv", "fold=1",
+        "output=OUT/runs/ads_text_small_fold1", "resume=auto"]
+    assert plan["train ads_small all"].words[2:5] == ["data=DIR", "split=OUT/split.csv", "fold=-1"]  # nobody to be taught
+    assert plan["train ads_small all"].words[-1] == "lr=1"
+    assert plan["classifier"].words[3:] == ["--image", "OUT/runs/ads_small_all", "--text", "OUT/runs/ads_text_small_all",
+                                            "--fusion", "OUT/served.json", "--out", "OUT/classifier"]
+    made = set()  # each file that a stage reads is written by one before it
+    for stage in plan.values():
+        assert {path for path in stage.inputs if isinstance(path, Path)} <= made | {Path("OUT/split.csv")}
+        made |= set(stage.outputs)
 
 
 def test_a_stage_is_done_again_when_it_must_be(tmp_path, capsys):
