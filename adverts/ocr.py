@@ -4,7 +4,7 @@
 
 The cache knows an image by its bytes, not by its name, and holds the settings of the reader beside its text: copied and
 renamed images are not read again, changed ones are, and other settings do not use what these have read. Each image is
-committed by itself: the command can be stopped at any time, and goes on when it is given again. Images that cannot be used
+committed by itself: the command can be stopped at any time, and resumes when it is run again. Images that cannot be used
 are listed and have no text.
 
 texts.jsonl: one JSON object a line, {"id": path below DIR, "segments": [{"text", "score", "box"}, ...]}, in reading order.
@@ -105,7 +105,7 @@ def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tu
                     pipe.send(paths[under_way[pipe]])
     except (EOFError, ConnectionError):
         raise UserError("a process that reads text has died, as happens when memory is short; what has been read is kept; "
-                        "give the command again, with fewer --processes") from None
+                        "run the command again, with fewer --processes") from None
     finally:
         for pipe in under_way:
             pipe.close()

@@ -3,7 +3,7 @@
     python -m adverts run --data DIR --out OUT [--csv FILE.csv] [--test DIR|CSV] [--models thumbnail tfidf ...] [--quick]
 
 Each stage is a command of this project, is printed as such, and can be given by hand. A stage whose command and inputs are
-those of last time, and whose files are there unchanged, is skipped: after Ctrl-C, or with more images, give the command
+those of last time, and whose files are there unchanged, is skipped: after Ctrl-C, or with more images, run the command
 again.
 
     split        OUT/split.csv: folds, test images
@@ -101,7 +101,7 @@ class Stages:
         return record.get("key") == self.key(stage) and record.get("outputs") == list(map(_digest, stage.outputs))
 
     def run(self, stage: Stage, place: str = "") -> None:
-        """Run a stage, unless it is done. A run of a network that was stopped goes on where it was. Raises UserError when
+        """Run a stage, unless it is done. A run of a network that was stopped is resumed. Raises UserError when
         the command fails."""
         if self.done(stage):
             print(f"{place}{stage.name}: done before", flush=True)
@@ -117,14 +117,14 @@ class Stages:
         try:
             status = _wait_for(stage.words, log)
         except KeyboardInterrupt:
-            print(printable(f"stopped in stage {stage.name}; give the command again, and it goes on"), file=sys.stderr)
+            print(printable(f"stopped in stage {stage.name}; run the command again to resume"), file=sys.stderr)
             raise
         if status:
             where = f"{log} says why" if log else "its error is above"
-            raise UserError(printable(f"stage {stage.name} failed ({status}), {where}; give the command again when that is "
+            raise UserError(printable(f"stage {stage.name} failed ({status}), {where}; run the command again when that is "
                                       "corrected: what is done is not done again"))
         if missing := [path for path in stage.outputs if not path.is_file()]:
-            raise UserError(printable(f"stage {stage.name} has not written {missing[0]}; give the command again"))
+            raise UserError(printable(f"stage {stage.name} has not written {missing[0]}; run the command again"))
         self._remember(stage.name, {"key": key, "outputs": list(map(_digest, stage.outputs)),
                                     "seconds": round(time.monotonic() - began, 1)})
 

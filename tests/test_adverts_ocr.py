@@ -116,7 +116,7 @@ def test_a_killed_process_ends_the_command_and_loses_nothing(tmp_path):
     data, log = flat(tmp_path / "data", *range(1, 13)), tmp_path / "log"
     cache = Cache(tmp_path / "c.sqlite", "same")
     began = time.monotonic()
-    with pytest.raises(UserError, match="has died.*give the command again"):
+    with pytest.raises(UserError, match="has died.*run the command again"):
         read(data, cache, functools.partial(make_fake, log, 6, .02))
     assert time.monotonic() - began < 60
     kept = sqlite3.connect(cache.path).execute("select count(*) from texts").fetchone()[0]
@@ -126,7 +126,7 @@ def test_a_killed_process_ends_the_command_and_loses_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_at_any_time_it_goes_on(tmp_path, number):
+def test_stopped_at_any_time_it_resumes(tmp_path, number):
     data, log = flat(tmp_path / "data", *range(1, 100)), tmp_path / "log"
     log.touch()
     program = multiprocessing.get_context("spawn").Process(target=read_slowly, args=(data, tmp_path / "c.sqlite", log))

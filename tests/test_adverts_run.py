@@ -1,4 +1,4 @@
-"""All stages by one command: what is done is not done again, what has changed is, and what was stopped goes on."""
+"""All stages by one command: what is done is not done again, what has changed is, and what was stopped is resumed."""
 import argparse
 import csv
 import json
@@ -156,7 +156,7 @@ def test_a_stage_that_fails_is_not_done(tmp_path):
     assert not Stages(tmp_path).done(stage)
 
 
-def test_a_run_goes_on_unless_its_command_has_changed(tmp_path):
+def test_a_run_resumes_unless_its_command_has_changed(tmp_path):
     folder = tmp_path / "run"
     for words, kept in ((["-c", "raise SystemExit(1)"], False), (["-c", "raise SystemExit(1)"], True),
                         (["-c", "raise SystemExit(2)"], False)):
@@ -169,7 +169,7 @@ def test_a_run_goes_on_unless_its_command_has_changed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_lets_the_command_save_and_goes_on(tmp_path, number):
+def test_stopped_it_lets_the_command_save_and_resumes(tmp_path, number):
     """SIGINT reaches the whole group, as from a terminal; SIGTERM the program alone."""
     ready, saved, out = (tmp_path / name for name in ("ready", "saved", "out"))
     code = f"""
