@@ -4,11 +4,11 @@
     python onnx_export.py OUTPUT_DIR --fp16                         # weights stored in 16 bits: half the file
     python onnx_export.py OUTPUT_DIR --int8 [--calibration DIR]     # large layers in 8 bits: a third of the file
 
-Input `img` float32 [batch, 3, S, S], RGB in [0, 1]; outputs as the run's task states them: `feats` float32 [batch, D],
-L2-normalized, for registration. The metadata key `docmetric` holds a JSON object: task, sizes, channel order, precision,
-config, and what the task adds: for registration the number of classes, and the thresholds that OUTPUT_DIR/eval.json (`python
--m eval --json`) found, if it is there. int8 takes the range of its numbers from images that the run was trained on, or those
-below DIR, and measures its thresholds anew where the evaluation's images are.
+Input `img` float32 [batch, 3, S, S], RGB in [0, 1], or what the run's task states; outputs as the task states them: `feats`
+float32 [batch, D], L2-normalized, for registration. The metadata key `docmetric` holds a JSON object: task, sizes, channel
+order, precision, config, and what the task adds: for registration the number of classes, and the thresholds that
+OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there. int8 takes the range of its numbers from images that
+the run was trained on, or those below DIR, and measures its thresholds anew where the evaluation's images are.
 """
 import contextlib
 import io
@@ -50,13 +50,13 @@ def export(item: Export, path: Path, metadata: dict) -> float:
     """Write `item` and `metadata` to `path`, an ONNX file. With `metadata["precision"]` "fp16" its weights are stored in 16
     bits; the arithmetic, and the limit below, stay.
 
-    Returns the lowest cosine between torch's outputs for an image and the file's. Raises UserError, and leaves `path` as it
+    Returns the lowest cosine between torch's outputs for a sample and the file's. Raises UserError, and leaves `path` as it
     was, when that is below MIN_COSINE, an output is not finite, or the file cannot be written. `item.module` ends up on the
     CPU, in float32 and eval mode.
     """
     network = item.module.cpu().float().eval()
     with torch.inference_mode():
-        if not all(out.isfinite().all() for out in _outputs(network, torch.rand(item.shape(1)))):
+        if not all(out.isfinite().all() for out in _outputs(network, item.example(1, np.random.default_rng(0)))):
             raise UserError(f"{path}: not written, the network's outputs are not finite; its training has diverged")
     proto = _to_onnx(network, item)
     if metadata["precision"] == "fp16":
@@ -132,13 +132,16 @@ def calibration_images(cfg: dict, folder: str | None = None) -> list[Path]:
 
 def describe(item: Export, cfg: dict, precision: str = "fp32") -> dict:
     """The metadata of a run: what inference needs to know, and what a person may want to."""
-    return {
-        "format": FORMAT,
-        "task": cfg.get("task", "registration"),
+    of_images = {
         "image_size": item.size,
         "fit": cfg.get("fit", "squash"),
         "channel_order": "RGB" if item.channels == 3 else "gray",
         "range": [0, 1],
+    }
+    return {
+        "format": FORMAT,
+        "task": cfg.get("task", "registration"),
+        **(of_images if item.inputs is None else {}),
         "precision": precision,
         "config": without_places(cfg),
         **item.metadata,
@@ -157,9 +160,11 @@ def without_places(cfg: dict) -> dict:
 
 
 def _to_onnx(network, item):
-    example = torch.rand(item.shape(2))  # a batch of 1 would be taken for a constant
+    example = item.example(2, np.random.default_rng(0))  # a batch of 1 would be taken for a constant
     sides = {0: torch.export.Dim("batch")}
-    if item.variable_width:
+    if item.inputs:
+        sides[1] = torch.export.Dim("length")
+    elif item.variable_width:
         sides[3] = item.width_step * torch.export.Dim("steps", min=2)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -169,8 +174,9 @@ def _to_onnx(network, item):
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
-                _Named(network), (example,), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                input_names=["img"], output_names=list(item.outputs), dynamic_shapes=(sides,))
+                _Named(network), tuple(map(torch.from_numpy, example.values())), dynamo=True, opset_version=OPSET,
+                external_data=False, verbose=False, input_names=list(example), output_names=list(item.outputs),
+                dynamic_shapes=((sides,) * len(example),))
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
@@ -187,8 +193,8 @@ class _Named(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, img):
-        return self.network(img)
+    def forward(self, *inputs):
+        return self.network(*inputs)
 
 
 def _save(proto, metadata, path):
@@ -199,8 +205,8 @@ def _save(proto, metadata, path):
 
 
 def _parity(network, path, item):
-    """The lowest cosine between an output of torch and of ONNX Runtime for an image, over some batches of noise, each of
-    another width where that may vary."""
+    """The lowest cosine between an output of torch and of ONNX Runtime for a sample, over some batches of noise, each of
+    another width or length where that may vary."""
     generator = np.random.default_rng(0)
     options, lowest = onnxruntime.SessionOptions(), 1.0
     options.log_severity_level = 4  # its errors reach the user as one line, through the exception
@@ -209,10 +215,10 @@ def _parity(network, path, item):
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise UserError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from None
     for batch in PARITY_BATCHES:
-        images = generator.integers(0, 256, item.shape(batch)).astype(np.float32) / np.float32(255)
+        inputs = item.example(batch, generator)
         with torch.inference_mode():
-            expected = _outputs(network, torch.from_numpy(images))
-        for one, other in zip(expected, session.run(None, {"img": images}), strict=True):
+            expected = _outputs(network, inputs)
+        for one, other in zip(expected, session.run(None, inputs), strict=True):
             rows = batch if len(one) == batch else 1  # 1: a constant
             one, other = (out.reshape(rows, -1).astype(np.float64) for out in (one.numpy(), other))
             lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -220,8 +226,8 @@ def _parity(network, path, item):
     return lowest
 
 
-def _outputs(network, images):
-    out = network(images)
+def _outputs(network, inputs):
+    out = network(*map(torch.from_numpy, inputs.values()))
     return out if isinstance(out, tuple) else (out,)
 
 

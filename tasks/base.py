@@ -5,10 +5,11 @@ of images), and a config that names it. docs/tasks.md walks through one.
 """
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,6 +55,9 @@ class Export:
     module: float `[B, channels, S, S]` in [0, 1], RGB or gray, as `img` -> a tensor or a tuple of tensors `[B, ...]`, or of
     constants `[...]`, named by `outputs`. size: S. variable_width: the last side of `img` may be any multiple of
     `width_step` pixels. metadata: what inference must know beside what every file says (`onnx_export.describe`).
+
+    inputs: where the module takes no image, and size is 0: (B, generator) -> {name: random array `[B, L, ...]`}, its inputs
+    in order, all of one L, another for another B; the file then takes any L.
     """
     module: nn.Module
     size: int
@@ -62,9 +66,16 @@ class Export:
     channels: int = 3
     variable_width: bool = False
     width_step: int = 8
+    inputs: Callable[[int, np.random.Generator], dict[str, np.ndarray]] | None = None
+
+    def example(self, batch: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """Random inputs of `batch` samples."""
+        if self.inputs:
+            return self.inputs(batch, generator)
+        return {"img": generator.integers(0, 256, self.shape(batch)).astype(np.float32) / np.float32(255)}
 
     def shape(self, batch: int) -> tuple[int, ...]:
-        """Of an input of `batch` images; one of variable width is wider for more images."""
+        """Of `img`, `batch` images; one of variable width is wider for more images."""
         return batch, self.channels, self.size, (8 + batch) * self.width_step if self.variable_width else self.size
 
 

@@ -1,7 +1,7 @@
 """Classification of images: cross entropy, mixed samples, and a cached teacher where there is one.
 
     python train_v2.py configs/classification_small data=DIR:1:labelled eval_data=DIR [teacher=FILE]
-    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0 [teacher=FILE unlabelled=test]
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0 [teacher=FILE unlabeled=test]
 
 Either every folder of images is a class, or a split (`python -m adverts split`) names each image's class and fold. What the
 teacher, another model, said of the training images beforehand is a file of `engine.predictions`, joined by sample id. Its
@@ -27,6 +27,7 @@ from inference.errors import UserError, printable
 from inference.image import fit_square
 from tasks import images, labels
 from tasks.base import Evaluation, Export
+from tasks.labels import Classifier, Student
 
 AT_ONCE = 64           # images of an evaluation
 
@@ -117,7 +118,7 @@ class ClassificationTask(images.ImageTask):
                 "fold": self.cfg.fold}
 
     def compatibility_keys(self) -> dict:
-        keys = ("head", "norm", "embedding_size", "fold", "unlabelled")
+        keys = ("head", "norm", "embedding_size", "fold", "unlabeled")
         return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}, **self.targets.digests(),
                 "split": self.split}
 
@@ -215,30 +216,6 @@ def image_logits(outputs, items: list[Item], size: int, fit: str) -> tuple[dict[
             logits = torch.from_numpy(outputs(np.stack([pixels for _, pixels in used])))
             found |= {item.name: row for (item, _), row in zip(used, logits)}
     return found, skipped
-
-
-class Classifier(nn.Module):
-    """Images float `[B,3,S,S]` in [0,1], RGB -> logits `[B,classes]`."""
-
-    def __init__(self, encoder: nn.Module, width: int, classes: int, dropout: float):
-        super().__init__()
-        self.encoder, self.classify = encoder, nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.encoder(image))
-
-
-class Student(nn.Module):
-    """A classifier in training: images -> (logits `[B,C]`,), and with a projector, (logits, projected embedding `[B,K]`)."""
-
-    def __init__(self, network: Classifier, projector: nn.Module | None):
-        super().__init__()
-        self.network, self.projector = network, projector
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        embedding = self.network.encoder(image)                                                           # [B,D]
-        logits = self.network.classify(embedding)
-        return (logits,) if self.projector is None else (logits, self.projector(embedding))
 
 
 def _items(folder: str, classes: list[str]) -> list:

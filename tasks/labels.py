@@ -18,14 +18,14 @@ from losses import soft_target_kl
 from tasks.base import Evaluation
 
 MAX_CLASSES = 100_000  # beyond, class centers are better sharded: task=registration
-ROLES = {"none": (), "unlabelled": ("unlabelled",), "test": ("unlabelled", "test")}
+ROLES = {"none": (), "unlabeled": ("unlabeled",), "test": ("unlabeled", "test")}
 
 KEYS = {
     "split": Key("", "CSV of `python -m adverts split`: the label, role and fold of each sample of data"),
     "fold": Key(-1, "of split: it is held out and evaluated on; -1: every labelled sample is learned from, and none is "
                     "evaluated on", least=-1),
-    "unlabelled": Key("none", "samples of split without a label, which a teacher knows and which are learned from too: of "
-                              "role unlabelled, or of role test as well", choices=tuple(ROLES)),
+    "unlabeled": Key("none", "samples of split without a label, which a teacher knows and which are learned from too: of "
+                              "role unlabeled, or of role test as well", choices=tuple(ROLES)),
     "label_smoothing": Key(0.1, "share of the label that is spread over all classes", least=0, below=1),
     "label_weight": Key(1.0, "of the cross entropy in the loss", least=0),
     "dropout": Key(0.0, "of the embedding before the last layer", least=0, below=1),
@@ -38,8 +38,8 @@ KEYS = {
                                   "and the labelled samples are dropped, which the system of the contest did",
                           choices=("soft", "hard", "accident")),
     "teacher_on": Key("all", "samples that a teacher of logits speaks of: all; agrees: those without a label, and those "
-                             "whose label is its best class; unlabelled: those without a label",
-                      choices=("all", "agrees", "unlabelled")),
+                             "whose label is its best class; unlabeled: those without a label",
+                      choices=("all", "agrees", "unlabeled")),
     "teacher_confidence": Key(0.0, "least probability of the teacher's best class, at which it speaks of a sample", least=0,
                               most=1),
     "temperature": Key(2.0, "of the softmax over a teacher's logits", above=0),
@@ -52,13 +52,13 @@ def check_config(cfg) -> None:
     taught = bool(cfg.teacher and cfg.teacher_weight)
     if not cfg.label_weight and not taught:
         raise UserError("label_weight=0: nothing is learned without a teacher; set teacher=FILE, or another weight")
-    for key, given in ((f"fold={cfg.fold}", cfg.fold >= 0), (f"unlabelled={cfg.unlabelled}", cfg.unlabelled != "none")):
+    for key, given in ((f"fold={cfg.fold}", cfg.fold >= 0), (f"unlabeled={cfg.unlabeled}", cfg.unlabeled != "none")):
         if given and not cfg.split:
             raise UserError(f"{key}: needs split=FILE, which says what is in it")
-    if cfg.unlabelled != "none" and not taught:
-        raise UserError(f"unlabelled={cfg.unlabelled}: without a teacher nothing is learned from them; set teacher=FILE")
-    if cfg.teacher_labels == "accident" and cfg.unlabelled == "none":
-        raise UserError("teacher_labels=accident: drops the labelled samples, so it needs unlabelled=unlabelled or test")
+    if cfg.unlabeled != "none" and not taught:
+        raise UserError(f"unlabeled={cfg.unlabeled}: without a teacher nothing is learned from them; set teacher=FILE")
+    if cfg.teacher_labels == "accident" and cfg.unlabeled == "none":
+        raise UserError("teacher_labels=accident: drops the labelled samples, so it needs unlabeled=unlabeled or test")
 
 
 class Teacher:
@@ -77,8 +77,8 @@ class Teacher:
                 raise UserError(printable(f"teacher={cfg.teacher}: has no class {missing[0]!r}, and data has "
                                           f"({len(missing)} of {len(classes)} are missing)"))
             self.columns = torch.tensor([column[name] for name in classes])
-        elif cfg.unlabelled != "none" or cfg.teacher_labels != "soft" or cfg.teacher_on != "all" or cfg.teacher_confidence:
-            raise UserError(f"teacher={cfg.teacher}: holds embeddings, and unlabelled, teacher_labels, teacher_on and "
+        elif cfg.unlabeled != "none" or cfg.teacher_labels != "soft" or cfg.teacher_on != "all" or cfg.teacher_confidence:
+            raise UserError(f"teacher={cfg.teacher}: holds embeddings, and unlabeled, teacher_labels, teacher_on and "
                             "teacher_confidence are for logits")
 
     @property
@@ -109,7 +109,7 @@ class Chosen:
 
 
 def choose(cfg) -> Chosen | None:
-    """What the config's keys `split`, `fold` and `unlabelled` choose; None without a split. Raises UserError."""
+    """What the config's keys `split`, `fold` and `unlabeled` choose; None without a split. Raises UserError."""
     if not cfg.split:
         return None
     split = read_split(cfg.split)
@@ -118,12 +118,12 @@ def choose(cfg) -> Chosen | None:
     labelled = [row for row in split.rows if row.role == "train" and row.fold != cfg.fold]
     held = {row.file: row.label for row in split.rows if row.role == "train" and row.fold == cfg.fold}
     learned = {} if cfg.teacher_labels == "accident" else {row.file: row.label for row in labelled}
-    others = [row.file for row in split.rows if row.role in ROLES[cfg.unlabelled]]
+    others = [row.file for row in split.rows if row.role in ROLES[cfg.unlabeled]]
     if others:
         known = Teacher(cfg, split.classes).says(others, torch.full((len(others),), -1))[1].tolist()
         learned |= {name: "" for name, is_known in zip(others, known) if is_known}
-    if cfg.unlabelled != "none" and "" not in learned.values():
-        raise UserError(f"unlabelled={cfg.unlabelled}: the teacher speaks of none of the {len(others)} such samples in "
+    if cfg.unlabeled != "none" and "" not in learned.values():
+        raise UserError(f"unlabeled={cfg.unlabeled}: the teacher speaks of none of the {len(others)} such samples in "
                         f"{cfg.split} (teacher_confidence={cfg.teacher_confidence:g})")
     return Chosen(split, split.classes, learned, held if cfg.fold >= 0 else None)
 
@@ -168,7 +168,7 @@ class Targets:
         outputs: logits `[B,C]` and, with `projection`, the projected embeddings `[B,K]`. parts: what the B samples are made
         of, each part (ids, labels int64 `[B]`, its share of each sample float `[B]` or None, the whole): one of a plain
         batch, two where samples are mixed. A share counts as that much of a sample in every mean, so that of a mixture of
-        a labelled sample and an unlabelled one the labelled share alone counts.
+        a labelled sample and an unlabeled one the labelled share alone counts.
         """
         cfg = self.cfg
         logits, *projected = (out.to(torch.promote_types(out.dtype, torch.float32)) for out in outputs)
@@ -222,6 +222,31 @@ def param_groups(cfg, network: nn.Module) -> list[dict]:
     return (decay_groups(network.encoder.named_parameters(), cfg.lr, cfg.lr_rule, cfg.weight_decay)
             + decay_groups(network.classify.named_parameters(), cfg.lr * cfg.classifier_lr, cfg.lr_rule, cfg.weight_decay,
                            "classifier"))
+
+
+class Classifier(nn.Module):
+    """What `encoder` takes, such as images float `[B,3,S,S]` in [0,1], RGB -> logits `[B,classes]`. width: of the encoder's
+    embeddings."""
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int, dropout: float):
+        super().__init__()
+        self.encoder, self.classify = encoder, nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.encoder(*inputs))
+
+
+class Student(nn.Module):
+    """A classifier in training: -> (logits `[B,C]`,), and with a projector, (logits, projected embedding `[B,K]`)."""
+
+    def __init__(self, network: Classifier, projector: nn.Module | None):
+        super().__init__()
+        self.network, self.projector = network, projector
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        embedding = self.network.encoder(*inputs)                                                         # [B,D]
+        logits = self.network.classify(embedding)
+        return (logits,) if self.projector is None else (logits, self.projector(embedding))
 
 
 class Probabilities(nn.Module):
