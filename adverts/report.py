@@ -57,7 +57,7 @@ def measure(fusion: dict, models: Sequence[Model], split: Split, log_p: np.ndarr
 
     choice, best, split, scores   of the fusion; weights: {model: weight}, fallback
     text            {"with text", "without text": {train, accuracy, test}}; only where a model of texts takes part
-    confidence      [{least, train, precision, interval, unlabelled, test}]: images whose most likely class has at least that
+    confidence      [{least, train, precision, interval, unlabeled, test}]: images whose most likely class has at least that
                     probability; precision: share of those of role train that are right
     classes         [{name, train, recall, precision, predicted}]: images of the class; the share of them that is right; the
                     share of those predicted to be of it that is right, None where none is; how many of all roles are
@@ -67,7 +67,7 @@ def measure(fusion: dict, models: Sequence[Model], split: Split, log_p: np.ndarr
     """
     number = {name: n for n, name in enumerate(split.classes)}
     roles = np.array([row.role for row in split.rows])
-    train, unlabelled, test = (roles == role for role in ("train", "unlabelled", "test"))
+    train, unlabeled, test = (roles == role for role in ("train", "unlabeled", "test"))
     rows = [row for row in split.rows if row.role == "train"]
     label, groups = np.array([number[row.label] for row in rows]), np.array([row.group for row in rows])
     guess, sure, hit = log_p.argmax(1), np.exp(log_p.max(1)), right(log_p[train], label)          # [N], [N], [n]
@@ -84,7 +84,7 @@ def measure(fusion: dict, models: Sequence[Model], split: Split, log_p: np.ndarr
         of = sure[train] >= least
         confidence.append({"least": least, "train": int(of.sum()), "precision": _mean(hit[of]),
                            "interval": interval(hit[of], groups[of]) if of.any() else None,
-                           **{role: int((sure[roles == role] >= least).sum()) for role in ("unlabelled", "test")}})
+                           **{role: int((sure[roles == role] >= least).sum()) for role in ("unlabeled", "test")}})
     confusion = np.zeros((len(number), len(number)), int)
     np.add.at(confusion, (label, guess[train]), 1)
     classes = [{"name": name, "train": int(confusion[n].sum()), "recall": confusion[n, n] / confusion[n].sum(),
@@ -112,7 +112,7 @@ def _mean(values):
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 def _page(result, split, data, texts):
-    sizes = {role: len(split.part(role)) for role in ("train", "unlabelled", "test")}
+    sizes = {role: len(split.part(role)) for role in ("train", "unlabeled", "test")}
     alone = result["choice"] == result["best"] and len(result["weights"]) > 1
     title = f"{result['best']} alone" if alone else f"{result['choice'].capitalize()} of {', '.join(result['weights'])}"
     text = f"<h2>Images without text</h2>{_text_table(result['text'])}" if result["text"] else ""
@@ -121,7 +121,7 @@ def _page(result, split, data, texts):
 <meta name="viewport" content="width=device-width"><style>{STYLE}{ADVERT_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p class="note">{len(split.classes):,} classes; {sizes["train"]:,} training images in {split.folds} folds,
-{sizes["unlabelled"]:,} unlabelled, {sizes["test"]:,} for testing. Figures of training images are out of fold: neither the
+{sizes["unlabeled"]:,} unlabeled, {sizes["test"]:,} for testing. Figures of training images are out of fold: neither the
 models nor the weights of the fusion had seen the image. In brackets: intervals of 95 %, a bootstrap over groups.</p>
 {_scores_table(result)}
 {_choice_notes(result, alone)}
@@ -194,9 +194,9 @@ def _text_table(text):
 
 
 def _confidence_table(confidence):
-    return _table(["probability from", "training images", "right, %", "interval", "unlabelled images", "test images"],
+    return _table(["probability from", "training images", "right, %", "interval", "unlabeled images", "test images"],
                   [[f"{one['least']:g}", f"{one['train']:,}", _percent(one["precision"]), _range(one["interval"]),
-                    f"{one['unlabelled']:,}", f"{one['test']:,}"] for one in confidence])
+                    f"{one['unlabeled']:,}", f"{one['test']:,}"] for one in confidence])
 
 
 def _confusions_table(result):

@@ -62,7 +62,7 @@ OCR_SECONDS = .3    # for a small image, on one core
 START_SECONDS = 5   # of a command
 QUICK_FOLDS = 3
 # The networks that are served learn from the teacher, too, where there are images without a label for it to speak of.
-STUDENT = ("teacher={fused}", "unlabelled=test", "teacher_on=unlabelled")
+STUDENT = ("teacher={fused}", "unlabeled=test", "teacher_on=unlabeled")
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = "stages.json"
 

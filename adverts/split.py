@@ -1,14 +1,14 @@
 """The split of a data set: which images are learned from, in which fold, and which are only predicted.
 
     python -m adverts split --data DIR --out split.csv                    # DIR/CLASS/*.jpg
-    python -m adverts split --data DIR --out split.csv                    # DIR/train/CLASS/*, DIR/test/*, DIR/unlabelled/*
+    python -m adverts split --data DIR --out split.csv                    # DIR/train/CLASS/*, DIR/test/*, DIR/unlabeled/*
     python -m adverts split --data DIR --csv FILE.csv --test-share .3 --out split.csv
 
 FILE.csv: columns file and label, and if wanted group, role, fold; a file is a path below DIR. Images of one group, and files
 of equal bytes, never stand in different folds or roles: with a part of them in the training set, a score would be too good.
 Classes are spread evenly over the folds.
 
-split.csv: UTF-8, header `file,label,group,role,fold`. role `train`: has a label and a fold from 0 on. `unlabelled`: only
+split.csv: UTF-8, header `file,label,group,role,fold`. role `train`: has a label and a fold from 0 on. `unlabeled`: only
 predicted, for a student to learn from. `test`: predicted for the submission; its label, where it is known, is used for
 scores alone. The fold of the last two is -1.
 """
@@ -33,8 +33,9 @@ from inference.files import replacing
 from inference.image import list_images, map_ahead, type_label
 
 COLUMNS = ("file", "label", "group", "role", "fold")
-ROLES = ("train", "unlabelled", "test")
-STRENGTH = ("unlabelled", "train", "test")  # of a group with several roles, the strongest is kept by --drop-conflicts
+ROLES = ("train", "unlabeled", "test")
+FOLDERS = {"test": "test", "unlabeled": "unlabeled", "unlabelled": "unlabeled"}  # beside train/, and in both spellings
+STRENGTH = ("unlabeled", "train", "test")  # of a group with several roles, the strongest is kept by --drop-conflicts
 
 
 class Row(NamedTuple):
@@ -96,8 +97,8 @@ def _check_rows(rows):
             raise ValueError(f"{row.file} of role train has no {'fold' if row.label else 'label'}")
         if row.role != "train" and row.fold != -1:
             raise ValueError(f"{row.file} of role {row.role} has the fold {row.fold}; it must be -1")
-        if row.role == "unlabelled" and row.label:
-            raise ValueError(f"{row.file} of role unlabelled has a label; leave it empty")
+        if row.role == "unlabeled" and row.label:
+            raise ValueError(f"{row.file} of role unlabeled has a label; leave it empty")
         if any("\ud800" <= letter <= "\udfff" for text in row[:3] for letter in text):  # from a name that is no UTF-8
             raise ValueError(f"{row.file}: a name in its row is not UTF-8; rename the file or its folder")
     if again := [file for file, count in Counter(row.file for row in rows).items() if count > 1]:
@@ -153,6 +154,8 @@ def _read_csv(path, needed) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}: row {number} has not as many values as the header has columns")
+        if "role" in row:
+            row["role"] = FOLDERS.get(row["role"], row["role"])
     return rows
 
 
@@ -172,12 +175,12 @@ def find_rows(data, tests: Iterable[str] = ()) -> list[Row]:
     tops = {name.partition("/")[0] for name in names if "/" in name}
     prefixes = {_below(data, folder) + "/": "test" for folder in tests}
     learned = ""
-    if "train" in tops and tops & {"test", "unlabelled"}:
-        if other := tops - set(ROLES):
+    if "train" in tops and tops & set(FOLDERS):
+        if other := tops - {"train", *FOLDERS}:
             raise UserError(printable(f"{data}: has train/ and {min(other)}/ side by side; give the role of each file by "
                                       "--csv, or move that folder away"))
         learned = "train/"
-        prefixes |= {f"{role}/": role for role in ("test", "unlabelled")}
+        prefixes |= {f"{folder}/": role for folder, role in FOLDERS.items()}
     found = []
     for name in names:
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), learned)
@@ -193,11 +196,11 @@ def find_rows(data, tests: Iterable[str] = ()) -> list[Row]:
 
 
 def table_rows(data, path) -> list[Row]:
-    """The images that a CSV file lists. Without a role, a row with a label is for training and one without is unlabelled."""
+    """The images that a CSV file lists. Without a role, a row with a label is for training and one without is unlabeled."""
     found = []
     for row in _read_csv(path, needed=("file", "label")):
-        role = row.get("role") or ("train" if row["label"] else "unlabelled")
-        label = "" if role == "unlabelled" else row["label"]
+        role = row.get("role") or ("train" if row["label"] else "unlabeled")
+        label = "" if role == "unlabeled" else row["label"]
         try:
             found.append(Row(row["file"], label, row.get("group") or "", role, _fold(row)))
         except ValueError as error:
@@ -273,7 +276,7 @@ def join_groups(rows: list[Row], same: dict[str, str]) -> list[Row]:
 def settle(rows: list[Row], same: dict[str, str], drop: bool) -> list[Row]:
     """The rows without contradictions: equal bytes with two labels in role train, and groups with several roles. Raises
     UserError that names one of each kind, unless `drop`: then the images whose label is in doubt are dropped, and of a
-    group those outside its strongest role (test, train, unlabelled)."""
+    group those outside its strongest role (test, train, unlabeled)."""
     labels, dropped = defaultdict(dict), set()
     for row in rows:
         if row.role == "train":
@@ -340,7 +343,7 @@ def assign_folds(rows: list[Row], folds: int, seed: int) -> list[Row]:
 
 
 def make_split(data, table=None, tests=(), folds: int | None = None, seed: int = 0, test_share: float = 0,
-               unlabelled_share: float = 0, drop: bool = False) -> Split:
+               unlabeled_share: float = 0, drop: bool = False) -> Split:
     """The split of the images below `data`, or of those that the CSV file `table` lists; see the command's --help. Folds
     that the table gives are kept. Raises UserError, one line, for what cannot be split without a leak."""
     tables = [test for test in tests if os.path.isfile(test) and test.lower().endswith(".csv")]
@@ -353,7 +356,7 @@ def make_split(data, table=None, tests=(), folds: int | None = None, seed: int =
     same = same_bytes(data, [row.file for row in rows])
     rows = settle(join_groups(rows, same), same, drop)
     rows = hold_out(rows, "test", test_share, seed)
-    rows = hold_out(rows, "unlabelled", unlabelled_share / (1 - test_share), seed)
+    rows = hold_out(rows, "unlabeled", unlabeled_share / (1 - test_share), seed)
     given = [row.fold >= 0 for row in rows if row.role == "train"]
     if any(given) and folds:
         raise UserError(f"{table}: gives folds, so --folds {folds} has no place; leave the column fold empty, or the option")
@@ -372,7 +375,7 @@ def summary(split: Split) -> str:
     groups = {row.group for row in split.rows}
     return (f"{len(split.rows):,} images, {len(split.classes):,} classes, {len(groups):,} groups; "
             f"train {sum(sizes):,} in {split.folds} folds of {min(sizes):,} to {max(sizes):,}, "
-            f"unlabelled {len(split.part('unlabelled')):,}, "
+            f"unlabeled {len(split.part('unlabeled')):,}, "
             f"test {len(test):,} ({sum(bool(row.label) for row in test):,} with a label)")
 
 
@@ -385,7 +388,7 @@ def add_options(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--test-share", type=float, default=0, metavar="F", help="share of the training images to hold "
                         "out for testing")
-    parser.add_argument("--unlabelled-share", type=float, default=0, metavar="F", help="share of the training images to "
+    parser.add_argument("--unlabeled-share", type=float, default=0, metavar="F", help="share of the training images to "
                         "hold out, without their labels, for teachers to label")
     parser.add_argument("--drop-conflicts", action="store_true", help="drop images of equal bytes with different labels, "
                         "and training images whose group has test images, instead of refusing them")
@@ -395,7 +398,7 @@ def split_arguments(args) -> list[str]:
     """The words that give the options of `add_options` again."""
     found = [] if args.csv is None else ["--csv", args.csv]
     found += ["--test", *args.test] if args.test else []
-    for name, default in (("folds", None), ("seed", 0), ("test_share", 0), ("unlabelled_share", 0)):
+    for name, default in (("folds", None), ("seed", 0), ("test_share", 0), ("unlabeled_share", 0)):
         value = getattr(args, name)
         found += [] if value == default else [f"--{name.replace('_', '-')}", str(value)]
     return found + (["--drop-conflicts"] if args.drop_conflicts else [])
@@ -411,9 +414,9 @@ def main(arguments=None):
         raise UserError(f"--folds {args.folds}: give 2 to 100")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a number from 0 on")
-    if not (args.test_share >= 0 and args.unlabelled_share >= 0 and args.test_share + args.unlabelled_share <= .9):
-        raise UserError("--test-share and --unlabelled-share: shares from 0 on, together at most .9")
-    split = make_split(args.data, args.csv, args.test, args.folds, args.seed, args.test_share, args.unlabelled_share,
+    if not (args.test_share >= 0 and args.unlabeled_share >= 0 and args.test_share + args.unlabeled_share <= .9):
+        raise UserError("--test-share and --unlabeled-share: shares from 0 on, together at most .9")
+    split = make_split(args.data, args.csv, args.test, args.folds, args.seed, args.test_share, args.unlabeled_share,
                        args.drop_conflicts)
     write_split(args.out, split)
     print(printable(f"{args.out}: {summary(split)}"))

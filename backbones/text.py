@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from inference.errors import UserError, first_line
-from inference.ngrams import MAX_BUCKETS, MAX_HIGH, Ngrams, pad_rows
+from inference.ngrams import Ngrams, pad_rows
 
 from .network import read_weights
 
@@ -113,10 +113,11 @@ class TextEncoder(nn.Module):
 
 
 def ngram_network(ngrams: Ngrams, width: int) -> NgramNetwork:
-    """Raises UserError for n-grams that no inference would take."""
-    if not 1 <= ngrams.low <= ngrams.high <= MAX_HIGH or not 1 <= ngrams.buckets <= MAX_BUCKETS:
-        raise UserError(f"ngrams {ngrams.low} to {ngrams.high} in {ngrams.buckets} buckets: at most {MAX_HIGH} characters, "
-                        f"the shortest first, and {MAX_BUCKETS} buckets")
+    """Raises UserError for n-grams that there are none of, and for a table that is too large."""
+    if ngrams.low > ngrams.high:
+        raise UserError(f"ngram_low={ngrams.low}: above ngram_high={ngrams.high}")
+    if ngrams.buckets * width > MAX_PARAMETERS:
+        raise UserError(f"ngram_buckets={ngrams.buckets}, embedding_size={width}: at most {MAX_PARAMETERS} numbers in all")
     return NgramNetwork(ngrams, width)
 
 

@@ -7,9 +7,9 @@ seen before its score. The commands are those of the documentation (python -m ad
 
 fusion: on the other four folds, image networks (configs/ads_small), texts (TF-IDF, configs/ads_text_small) and a thumbnail
 are trained with inner folds; weights are tuned on their out-of-fold predictions; every test image is then scored once.
-students: half of the other four folds is labelled, the other half only images. The labelled half, in two inner folds, trains
-the models of a fusion, which is the teacher; the students are image networks on hard labels alone, with the teacher on the unlabelled half,
-and as the contest's system did it by accident: the teacher's best classes alone, the labelled half dropped.
+students: half of the other four folds is labeled, the other half only images. The labeled half, in two inner folds, trains
+the models of a fusion, which is the teacher; the students are image networks on hard labels alone, with the teacher on the
+unlabeled half, and as the contest's system did it by accident: the teacher's best classes alone, the labeled half dropped.
 
 `ours` is the accuracy in percent, over all outer folds; `peer` what it is to be compared with. p: exact McNemar test over
 all test images. The runs lie in --work; what is there already is not made again. --quick: two classes, two outer folds, four
@@ -36,8 +36,8 @@ OUTER, INNER = 5, 4
 INNER_OF_STUDENTS = 2
 STUDENTS = {
     "student, hard labels": [],
-    "student, teacher + unlabelled": ["unlabelled=unlabelled", "teacher_on=unlabelled"],
-    "student, the contest's accident": ["unlabelled=unlabelled", "teacher_labels=accident"],
+    "student, teacher + unlabeled": ["unlabeled=unlabeled", "teacher_on=unlabeled"],
+    "student, the contest's accident": ["unlabeled=unlabeled", "teacher_labels=accident"],
 }
 
 
@@ -90,8 +90,8 @@ class Work:
                         "--form", form, "--fused", out)
 
 
-def outer_splits(args, quick: bool, unlabelled: bool) -> list[Split]:
-    """Each group of images is the test once. unlabelled: half of the rest is, else it is all in folds."""
+def outer_splits(args, quick: bool, unlabeled: bool) -> list[Split]:
+    """Each group of images is the test once. unlabeled: half of the rest is, else it is all in folds."""
     with open(args.csv, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if quick:
@@ -103,14 +103,14 @@ def outer_splits(args, quick: bool, unlabelled: bool) -> list[Split]:
         """Places, in `count` parts of whole groups."""
         order = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(at, label[at], group[at])
         return [at[held] for _, held in order]
-    splits, everything, inner = [], np.arange(len(rows)), INNER_OF_STUDENTS if unlabelled else INNER
+    splits, everything, inner = [], np.arange(len(rows)), INNER_OF_STUDENTS if unlabeled else INNER
     for test in parts(2 if quick else OUTER, everything):
         rest = np.setdiff1d(everything, test)
-        blank = parts(2, rest)[0] if unlabelled else rest[:0]
-        role = {place: ("test", -1) for place in test} | {place: ("unlabelled", -1) for place in blank}
+        blank = parts(2, rest)[0] if unlabeled else rest[:0]
+        role = {place: ("test", -1) for place in test} | {place: ("unlabeled", -1) for place in blank}
         for fold, held in enumerate(parts(2 if quick else inner, np.setdiff1d(rest, blank))):
             role |= {place: ("train", fold) for place in held}
-        splits.append(Split([Row(row["file"], "" if role[i][0] == "unlabelled" else row["label"], row["group"], *role[i])
+        splits.append(Split([Row(row["file"], "" if role[i][0] == "unlabeled" else row["label"], row["group"], *role[i])
                              for i, row in enumerate(rows)]))
     return splits
 
@@ -148,7 +148,7 @@ def test_rows(split: Split, file: Path) -> np.ndarray:
 
 def fusion(report: Report, work: Work) -> None:
     scores, chosen = Scores(), Counter()
-    for number, split in enumerate(outer_splits(work.args, work.quick, unlabelled=False)):
+    for number, split in enumerate(outer_splits(work.args, work.quick, unlabeled=False)):
         path = work.folder / f"fusion_{number}/split.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_split(path, split)
@@ -169,7 +169,7 @@ def fusion(report: Report, work: Work) -> None:
 
 def students(report: Report, work: Work) -> None:
     scores = Scores()
-    for number, split in enumerate(outer_splits(work.args, work.quick, unlabelled=True)):
+    for number, split in enumerate(outer_splits(work.args, work.quick, unlabeled=True)):
         path = work.folder / f"students_{number}/split.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_split(path, split)

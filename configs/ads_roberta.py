@@ -1,4 +1,4 @@
-"""A text classifier of the advert contest's ensemble: Chinese RoBERTa-wwm-ext, 256 tokens. For GPUs; its weights come from the hub.
+"""A text classifier of the advert contest's ensemble: Chinese RoBERTa-wwm-ext, 256 tokens. For GPUs; weights from the hub.
 
     torchrun --nproc_per_node=8 train_v2.py configs/ads_roberta split=SPLIT.csv texts=TEXTS.jsonl fold=0
 

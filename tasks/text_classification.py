@@ -56,14 +56,12 @@ class TextClassificationTask(Task):
     @classmethod
     def check_config(cls, cfg) -> None:
         labels.check_config(cfg)
-        for key, way in (("split", "python -m adverts split"), ("texts", "python -m adverts ocr")):
-            if not cfg[key]:
-                raise UserError(f"{key}: the task {cfg.task} needs it; give {key}=FILE, made by `{way}`")
-        if cfg.text_network == NGRAMS:
-            ngram_network(_ngrams(cfg), 0)
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
+        for key, command in (("split", "split"), ("texts", "ocr")):
+            if not cfg[key]:
+                raise UserError(f"{key}: no file given; write {key}=FILE, made by `python -m adverts {command}`")
         chosen, texts = labels.choose(cfg), read_texts(cfg.texts)
         lines = {name: _lines(texts, name, cfg.texts) for name in [*chosen.learned, *(chosen.evaluated or ())]}
         self.ids = [name for name in chosen.learned if lines[name]]

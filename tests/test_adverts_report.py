@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_predictions(given):
     for one in result["confidence"]:
         sure = [hit for hit, (_, p) in zip(right, train) if p.max() >= one["least"]]
         assert one["train"] == len(sure) and one["precision"] == (pytest.approx(np.mean(sure)) if sure else None)
-        for role in ("unlabelled", "test"):
+        for role in ("unlabeled", "test"):
             assert one[role] == sum(p.max() >= one["least"] for row, p in zip(split.rows, np.exp(log_p)) if row.role == role)
     assert [one["least"] for one in result["confidence"]] == list(CONFIDENCES) and result["confidence"][0]["train"] == 45
     for a, name in enumerate(CLASSES):

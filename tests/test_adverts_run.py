@@ -65,7 +65,7 @@ def test_from_a_folder_to_a_submission_and_a_classifier(tmp_path, in_process, ca
     served = json.loads((out / "classifier/fusion.json").read_text())
     assert [model["name"] for model in served["models"]] == ["ads_small"] and (out / "classifier/image.onnx").is_file()
     student = next(words for words in in_process if "fold=-1" in words)
-    assert f"teacher={out}/predictions/fused.safetensors" in student and "unlabelled=test" in student
+    assert f"teacher={out}/predictions/fused.safetensors" in student and "unlabeled=test" in student
 
     first = len(in_process)
     assert first == len(re.findall(r", about \d+ s: python ", said)) == 13

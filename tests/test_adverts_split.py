@@ -10,7 +10,7 @@ from inference.errors import UserError
 
 HEADER = "file,label,group,role,fold"
 GOOD = ["a/1.jpg,a,g1,train,0", "a/2.jpg,a,g2,train,1", "b/1.jpg,b,g3,train,0", "b/2.jpg,b,g4,train,1",
-        "t/1.jpg,,g5,test,-1", "t/2.jpg,b,g6,test,-1", "u/1.jpg,,g7,unlabelled,-1"]
+        "t/1.jpg,,g5,test,-1", "t/2.jpg,b,g6,test,-1", "u/1.jpg,,g7,unlabeled,-1"]
 
 
 def write(folder, files):
@@ -49,17 +49,18 @@ def test_folder_of_classes(tmp_path, capsys):
     # 10 images of each class in 5 folds: 2 of each class in every fold
     places = [(name, fold) for name in split.classes for fold in range(5)]
     assert Counter((row.label, row.fold) for row in split.rows) == dict.fromkeys(places, 2)
-    assert "30 images, 3 classes, 30 groups; train 30 in 5 folds of 6 to 6, unlabelled 0, test 0" in capsys.readouterr().out
+    assert "30 images, 3 classes, 30 groups; train 30 in 5 folds of 6 to 6, unlabeled 0, test 0" in capsys.readouterr().out
 
 
-def test_layout_of_the_contest(tmp_path):
+@pytest.mark.parametrize("unlabeled", ["unlabeled", "unlabelled"])
+def test_layout_of_the_contest(tmp_path, unlabeled):
     data = write(tmp_path, {**classes("bus", "car", below="train/"), "test/x.jpg": None, "test/car/y.jpg": None,
-                            "test/batch/z.jpg": None, "unlabelled/car/u.jpg": None})
+                            "test/batch/z.jpg": None, f"{unlabeled}/car/u.jpg": None})
     split = make_split(data)
     assert split.classes == ["bus", "car"] and len(split.part("train")) == 20
     assert {row.file: row.label for row in split.part("test")} == {"test/x.jpg": "", "test/car/y.jpg": "car",
                                                                    "test/batch/z.jpg": ""}
-    assert [(row.file, row.label) for row in split.part("unlabelled")] == [("unlabelled/car/u.jpg", "")]
+    assert [(row.file, row.label) for row in split.part("unlabeled")] == [(f"{unlabeled}/car/u.jpg", "")]
     write(data, {"extra/v.jpg": None})
     with pytest.raises(UserError, match="train/ and extra/ side by side"):
         make_split(data)
@@ -104,7 +105,7 @@ def test_equal_bytes_with_two_labels(tmp_path):
 
 def test_equal_bytes_in_training_and_test(tmp_path):
     data = write(tmp_path, {**classes("a", "b", below="train/"), "train/a/x.jpg": b"same", "test/y.jpg": b"same",
-                            "unlabelled/z.jpg": b"same"})
+                            "unlabeled/z.jpg": b"same"})
     with pytest.raises(UserError, match="test/y.jpg in role test and train/a/x.jpg in role train"):
         make_split(data)
     split = make_split(data, drop=True)
@@ -128,18 +129,18 @@ def test_test_images_by_folder_and_by_table(tmp_path):
         make_split(data, tests=[str(table(tmp_path / "l.csv", ["a/99.jpg"], "file"))])
 
 
-@pytest.mark.parametrize("share, unlabelled", [(.3, 0), (0, .25), (.2, .5)])
-def test_shares_of_each_class_are_held_out_in_whole_groups(tmp_path, share, unlabelled):
+@pytest.mark.parametrize("share, unlabeled", [(.3, 0), (0, .25), (.2, .5)])
+def test_shares_of_each_class_are_held_out_in_whole_groups(tmp_path, share, unlabeled):
     lines = [f"{name}/{i:02}.jpg,{name},{name}{i // 2}" for name in "abcd" for i in range(40)]
     data = write(tmp_path / "data", {line.split(",")[0]: None for line in lines})
     given = table(tmp_path / "t.csv", lines, "file,label,group")
-    split = make_split(data, given, test_share=share, unlabelled_share=unlabelled)
+    split = make_split(data, given, test_share=share, unlabeled_share=unlabeled)
     truth = {line.split(",")[0]: line.split(",")[1] for line in lines}
     for name in "abcd":
         count = Counter(row.role for row in split.rows if truth[row.file] == name)
         assert count["test"] == pytest.approx(40 * share, abs=1)          # a group has two images
-        assert count["unlabelled"] == pytest.approx(40 * unlabelled, abs=2)  # and is taken after the first ones
-    assert all(row.label == ("" if row.role == "unlabelled" else truth[row.file]) for row in split.rows)
+        assert count["unlabeled"] == pytest.approx(40 * unlabeled, abs=2)  # and is taken after the first ones
+    assert all(row.label == ("" if row.role == "unlabeled" else truth[row.file]) for row in split.rows)
 
 
 def test_few_images_of_a_class_are_a_warning(tmp_path, capsys):
@@ -170,7 +171,7 @@ def test_given_folds_are_kept_and_leaks_refused(tmp_path):
 
 @pytest.mark.parametrize("wrong, message", [
     (["a/1.jpg,a,g1,train,0", *GOOD], "a/1.jpg is listed twice"),
-    ([GOOD[0].replace("train", "valid"), *GOOD[1:]], "role 'valid'; choose from train, unlabelled, test"),
+    ([GOOD[0].replace("train", "valid"), *GOOD[1:]], "role 'valid'; choose from train, unlabeled, test"),
     ([GOOD[0].replace("a,g1", ",g1"), *GOOD[1:]], "a/1.jpg of role train has no label"),
     ([GOOD[0].replace("train,0", "train,-1"), *GOOD[1:]], "a/1.jpg of role train has no fold"),
     ([GOOD[0].replace("train,0", "train,x"), *GOOD[1:]], "the fold 'x'"),
@@ -178,7 +179,7 @@ def test_given_folds_are_kept_and_leaks_refused(tmp_path):
     ([GOOD[0].replace("g1", ""), *GOOD[1:]], "a/1.jpg has no group"),
     ([GOOD[0].replace("a/1.jpg", "../1.jpg"), *GOOD[1:]], "'../1.jpg' is not a path below the data folder"),
     ([GOOD[0].replace("a/1.jpg", "/etc/1.jpg"), *GOOD[1:]], "'/etc/1.jpg' is not a path below the data folder"),
-    ([*GOOD[:-1], GOOD[-1].replace(",,", ",a,")], "u/1.jpg of role unlabelled has a label"),
+    ([*GOOD[:-1], GOOD[-1].replace(",,", ",a,")], "u/1.jpg of role unlabeled has a label"),
     ([*GOOD[:4], GOOD[4].replace("-1", "0")], "t/1.jpg of role test has the fold 0"),
     ([*GOOD[:5], GOOD[5].replace(",b,", ",z,")], "has the label 'z', which no image of role train has"),
     ([line.replace("g4", "g3") for line in GOOD], "the group 'g3' has b/1.jpg in role train, fold 0 and b/2.jpg in"),
@@ -237,7 +238,7 @@ def test_parts_and_digest():
 @pytest.mark.parametrize("options, message", [
     (["--folds", "1"], "--folds 1: give 2 to 100"), (["--seed", "-1"], "--seed -1"),
     (["--test-share", "nan"], "shares from 0 on"),
-    (["--test-share", ".5", "--unlabelled-share", ".5"], "together at most .9"), (["--csv", "none.csv"], "No such file"),
+    (["--test-share", ".5", "--unlabeled-share", ".5"], "together at most .9"), (["--csv", "none.csv"], "No such file"),
 ])
 def test_wrong_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):

@@ -36,16 +36,16 @@ def draw(path, color, seed):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """30 labelled images in three folds, 6 unlabelled ones, 6 of the test; a teacher who knows all but two."""
+    """30 labelled images in three folds, 6 unlabeled ones, 6 of the test; a teacher who knows all but two."""
     root, split = tmp_path_factory.mktemp("split"), []
     for c, name in enumerate(CLASSES):
         for i in range(14):
-            role = "train" if i < 10 else "unlabelled" if i < 12 else "test"
+            role = "train" if i < 10 else "unlabeled" if i < 12 else "test"
             file = f"{role}/{name}_{i:02}.png"
             draw(root / "data" / file, name, 100 * c + i)
-            split.append(Row(file, "" if role == "unlabelled" else name, file, role, i % 3 if role == "train" else -1))
+            split.append(Row(file, "" if role == "unlabeled" else name, file, role, i % 3 if role == "train" else -1))
     write_split(root / "split.csv", Split(split))
-    known = [row for row in split if row.file not in ("train/red_01.png", "unlabelled/red_10.png")]
+    known = [row for row in split if row.file not in ("train/red_01.png", "unlabeled/red_10.png")]
     values = 2 * normal(1, "teacher", torch.arange(len(known))[:, None], torch.arange(3))
     write_predictions(root / "teacher", dict(zip([row.file for row in known], values)), "logits", CLASSES[::-1],
                       {row.file: row.fold for row in known})
@@ -60,7 +60,7 @@ def settings(data, output, *more):
         "cache=false", "num_workers=0", "device=cpu", "eval_every=0", *more])
 
 
-TAUGHT = "unlabelled=test", "mixup=0.4", "teacher_weight=0.7"
+TAUGHT = "unlabeled=test", "mixup=0.4", "teacher_weight=0.7"
 
 
 def test_a_fold_is_held_out_and_nothing_but_labels_of_role_train_is_learned(data, tmp_path):
@@ -73,7 +73,7 @@ def test_a_fold_is_held_out_and_nothing_but_labels_of_role_train_is_learned(data
     assert [CLASSES[label] for label in batch["label"]] == [split[name].label for name in batch["id"]]
 
     taught = build_task(settings(data, tmp_path, *TAUGHT, f"teacher={data / 'teacher'}"), Ranks(0, 1, CPU))
-    assert len(taught.images.ids) == 21 + 5 + 6 and "unlabelled/red_10.png" not in taught.images.ids   # the teacher's no
+    assert len(taught.images.ids) == 21 + 5 + 6 and "unlabeled/red_10.png" not in taught.images.ids   # the teacher's no
     for batch in taught.batches(0):
         for name, label in zip(batch["id"], batch["label"].tolist()):
             assert label == (CLASSES.index(split[name].label) if split[name].role == "train" else -1)
@@ -100,7 +100,7 @@ def entropy(log_p, label, smoothing=0.1):
     return -sum(share * value for share, value in zip(target, log_p))
 
 
-@pytest.mark.parametrize("keys", [(), ("teacher_on=agrees",), ("teacher_on=unlabelled", "teacher_confidence=0.8"),
+@pytest.mark.parametrize("keys", [(), ("teacher_on=agrees",), ("teacher_on=unlabeled", "teacher_confidence=0.8"),
                                   ("teacher_labels=hard",), ("teacher_labels=accident",)], ids=str)
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_the_terms_are_those_of_plain_formulas(data, tmp_path, keys, mixup):
@@ -133,7 +133,7 @@ def test_the_terms_are_those_of_plain_formulas(data, tmp_path, keys, mixup):
             teacher = said[name].softmax(0) if name in said else None
             if teacher is None or teacher.max() < cfg.teacher_confidence:
                 continue
-            if label >= 0 and (cfg.teacher_on == "unlabelled" or cfg.teacher_on == "agrees" and teacher.argmax() != label):
+            if label >= 0 and (cfg.teacher_on == "unlabeled" or cfg.teacher_on == "agrees" and teacher.argmax() != label):
                 continue
             p = (said[name] / 1.5).softmax(0)
             soft = 1.5 ** 2 * (p * (p.log() - (logits / 1.5).log_softmax(0))).sum()
@@ -188,14 +188,14 @@ def test_a_resumed_run_is_the_run_itself(data, tmp_path):
 
 @pytest.mark.parametrize("keys, says", [
     (("split=", "fold=0"), "fold=0: needs split"),
-    (("split=", "fold=-1", "unlabelled=test"), "unlabelled=test: needs split"),
-    (("unlabelled=test",), "without a teacher"),
+    (("split=", "fold=-1", "unlabeled=test"), "unlabeled=test: needs split"),
+    (("unlabeled=test",), "without a teacher"),
     (("fold=3",), "has the folds 0 to 2"),
     (("teacher_labels=accident",), "drops the labelled samples"),
     (("eval_data=DIR",), "eval_data=.*give one of them"),
     (("data=DIR:1:labelled",), "without :labelled"),
     (("split=DIR/nothing.csv",), "nothing.csv"),
-    (("unlabelled=unlabelled", "teacher=DIR/../teacher", "teacher_confidence=1"), "speaks of none"),
+    (("unlabeled=unlabeled", "teacher=DIR/../teacher", "teacher_confidence=1"), "speaks of none"),
 ])
 def test_keys_that_do_not_fit_together_are_one_line(data, tmp_path, keys, says):
     keys = [key.replace("DIR", str(data / "data")) for key in keys]
