@@ -55,7 +55,7 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 def swa_decay(step: int, start: int) -> float:
-    """Decay of the average at `step` with which it is the plain mean of the weights after `start` and all steps since; 0, the
-    weights themselves, before."""
+    """Decay of the average at `step` with which it is the plain mean of the weights after `start` and all steps since; 0, so
+    the weights themselves, before."""
     since = max(0, step - start)
     return since / (since + 1)
