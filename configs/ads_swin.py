@@ -1,4 +1,4 @@
-"""Swin-B, 384 pixels: an image classifier of the advert contest. For GPUs; timm's weights come from the hub.
+"""Swin-B, 384 pixels: an image classifier of the advert contest. For GPUs; weights from the hub.
 
     torchrun --nproc_per_node=8 train_v2.py configs/ads_swin data=DIR split=SPLIT.csv fold=0
 

@@ -1,4 +1,4 @@
-"""EfficientNetV2-M, 512 pixels: an image classifier of the advert contest. For GPUs; timm's weights come from the hub.
+"""EfficientNetV2-M, 512 pixels: an image classifier of the advert contest. For GPUs; weights from the hub.
 
     torchrun --nproc_per_node=8 train_v2.py configs/ads_v2m data=DIR split=SPLIT.csv fold=0
 
