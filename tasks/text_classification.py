@@ -49,7 +49,7 @@ class TextClassificationTask(Task):
         "ngram_high": Key(5, "of ngrams: characters in the longest", least=1, most=MAX_HIGH),
         "ngram_buckets": Key(1 << 16, "of ngrams: rows of the table, into which they are hashed", least=1, most=MAX_BUCKETS),
         "ngram_dropout": Key(0.3, "of ngrams: share of a text's that are dropped, anew each time", least=0, below=1),
-        "table_lr": Key(60.0, "of ngrams: rate of the table, by plain descent with momentum; whatever the batch", least=0),
+        "table_lr": Key(20.0, "of ngrams: rate of the table, by plain descent with momentum; whatever the batch", least=0),
         "line_dropout": Key(0.1, "share of a text's lines that are dropped, anew each time; one stays", least=0, below=1),
     }
 
