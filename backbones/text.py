@@ -205,10 +205,10 @@ def _weights(folder: Path) -> dict:
 
 def _check_length(encoder: TextEncoder, source: str) -> None:
     """Raises UserError where the encoder takes no texts as long as `max_tokens`."""
-    tokens = torch.ones(1, encoder.max_tokens, dtype=torch.int64)
+    mask = torch.ones(1, encoder.max_tokens, dtype=torch.int64)
     try:
         with torch.no_grad():
-            encoder(tokens, tokens)
+            encoder(mask * ((encoder.model.config.pad_token_id or 0) + 1), mask)  # RoBERTa does not count padding
     except (IndexError, RuntimeError) as error:
         raise UserError(f"text_network={source}, max_tokens={encoder.max_tokens}: do not fit together "
                         f"({first_line(error)}); give fewer tokens") from None
@@ -221,9 +221,12 @@ def _fetched(name: str, pretrained: bool) -> Path:
     if not 1 <= len(name.split("/")) <= 2 or name.startswith((".", "/", "~")):
         raise UserError(f"text_network={name}: no such folder, and no name on the Hugging Face hub")
     wanted = ["config.json", "tokenizer.json"]
-    with contextlib.suppress(Exception):  # not in the cache, or not whole
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*wanted, *WEIGHTS], local_files_only=True))
-        if all((folder / file).is_file() for file in wanted) and (not pretrained or _has_weights(folder)):
+
+    def whole(folder):
+        return all((folder / file).is_file() for file in wanted) and (not pretrained or _has_weights(folder))
+    with contextlib.suppress(Exception):  # of the hub: not in its cache
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        if whole(folder):
             return folder
     try:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=3).close()
@@ -231,12 +234,12 @@ def _fetched(name: str, pretrained: bool) -> Path:
         raise UserError(f"text_network={name}: {huggingface_hub.constants.ENDPOINT} cannot be reached; give a folder with "
                         "config.json, tokenizer.json and model.safetensors") from None
     try:
-        for weights in WEIGHTS if pretrained else [WEIGHTS[0]]:
-            files = [*wanted, *([weights] if pretrained else [])]
+        for weights in WEIGHTS:  # the second only where the first is not there; neither of them is small
+            files = [*wanted, weights] if pretrained else wanted
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
-            if _has_weights(folder):
+            if whole(folder):
                 break
-        return folder
+        return folder  # what it lacks is told as of any folder
     except Exception as error:  # of the hub, of HTTP and of the disk
         raise UserError(f"text_network={name}: cannot be fetched from the Hugging Face hub ({first_line(error)})") from None
 

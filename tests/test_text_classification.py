@@ -4,6 +4,7 @@ the same without torch. Nothing of an untrusted encoder is executed."""
 import json
 import math
 import pickle
+import shutil
 import sys
 import time
 import zlib
@@ -461,6 +462,14 @@ def test_without_the_hub_a_name_fails_at_once(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="127.0.0.1:9 cannot be reached; give a folder") as error:
         build_task(settings(data, tmp_path / "run", "text_network=hfl/chinese-bert-wwm"), Ranks(0, 1, CPU))
     assert time.monotonic() - began < 10 and "\n" not in str(error.value)
+    cached = tmp_path / "models--hfl--chinese-bert-wwm"     # as the hub's own library lays it out: then nobody is asked
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    shutil.copytree(data / "bert", cached / "snapshots" / ("0" * 40))
+    cfg = settings(data, tmp_path / "run", "text_network=hfl/chinese-bert-wwm", "max_tokens=8")
+    found = build_task(cfg, Ranks(0, 1, CPU))
+    expected = load_file(data / "bert/model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in found.encoder.model.state_dict().items())
 
 
 class Harm:
@@ -486,7 +495,7 @@ def test_nothing_of_an_encoder_s_folder_is_executed(data, tmp_path):
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in plain.state_dict().items())
         assert not {"auto_map", "quantization_config"} & found.describe()["config"].keys()
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(harm)))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(harm), protocol=2))
     with pytest.raises(UserError, match="pytorch_model.bin: cannot be read as weights"):
         hf_encoder(str(folder), True, "cls", 8)
     (folder / "pytorch_model.bin").unlink()
