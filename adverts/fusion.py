@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from adverts.split import Split
 from engine.predictions import Predictions, read_predictions
-from inference.errors import UserError, printable
-from inference.fusion import KINDS, combine, log_softmax
+from inference.errors import UserError, first_line, printable
+from inference.fusion import KINDS, check_fusion, combine, log_softmax
 
 FORMS = ("product", "mean", "fixed")
 FIXED = {"image": 0.6, "text": 0.4}  # of the contest's system, over its softmax outputs as they are
@@ -96,7 +96,7 @@ def stack(models: Sequence[Model], ids: Sequence[str], classes: Sequence[str]) -
     return logits, folds
 
 
-# -- tuning: logits [M,N,C] of labelled images -> weights -------------------------------------------------------------
+# -- tuning: logits [M,N,C] of labeled images -> weights -------------------------------------------------------------
 
 def temperature(logits: np.ndarray, label: np.ndarray) -> float:
     """The T with the least cross entropy of softmax(logits / T), `[N,C]`. Guo et al. 2017, https://arxiv.org/abs/1706.04599
@@ -147,10 +147,11 @@ def _least(loss, start, low, high):
 
 
 def tune(form: str, models: Sequence[Model], logits: Z, label: np.ndarray) -> dict:
-    """The part {models, fallback} of a fusion (`inference/fusion.py`), tuned on labelled images.
+    """The part {models, fallback} of a fusion (`inference/fusion.py`), tuned on labeled images.
 
-    form: one of FORMS, or the name of a model, which is then used alone where it has a prediction. The weights are tuned on
-    the images of which all models have a prediction; those of the fallback, on those of which all of that kind have one.
+    form: one of FORMS, or the name of a model, which is then used alone where it has a prediction, the fallback of its kind
+    included. The weights are tuned on the images of which all models have a prediction; those of the fallback, on those of
+    which all of that kind have one.
     """
     kinds = [model.kind for model in models]
     has = ~np.isnan(logits[:, :, 0])                                                             # [M,N]
@@ -170,9 +171,12 @@ def tune(form: str, models: Sequence[Model], logits: Z, label: np.ndarray) -> di
             w = (mean_weights if form == "mean" else product_weights)(log_p[of][:, known], label[known])
         return dict(zip([models[m].name for m in of], (w / w.sum() if form in ("fixed", "mean") else w).tolist()))
 
-    everything = list(range(len(models)))
-    main = weights([m for m in everything if models[m].name == form] or everything)
-    fallback = {kind: weights([m for m in everything if kinds[m] == kind]) for kind in sorted(set(kinds))}
+    def used(of):
+        """Those at the places `of` that are used together: the one that is used alone, if it is among them."""
+        return [m for m in of if models[m].name == form] or of
+
+    main = weights(used(list(range(len(models)))))
+    fallback = {kind: weights(used([m for m in range(len(models)) if kinds[m] == kind])) for kind in sorted(set(kinds))}
     return {"models": [{"name": model.name, "kind": model.kind, "weight": main.get(model.name, 0.0), "temperature": t}
                        for model, t in zip(models, heat)], "fallback": fallback if len(fallback) > 1 else {}}
 
@@ -197,7 +201,7 @@ class Fitted(NamedTuple):
 
 
 def cross_fit(form: str, models: Sequence[Model], logits: Z, label: np.ndarray, folds: np.ndarray) -> Fitted:
-    """Tune as `tune` does, on all labelled images, and once without each fold."""
+    """Tune as `tune` does, on all labeled images, and once without each fold."""
     parts = [np.ones(len(label), bool), *(folds != fold for fold in range(folds.max() + 1))]
     final, *without = (tune(form, models, logits[:, rows], label[rows]) for rows in parts)
     return Fitted(form, final, without)
@@ -305,6 +309,13 @@ def check_fitted(fusion: dict, models: Sequence[Model], split: Split) -> None:
     again = "run `python -m adverts tune` again"
     if not {"choice", "best", "split", "cross_fitted", "scores"} <= fusion.keys():
         raise UserError(f"the fusion does not say how it was tuned; {again}")
+    try:
+        if len(fusion["cross_fitted"]) != split.folds:
+            raise ValueError("not one part for each fold")
+        for part in fusion["cross_fitted"]:
+            check_fusion({**fusion, "models": part["models"], "fallback": part["fallback"]})
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"the fusion's cross_fitted cannot be used ({first_line(error)}); {again}") from None
     if fusion["split"] != split.digest():
         raise UserError(printable(f"the fusion was tuned for another split, {fusion['split']}; {again}, or give that split"))
     tuned = {model["name"]: model.get("predictions") for model in fusion["models"]}

@@ -237,6 +237,21 @@ def test_the_best_single_model_is_kept_where_fusion_is_worse(split, tmp_path):
     assert (log_p[train].argmax(1) == label).mean() >= found["scores"]["tfidf"]["accuracy"]
 
 
+def test_the_best_single_model_is_kept_for_images_without_text_too(split, tmp_path):
+    """The best one is of images, beside a poor one: where there is no text, these two are not fused either."""
+    without = {row.file for row in split.rows if int(row.file[-5]) % 2}
+    text = {name: z for name, z in opinions(split, 0.2, 1).items() if name not in without}
+    files = [write(tmp_path / "look.safetensors", split, opinions(split, 3, 0)),
+             write(tmp_path / "other.safetensors", split, {name: 30 * z for name, z in opinions(split, 0.7, 2).items()}),
+             write(tmp_path / "tfidf.safetensors", split, text, "text")]
+    models = read_models(files, split)
+    found = fit(models, split, "fixed")
+    assert found["choice"] == found["best"] == "look" and found["fallback"]["image"].keys() == {"look"}
+    log_p = apply(found, models, split)
+    logits, _ = stack(models, [row.file for row in split.rows], split.classes)
+    assert (log_p.argmax(1) == logits[0].argmax(1)).all()  # so the score that is told is that of what is used
+
+
 def test_fixed_weights_are_those_of_the_contest(split, files, tmp_path):
     """.6 of the mean softmax of the image models, .4 of the text models', as they are."""
     more = write(tmp_path / "other.safetensors", split, opinions(split, 1.5, 5))

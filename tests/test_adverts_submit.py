@@ -111,6 +111,10 @@ def test_other_splits_and_fusions_are_refused(words, tmp_path, capsys):
                          ({"models": fusion["models"][:1], "fallback": {}}, "tfidf is given")):
         path.write_text(json.dumps({**fusion, **change}))
         assert says in refused([*words, *out], capsys)
+    parts = fusion["cross_fitted"]
+    for wrong in ([], parts[:2], 3, [3, *parts[1:]], [{}, *parts[1:]], [{**parts[0], "models": []}, *parts[1:]]):
+        path.write_text(json.dumps({**fusion, "cross_fitted": wrong}))
+        assert "cross_fitted cannot be used" in refused([*words, *out], capsys)
     del fusion["cross_fitted"]
     path.write_text(json.dumps(fusion))
     assert "does not say how it was tuned" in refused([*words, *out], capsys)
