@@ -32,14 +32,13 @@ from inference.segments import DEFAULT_SIDE, JSON_ERRORS, make_reader, segments_
 
 SCHEMA = """create table if not exists texts (
     content text, settings text, segments text, primary key (content, settings)) without rowid"""
-AT_ONCE = 500   # contents in one question to the cache
 SAMPLE = 8      # images after which the time for all is known well enough to tell it
 SHOWN = 20      # unusable images that are listed
 
 
 class Cache:
     """Segments by (digest of an image's bytes, settings of the reader), in one SQLite file. Raises UserError, from every
-    method, for a file that is something else or cannot be used."""
+    method, for a file that is something else or cannot be used. Use it in a `with` block, which closes it."""
 
     def __init__(self, path, settings: str):
         self.path, self.settings = path, settings
@@ -49,29 +48,38 @@ class Cache:
             self._db.execute("pragma synchronous = normal")
             self._db.execute(SCHEMA)
 
-    def get(self, contents: list[str]) -> dict[str, list[Segment]]:
-        """{content: segments} of those that are known."""
-        found = {}
-        for first in range(0, len(contents), AT_ONCE):
-            part = contents[first:first + AT_ONCE]
-            with self._errors():
-                rows = self._db.execute(f"select content, segments from texts where settings = ? and content in "
-                                        f"({','.join('?' * len(part))})", (self.settings, *part))
-                found |= {content: segments_of(json.loads(text)) for content, text in rows}
-        return found
+    def known(self) -> set[str]:
+        """The contents whose segments are there."""
+        with self._errors():
+            return {content for content, in self._db.execute("select content from texts where settings = ?",
+                                                             (self.settings,))}
+
+    def get(self, content: str) -> list[Segment]:
+        """The segments of a content that is known."""
+        with self._errors():
+            text, = self._db.execute("select segments from texts where content = ? and settings = ?",
+                                     (content, self.settings)).fetchone()
+            return segments_of(json.loads(text))
 
     def put(self, content: str, segments: list[Segment]) -> None:
         text = json.dumps([segment._asdict() for segment in segments], ensure_ascii=False)
         with self._errors(), self._db:
             self._db.execute("insert or replace into texts values (?, ?, ?)", (content, self.settings, text))
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._db.close()
 
     @contextlib.contextmanager
     def _errors(self):
         try:
             yield
+        except sqlite3.OperationalError as error:  # of the disk, or of another program: what it holds may be as good as ever
+            raise UserError(printable(f"{self.path}: cannot be used as a cache of texts now ({first_line(error)}); see that "
+                                      "its disk has room and no other program uses it, and run the command again, or give "
+                                      "--cache another name")) from None
         except (sqlite3.Error, *JSON_ERRORS) as error:
             raise UserError(printable(f"{self.path}: cannot be used as a cache of texts ({first_line(error)}); give --cache "
                                       "another name, or remove the file")) from None
@@ -81,8 +89,8 @@ def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tu
     """(number of the path, its segments or None, why there are none or ""), in the order in which they are ready.
 
     make: gives, in each process, the function from an image to its segments; it must be picklable. Raises UserError when a
-    process dies. A pipe to each process, and no queue that they share: whoever is killed at whatever moment, the other end
-    of its pipe is closed, and nobody waits for ever.
+    process cannot begin or dies. A pipe to each process, and no queue that they share: whoever is killed at whatever moment,
+    the other end of its pipe is closed, and nobody waits for ever.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of OpenCV's and ONNX Runtime's threads
     under_way, numbers = {}, iter(range(len(paths)))  # {our end of the pipe: number of the path}
@@ -90,11 +98,15 @@ def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tu
         for _ in range(processes):
             ours, theirs = context.Pipe()
             under_way[ours] = None
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # theirs from their start: Ctrl-C is this process's matter
             context.Process(target=_work, args=(theirs, make), daemon=True).start()
+            signal.signal(signal.SIGINT, before)
             theirs.close()
         while under_way:
             for pipe in multiprocessing.connection.wait(list(under_way)):
                 found = pipe.recv()
+                if under_way[pipe] is None and found:
+                    raise UserError(f"text cannot be read: {found}")
                 if under_way[pipe] is not None:
                     yield under_way[pipe], *found
                 under_way[pipe] = next(numbers, None)
@@ -112,11 +124,13 @@ def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tu
 
 
 def _work(pipe, make):
-    """Answer each path that comes through the pipe, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+    """Say "" or why it cannot begin, then answer each path that comes through the pipe, until it is closed."""
     with contextlib.suppress(EOFError, ConnectionError):
-        read = make()
-        pipe.send("ready")
+        try:
+            read = make()
+        except Exception as error:  # of the library or of ONNX Runtime
+            return pipe.send(first_line(error))
+        pipe.send("")
         while True:
             pipe.send(_read(read, pipe.recv()))
 
@@ -130,21 +144,21 @@ def _read(read, path):
         return None, f"the reader failed: {type(error).__name__}: {first_line(error)}"
 
 
-def read_folder(data, ids: list[str], cache: Cache, make: Callable, processes: int) -> dict[str, tuple[list[Segment], str]]:
-    """{id: (segments, why it could not be read or "")} of images below `data`: from the cache, or read now and kept there.
-    make: see `read_images`."""
+def read_folder(data, ids: list[str], cache: Cache, make: Callable, processes: int) -> dict[str, tuple[str, str]]:
+    """Read the images below `data` that the cache does not know, and keep their segments there. {id: (its content, "") or
+    ("", why it could not be read)}. make: see `read_images`."""
     def content(name):
         try:
             return content_digest(os.path.join(data, name)), ""
         except UserError as error:
-            return None, str(error)
+            return "", str(error)
 
     contents = dict(zip(ids, map_ahead(content, ids)))
     first = {}  # {content: the first image that has it}: each content is read once
     for name, (digest, _) in contents.items():
         if digest:
             first.setdefault(digest, name)
-    known = cache.get(list(first))
+    known = cache.known()
     missing = [digest for digest in first if digest not in known]
     failed = {}
     if missing:
@@ -157,14 +171,14 @@ def read_folder(data, ids: list[str], cache: Cache, make: Callable, processes: i
                     failed[missing[number]] = reason
                 else:
                     cache.put(missing[number], segments)
-                    known[missing[number]] = segments
                 bar.update()
                 if done == 1:  # the processes are ready
                     began = time.monotonic()
                 if done == SAMPLE:
                     rest = (time.monotonic() - began) / (done - 1) * (len(missing) - done)
                     bar.write(f"the text of {len(missing):,} images takes about {duration(rest)}", file=sys.stderr)
-    return {name: (known.get(digest, []), reason or failed.get(digest, "")) for name, (digest, reason) in contents.items()}
+    return {name: ("", failed[digest]) if digest in failed else (digest, reason)
+            for name, (digest, reason) in contents.items()}
 
 
 def duration(seconds: float) -> str:
@@ -190,18 +204,15 @@ def main(arguments=None):
     ids = [row.file for row in read_split(args.split).rows] if args.split else list_images(args.data)
     if not ids:
         raise UserError(f"{args.data}: no images below this folder")
-    cache = Cache(args.cache, settings(args.side))
-    try:
+    with Cache(args.cache, settings(args.side)) as cache:
         found = read_folder(args.data, ids, cache, functools.partial(make_reader, args.side), args.processes)
-    finally:
-        cache.close()
-    unusable = [f"{name}: {reason}" for name, (_, reason) in found.items() if reason]
-    if len(unusable) == len(ids):
-        raise UserError(printable(f"{args.data}: none of the {len(ids):,} images can be used; the first: {unusable[0]}"))
-    for line in unusable[:SHOWN]:
-        print(printable(line), file=sys.stderr)
-    if len(unusable) > SHOWN:
-        print(f"... and {len(unusable) - SHOWN:,} more; {args.out} has them all", file=sys.stderr)
-    write_texts(args.out, ((name, *text) for name, text in found.items()))
-    print(printable(f"{args.out}: {len(ids):,} images, {sum(bool(segments) for segments, _ in found.values()):,} with text, "
-                    f"{len(unusable):,} could not be used"))
+        unusable = [f"{name}: {reason}" for name, (_, reason) in found.items() if reason]
+        if len(unusable) == len(ids):
+            raise UserError(printable(f"{args.data}: none of the {len(ids):,} images can be used; the first: {unusable[0]}"))
+        for line in unusable[:SHOWN]:
+            print(printable(line), file=sys.stderr)
+        if len(unusable) > SHOWN:
+            print(f"... and {len(unusable) - SHOWN:,} more; {args.out} has them all", file=sys.stderr)
+        with_text = write_texts(args.out, ((name, cache.get(content) if content else [], reason)
+                                           for name, (content, reason) in found.items()))
+    print(printable(f"{args.out}: {len(ids):,} images, {with_text:,} with text, {len(unusable):,} could not be used"))

@@ -14,9 +14,12 @@ def read_texts(path) -> dict[str, list[str]]:
     return {name: [segment.text for segment in segments] for name, segments in read_segments(path).items()}
 
 
-def write_texts(path, texts: Iterable[tuple[str, list[Segment], str]]) -> None:
-    """Write (image id, segments, reason why the image could not be read or "") to `path`."""
+def write_texts(path, texts: Iterable[tuple[str, list[Segment], str]]) -> int:
+    """Write (image id, segments, reason why the image could not be read or "") to `path`. Returns how many have text."""
+    with_text = 0
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for name, segments, error in texts:
             row = {"id": name, "segments": [segment._asdict() for segment in segments]} | ({"error": error} if error else {})
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            with_text += bool(segments)
+    return with_text

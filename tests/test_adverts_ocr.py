@@ -18,7 +18,7 @@ from adverts.texts import Segment, read_segments, read_texts, write_texts
 from inference.errors import UserError
 from inference.segments import make_reader, settings
 from tests.helpers.programs import run_without
-from tests.helpers.texts import levels, make_failing, make_fake, processes, read, read_slowly
+from tests.helpers.texts import levels, make_failing, make_fake, make_nothing, processes, read, read_slowly
 
 
 def advert(*words, size=(200, 320)):
@@ -167,19 +167,38 @@ def test_a_cache_that_is_something_else(tmp_path):
         Cache(tmp_path / "c.sqlite", "same")
     cache = Cache(tmp_path / "good.sqlite", "same")
     cache.put("digest", [])
-    assert cache.get(["digest", "other"]) == {"digest": []}
+    assert cache.known() == {"digest"} and cache.get("digest") == []
     with sqlite3.connect(cache.path) as db:
         db.execute("update texts set segments = '[{}]'")
     with pytest.raises(UserError, match="cannot be used as a cache"):
-        cache.get(["digest"])
+        cache.get("digest")
 
 
-def test_many_contents_are_looked_up_together(tmp_path):
-    cache = Cache(tmp_path / "c.sqlite", "same")
-    for i in range(0, 1200, 7):
-        cache.put(str(i), [Segment(str(i), .5, [[0, 1]] * 4)])
-    found = cache.get([str(i) for i in range(1200)])
-    assert {int(key): segments[0].text for key, segments in found.items()} == {i: str(i) for i in range(0, 1200, 7)}
+def test_a_full_disk_does_not_say_that_the_cache_is_to_be_removed(tmp_path):
+    with Cache(tmp_path / "c.sqlite", "same") as cache:
+        cache.put("one", [Segment("kept", .5, [[0, 1]] * 4)])
+        cache._db.execute("pragma max_page_count = 4")
+        with pytest.raises(UserError, match="full.*see that its disk has room.*run the command again") as error:
+            for i in range(100):
+                cache.put(str(i), [Segment("x" * 1000, .5, [[0, 1]] * 4)])
+        assert "remove" not in str(error.value)
+    with Cache(tmp_path / "c.sqlite", "same") as cache:
+        assert [segment.text for segment in cache.get("one")] == ["kept"]
+
+
+def test_a_reader_that_cannot_begin_is_one_line(tmp_path, capfd):
+    with pytest.raises(UserError, match="text cannot be read: no model here"):
+        read(flat(tmp_path / "data", 1, 2), Cache(tmp_path / "c.sqlite", "same"), make_nothing, processes=2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_no_image_is_told_and_not_waited_for(tmp_path):
+    data = flat(tmp_path / "data", 1)
+    os.mkfifo(data / "pipe.png")
+    (data / "link.png").symlink_to(tmp_path / "nowhere")
+    found = read(data, Cache(tmp_path / "c.sqlite", "same"), functools.partial(make_fake, tmp_path / "log"))
+    assert found.pop("001.png") == "1"
+    assert "not a regular file" in found["pipe.png"] and "No such file" in found["link.png"]
 
 
 def test_texts_survive_their_file(tmp_path):

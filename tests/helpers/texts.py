@@ -33,10 +33,21 @@ def make_failing():
     return read
 
 
+def make_nothing():
+    """A reader that cannot begin."""
+    raise OSError("no model here")
+
+
+def make_levels(side):
+    """In place of `inference.segments.make_reader`: the level of the first pixel stands for the text."""
+    return make_fake(os.devnull)
+
+
 def read(data, cache, make, processes=1) -> dict[str, str]:
     """{file: its text, or why it could not be read} of the images in a folder."""
     found = read_folder(data, sorted(path.name for path in data.iterdir()), cache, make, processes)
-    return {name: "".join(segment.text for segment in segments) or error for name, (segments, error) in found.items()}
+    return {name: "".join(segment.text for segment in cache.get(content)) if content else error
+            for name, (content, error) in found.items()}
 
 
 def read_slowly(data, cache, log):
