@@ -214,12 +214,17 @@ def table_rows(data, path) -> list[Row]:
 
 
 def with_tests(rows: list[Row], data, path) -> list[Row]:
-    """The rows, with those that a CSV file lists as role test; its labels, if it has a column for them, are known."""
-    listed = {row["file"]: row for row in _read_csv(path, needed=("file",))}
+    """The rows, with those that a CSV file lists as role test; its labels and groups, if it has columns for them, are
+    known."""
+    found = _read_csv(path, needed=("file",))
+    listed = {row["file"]: row for row in found}
+    if len(listed) < len(found):
+        again, _ = Counter(row["file"] for row in found).most_common(1)[0]
+        raise UserError(printable(f"{path}: {again} is listed twice; remove one of the two"))
     if missing := listed.keys() - {row.file for row in rows}:
         raise UserError(printable(f"{path}: {min(missing)} is not an image below {data}"))
-    return [row._replace(role="test", label=listed[row.file].get("label", row.label), fold=-1) if row.file in listed else row
-            for row in rows]
+    return [row._replace(role="test", fold=-1, label=listed[row.file].get("label", row.label),
+                         group=listed[row.file].get("group") or row.group) if row.file in listed else row for row in rows]
 
 
 def _below(data, folder):
@@ -234,10 +239,12 @@ def _below(data, folder):
 
 def same_bytes(data, files: list[str]) -> dict[str, str]:
     """{file: the first file that has the same bytes}, of the files that are not the first. Only files whose sizes are equal
-    are read."""
+    are read; what is no file, such as a broken link, is like nothing else, and is found when the images are read."""
     by_size = defaultdict(list)
     for file in files:
-        by_size[os.path.getsize(os.path.join(data, file))].append(file)
+        path = os.path.join(data, file)
+        if os.path.isfile(path):
+            by_size[os.path.getsize(path)].append(file)
     suspects = [file for alike in by_size.values() if len(alike) > 1 for file in alike]
     first, found = {}, {}
     for file, digest in zip(suspects, map_ahead(lambda file: content_digest(os.path.join(data, file)), suspects)):
@@ -249,10 +256,16 @@ def same_bytes(data, files: list[str]) -> dict[str, str]:
 
 def content_digest(path) -> str:
     """The digest of a file's bytes that `b2sum -l 128` prints, as `dataset.ImageFolders` has it."""
+    digest = hashlib.blake2b(digest_size=16)
     try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise UserError(printable(f"{path}: not a regular file; remove it"))
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
     except OSError as error:
         raise UserError(printable(f"{path}: cannot be read ({error.strerror}); check its permissions")) from None
+    return digest.hexdigest()
 
 
 def join_groups(rows: list[Row], same: dict[str, str]) -> list[Row]:
@@ -404,18 +417,23 @@ def split_arguments(args) -> list[str]:
     return found + (["--drop-conflicts"] if args.drop_conflicts else [])
 
 
-def main(arguments=None):
-    parser = Parser(prog="python -m adverts split", description=__doc__)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the images")
-    parser.add_argument("--out", required=True, metavar="split.csv", help="where the split is written")
-    add_options(parser)
-    args = parser.parse_args(arguments)
+def check_options(args) -> None:
+    """Raises UserError for values of the options of `add_options` that are out of range."""
     if args.folds is not None and not 2 <= args.folds <= 100:
         raise UserError(f"--folds {args.folds}: give 2 to 100")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a number from 0 on")
     if not (args.test_share >= 0 and args.unlabeled_share >= 0 and args.test_share + args.unlabeled_share <= .9):
         raise UserError("--test-share and --unlabeled-share: shares from 0 on, together at most .9")
+
+
+def main(arguments=None):
+    parser = Parser(prog="python -m adverts split", description=__doc__)
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--out", required=True, metavar="split.csv", help="where the split is written")
+    add_options(parser)
+    args = parser.parse_args(arguments)
+    check_options(args)
     split = make_split(args.data, args.csv, args.test, args.folds, args.seed, args.test_share, args.unlabeled_share,
                        args.drop_conflicts)
     write_split(args.out, split)

@@ -1,11 +1,12 @@
 """Splits: groups and equal bytes stay together, classes are spread evenly, leaks are refused, and files are told apart."""
 import csv
+import os
 import random
 from collections import Counter, defaultdict
 
 import pytest
 
-from adverts.split import ROLES, Row, Split, main, make_split, read_split, write_split
+from adverts.split import ROLES, Row, Split, content_digest, main, make_split, read_split, write_split
 from inference.errors import UserError
 
 HEADER = "file,label,group,role,fold"
@@ -103,6 +104,16 @@ def test_equal_bytes_with_two_labels(tmp_path):
     assert {row.file for row in split.rows} == set(classes("a", "b"))
 
 
+def test_what_is_no_file_is_not_read_for_its_bytes(tmp_path):
+    """A broken link; pipes, of which nothing would ever come. They are found as unusable when images are read."""
+    data = write(tmp_path, classes("a", "b"))
+    (data / "a/link.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(data / "a/pipe.jpg"), os.mkfifo(data / "b/pipe.jpg")
+    assert len(make_split(data).rows) == 23
+    with pytest.raises(UserError, match="pipe.jpg: not a regular file"):
+        content_digest(data / "a/pipe.jpg")
+
+
 def test_equal_bytes_in_training_and_test(tmp_path):
     data = write(tmp_path, {**classes("a", "b", below="train/"), "train/a/x.jpg": b"same", "test/y.jpg": b"same",
                             "unlabeled/z.jpg": b"same"})
@@ -123,6 +134,10 @@ def test_test_images_by_folder_and_by_table(tmp_path):
     listed = table(tmp_path / "list.csv", ["a/00.jpg"], "file")
     first = make_split(data, tests=["held", str(listed)]).part("test")[0]
     assert (first.file, first.label, first.fold) == ("a/00.jpg", "a", -1)
+    grouped = table(tmp_path / "groups.csv", ["a/00.jpg,g", "a/01.jpg,g"], "file,group")
+    assert [row.group for row in make_split(data, tests=["held", str(grouped)]).part("test")[:2]] == ["g", "g"]
+    with pytest.raises(UserError, match="a/00.jpg is listed twice"):
+        make_split(data, tests=["held", str(table(tmp_path / "l.csv", ["a/00.jpg,a", "a/00.jpg,b"], "file,label"))])
     with pytest.raises(UserError, match="nowhere.*neither a CSV file nor a folder below"):
         make_split(data, tests=["nowhere"])
     with pytest.raises(UserError, match="a/99.jpg is not an image below"):
