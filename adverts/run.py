@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adverts.ocr import duration
-from adverts.split import Split, add_options, content_digest, read_split, split_arguments
+from adverts.split import Split, add_options, check_options, content_digest, read_split, split_arguments
 from inference.classifier import file_names
 from inference.cli import Parser
 from inference.errors import UserError, printable
@@ -63,7 +63,12 @@ START_SECONDS = 5   # of a command
 QUICK_FOLDS = 3
 # The networks that are served learn from the teacher, too, where there are images without a label for it to speak of.
 STUDENT = ("teacher={fused}", "unlabeled=test", "teacher_on=unlabeled")
-ROOT = Path(__file__).resolve().parent.parent
+SET_HERE = ("data", "texts", "split", "fold", "output", "resume")  # keys of a training
+GRACE = 2  # seconds for a command to end by the Ctrl-C that the terminal has sent it
+# As run.sh has it: glibc keeps large buffers, which nearly doubles a CPU's speed, and OpenMP's threads, which also wait on
+# cores that other programs use, sleep rather than spin (the last is libgomp's own word for it, and takes precedence there).
+SPEED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "OMP_WAIT_POLICY": "PASSIVE",
+         "GOMP_SPINCOUNT": "10000"}
 RECORDS = "stages.json"
 
 
@@ -84,10 +89,10 @@ class Stages:
     def __init__(self, out: Path):
         self.out, self.path = out, out / RECORDS
         try:
-            self.records = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.records = {}
-        except (OSError, ValueError):
+            self.records = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+            if not isinstance(self.records, dict) or not all(isinstance(record, dict) for record in self.records.values()):
+                raise ValueError
+        except (OSError, ValueError, RecursionError):
             raise UserError(f"{self.path}: cannot be read; remove it, and all stages are run again") from None
 
     def key(self, stage: Stage) -> str:
@@ -140,24 +145,54 @@ def _digest(given):
 
 
 def _wait_for(words: list[str], log: Path | None) -> int:
-    """The exit status of `python WORDS`; what it says goes to the file `log`, if that is given. Ctrl-C and SIGTERM reach it,
-    too, and it has time to save what it has."""
+    """The exit status of `python WORDS`, faster for SPEED; what it says goes to the file `log`, if that is given. Ctrl-C and
+    SIGTERM reach it, too, and it has time to save what it has. Raises UserError where the log cannot be written."""
     def stop(number, frame):
         process.terminate()
         raise KeyboardInterrupt
 
-    if log:
-        log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") if log else contextlib.nullcontext() as file:
-        process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file)
+    try:
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(log, "wb") if log else contextlib.nullcontext()
+    except OSError as error:
+        raise UserError(printable(f"{log}: cannot be written ({error.strerror}); free its disk, or give another --out")
+                        ) from None
+    with opened as file:
+        process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, env={**SPEED, **os.environ})
         before = signal.signal(signal.SIGTERM, stop)
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to the command as well
-            process.wait()
+        except KeyboardInterrupt:
+            try:  # a terminal has sent it to the command as well, `kill -INT` has not
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # a training that is ending already takes no notice
+                process.wait()
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def alone(out: Path):
+    """Makes the folder, which no other `adverts run` may use meanwhile. Raises UserError where one does, or where the folder
+    cannot be written. Without locks of files, as on Windows, others are not noticed."""
+    try:
+        (out / "predictions").mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "wb")
+    except OSError as error:
+        raise UserError(printable(f"--out {out}: cannot be written ({error.strerror}); give another folder")) from None
+    with lock as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(printable(f"--out {out}: another `adverts run` is at work there; wait until it ends, or give "
+                                      "another folder")) from None
+        except (ImportError, OSError):  # OSError: a file system without locks
+            pass
+        yield
 
 
 class Plan:
@@ -281,6 +316,9 @@ def given_keys(given: list[str], names: list[str]) -> dict[str, list[str]]:
         if not dot or "=" not in key or name not in names or not MODELS[name].trained:
             raise UserError(printable(f"--set {word}: give MODEL.KEY=VALUE with a network that is trained here, such as "
                                       "ads_small.epochs=3"))
+        if key.partition("=")[0] in SET_HERE:
+            raise UserError(printable(f"--set {word}: {key.partition('=')[0]} is set here for each training; remove it, or "
+                                      "call train_v2.py"))
         found.setdefault(name, []).append(key)
     return found
 
@@ -297,15 +335,19 @@ def main(arguments=None):
                         "stages work; the accuracy is poor")
     add_options(parser)
     args = parser.parse_args(arguments)
+    check_options(args)
     names = chosen_models(args.models)
     keys, out = given_keys(args.set, names), Path(args.out)
     if args.quick and args.folds is None:
         args.folds = QUICK_FOLDS
-    data_digest = files_digest({name: os.path.join(args.data, name) for name in list_images(args.data)})
-    try:
-        (out / "predictions").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with alone(out):
+        run_all(args, names, keys, out)
+
+
+def run_all(args, names: list[str], keys: dict[str, list[str]], out: Path) -> None:
+    """All stages. names: of the models; keys: {model: further keys of its training}."""
+    images = {name: os.path.join(args.data, name) for name in list_images(args.data)}
+    data_digest = files_digest({name: path for name, path in images.items() if os.path.isfile(path)})
     stages, began = Stages(out), time.monotonic()
     tables = [Path(table) for table in (args.csv, *args.test) if table and os.path.isfile(table)]
     stages.run(Stage("split", ["-m", "adverts", "split", "--data", args.data, "--out", str(out / "split.csv"),

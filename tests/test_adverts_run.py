@@ -14,13 +14,15 @@ import pytest
 
 import onnx_export
 import train_v2
-from adverts import run
+from adverts import ocr, run
 from adverts.__main__ import main as adverts
-from adverts.run import MODELS, Plan, Stage, Stages, chosen_models, given_keys, main
+from adverts.run import MODELS, Plan, Stage, Stages, alone, chosen_models, given_keys, main
 from adverts.split import Row, Split, read_split
 from inference.errors import UserError
 from tests.helpers.stages import run_stage
+from tests.helpers.texts import make_levels
 
+ROOT = Path(__file__).parent.parent
 TINY = ["ads_small.network=test_efficientnet", "ads_small.pretrained=false", "ads_small.freeze=0", "ads_small.image_size=32",
         "ads_small.max_steps=3", "ads_small.device=cpu", "ads_small.num_workers=0"]
 
@@ -47,6 +49,7 @@ def in_process(monkeypatch):
 
 
 def test_from_a_folder_to_a_submission_and_a_classifier(tmp_path, in_process, capsys, monkeypatch):
+    monkeypatch.setattr(ocr, "make_reader", make_levels)
     data, out = tmp_path / "data", tmp_path / "out"
     adverts(["demo", "--out", str(data), "--classes", "6", "--each", "5", "--test-each", "1"])
     words = ["--data", str(data), "--out", str(out), "--test", str(data / "labels.csv"), "--folds", "2",
@@ -90,7 +93,7 @@ def test_without_test_images_and_without_networks(tmp_path, in_process, capsys):
     assert not (out / "submission.csv").exists() and not (out / "classifier").exists()
     main(["--data", str(data / "train"), "--out", str(out), "--models", "thumbnail", "--quick"])
     assert len(in_process) == 4
-    (data / "train/coffee_p00/0000.jpg").unlink()  # other data: what depends on it is done again
+    (data / "train/coffee_d00/0000.jpg").unlink()  # other data: what depends on it is done again
     main(["--data", str(data / "train"), "--out", str(out), "--models", "thumbnail", "--quick"])
     assert len(in_process) == 8 and len(read_split(out / "split.csv").rows) == 35
 
@@ -168,9 +171,9 @@ def test_a_run_resumes_unless_its_command_has_changed(tmp_path):
         (folder / "checkpoint").write_text("")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_lets_the_command_save_and_resumes(tmp_path, number):
-    """SIGINT reaches the whole group, as from a terminal; SIGTERM the program alone."""
+@pytest.mark.parametrize("number, whole_group", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+def test_stopped_it_lets_the_command_save_and_resumes(tmp_path, number, whole_group):
+    """A terminal sends SIGINT to the whole group, `kill` a signal to the program alone."""
     ready, saved, out = (tmp_path / name for name in ("ready", "saved", "out"))
     code = f"""
 import signal, sys, time
@@ -192,7 +195,7 @@ Path({str(out)!r}).write_text("")
     while not ready.exists():
         assert time.monotonic() < deadline and program.is_alive()
         time.sleep(.01)
-    if number == signal.SIGINT:
+    if whole_group:
         os.killpg(program.pid, number)
     else:
         os.kill(program.pid, number)
@@ -212,6 +215,9 @@ def test_models_and_their_keys():
     for word in ("lr=1", "ads_small.lr", "tfidf.lr=1", "ads_b4.lr=1"):
         with pytest.raises(UserError, match="give MODEL.KEY=VALUE"):
             given_keys([word], ["ads_small", "tfidf"])
+    for word in ("ads_small.fold=1", "ads_small.output=DIR", "ads_small.split=s.csv"):
+        with pytest.raises(UserError, match="is set here for each training"):
+            given_keys([word], ["ads_small"])
 
 
 def test_without_the_reader_of_text_one_line_names_the_way_out(monkeypatch):
@@ -221,7 +227,51 @@ def test_without_the_reader_of_text_one_line_names_the_way_out(monkeypatch):
     assert chosen_models(["thumbnail"]) == ["thumbnail"]
 
 
-def test_records_that_are_damaged(tmp_path):
-    (tmp_path / "stages.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[1]", '{"split": 3}', "[" * 100_000])
+def test_records_that_are_damaged(tmp_path, content):
+    (tmp_path / "stages.json").write_text(content)
     with pytest.raises(UserError, match="cannot be read; remove it"):
         Stages(tmp_path)
+
+
+def test_commands_are_set_up_for_speed_unless_the_user_has_said_otherwise(tmp_path, monkeypatch):
+    for name in run.SPEED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    out = tmp_path / "out"
+    code = f"import json, os; json.dump(dict(os.environ), open({str(out)!r}, 'w'))"
+    Stages(tmp_path).run(Stage("one", ["-c", code], [], [out]))
+    seen = json.loads(out.read_text())
+    assert seen.items() >= {**run.SPEED, "GOMP_SPINCOUNT": "7"}.items() and seen["PATH"] == os.environ["PATH"]
+    with open(ROOT / "run.sh") as script:  # the same for all that the project runs
+        told = re.findall(r"\b([A-Z_]+)=(?:\$\{\w+:-)?(\d+)", "".join(line for line in script if line.startswith("export")))
+    assert told and dict(told).items() <= run.SPEED.items()
+
+
+def test_two_at_once_in_one_folder_are_refused(tmp_path, capsys):
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--models", "thumbnail"]
+    with alone(tmp_path / "out"):
+        with pytest.raises(UserError, match="another `adverts run` is at work there"):
+            main(words)
+    with pytest.raises(UserError, match="data: no such folder"):  # the lock is free again
+        main(words)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out .*file: cannot be written"):
+        main([*words, "--out", str(tmp_path / "file")])
+
+
+def test_mistakes_are_told_before_anything_is_begun(tmp_path, in_process):
+    for more, says in ((["--folds", "1"], "--folds 1"), (["--test-share", "2"], "--test-share"), (["--models", "x"], "x")):
+        with pytest.raises(UserError, match=says):
+            main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), *more])
+    assert not in_process and not (tmp_path / "out").exists()
+
+
+def test_a_broken_link_is_no_image_but_stops_nothing(tmp_path, in_process, capsys):
+    data = tmp_path / "data"
+    adverts(["demo", "--out", str(data), "--classes", "6", "--each", "5", "--test-each", "1"])
+    (data / "train/coffee_d00/link.jpg").symlink_to("nowhere.jpg")
+    main(["--data", str(data), "--out", str(tmp_path / "out"), "--models", "thumbnail", "--quick"])
+    assert "skipped: train/coffee_d00/link.jpg" in capsys.readouterr().err
+    with open(tmp_path / "out/submission.csv", newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + 6
