@@ -1,8 +1,7 @@
-"""Classifiers of scikit-learn, in seconds: a text model that is hard to beat, and two of images that a network must beat.
+"""Classifiers of scikit-learn, in seconds: a text model that is hard to beat, and one of images that a network must beat.
 
     tfidf       character n-grams of the text, any script, and logistic regression
     thumbnail   16x16 colors and logistic regression
-    probe       features of a frozen network and logistic regression
 
     predictions = tfidf(split, read_texts("texts.jsonl"))      # out of fold for training images, else the mean of all folds
 
@@ -50,20 +49,22 @@ def thumbnail(split: Split, data) -> Predictions:
     """data: the folder of the images. Those that cannot be read are not predicted, and listed in `about["unreadable"]`."""
     def load(row):
         try:
-            return row.file, resize(load_image(Path(data, row.file), SIDE), SIDE).reshape(-1) / 255
-        except ImageError:
-            return row.file, None
+            return row.file, resize(load_image(Path(data, row.file), SIDE), SIDE).reshape(-1)  # uint8: a byte a number
+        except ImageError as error:
+            return row.file, error
     loaded = dict(map_ahead(load, split.rows))
-    seen = {name: image for name, image in loaded.items() if image is not None}
-    return _from_features("thumbnail", split, seen, sorted(loaded.keys() - seen.keys()))
+    unreadable = {name: found for name, found in loaded.items() if isinstance(found, ImageError)}
+    if len(unreadable) == len(loaded):
+        name, reason = next(iter(unreadable.items()))
+        raise UserError(printable(f"{data}: none of the {len(loaded):,} images of the split can be used; the first: {name}: "
+                                  f"{reason}; check --data"))
+    seen = {name: found for name, found in loaded.items() if name not in unreadable}
+    return from_features("thumbnail", split, seen, sorted(unreadable))
 
 
-def probe(split: Split, features: Mapping[str, np.ndarray], unreadable: Sequence[str] = ()) -> Predictions:
-    """features: {sample id: vector `[D]`} of a frozen network; unreadable: the ids of the images that it could not read."""
-    return _from_features("probe", split, features, unreadable)
-
-
-def _from_features(model, split, features, unreadable):
+def from_features(model: str, split: Split, features: Mapping[str, np.ndarray], unreadable: Sequence[str] = ()
+                  ) -> Predictions:
+    """Logistic regression of a model's features, {sample id: vector `[D]`}, each scaled to variance 1; see `out_of_fold`."""
     wide = len(next(iter(features.values()), [0]))
     classifier = lambda: make_pipeline(StandardScaler(), LogisticRegression(C=C_FEATURES / wide, max_iter=300))
     return out_of_fold(model, "image", split, features, classifier, unreadable)

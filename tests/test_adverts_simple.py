@@ -1,5 +1,6 @@
 """Models of scikit-learn: what they learn, that no image is predicted by a model that learned from it, and that the order of
 rows changes nothing."""
+import functools
 import random
 
 import cv2
@@ -11,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from adverts.fusion import read_models
-from adverts.simple import out_of_fold, probe, tfidf, thumbnail
+from adverts.simple import from_features, out_of_fold, tfidf, thumbnail
 from adverts.split import Split
 from engine.predictions import write_predictions
 from inference.errors import UserError
@@ -47,6 +48,10 @@ def features(split):
             for row in split.rows}
 
 
+def as_model(split, features):
+    return from_features("features", split, features)
+
+
 def as_dict(predictions):
     return {name: (values.tolist(), fold) for name, values, fold in
             zip(predictions.ids, predictions.values, predictions.folds.tolist())}
@@ -74,8 +79,8 @@ def test_texts_must_be_those_of_the_split(split, texts):
 
 
 def test_predictions_are_those_of_a_model_per_fold(split, features):
-    """Fitted here once more, by hand. Unlabelled and test images: the mean of the folds' logits."""
-    found = as_dict(probe(split, features))
+    """Fitted here once more, by hand. Unlabeled and test images: the mean of the folds' logits."""
+    found = as_dict(as_model(split, features))
     assert found.keys() == features.keys()
     total = {}
     for fold in range(3):
@@ -95,11 +100,11 @@ def test_predictions_are_those_of_a_model_per_fold(split, features):
         assert found[name][1] == -1
 
 
-@pytest.mark.parametrize("model", ["tfidf", "probe"])
+@pytest.mark.parametrize("model", ["tfidf", "features"])
 def test_no_image_is_predicted_by_a_model_that_learned_from_it(split, texts, features, model):
     """Other labels in fold 1 leave the predictions of fold 1 as they are, and change all others; labels of test images
     change nothing."""
-    make = (lambda split: tfidf(split, texts)) if model == "tfidf" else (lambda split: probe(split, features))
+    make = functools.partial(tfidf, texts=texts) if model == "tfidf" else functools.partial(as_model, features=features)
     turned = [row._replace(label=CLASSES[-1 - CLASSES.index(row.label)]) if row.fold == 1 else row for row in split.rows]
     blind = [row._replace(label="") if row.role == "test" else row for row in split.rows]
     one, two, three = (as_dict(make(Split(rows))) for rows in (split.rows, turned, blind))
@@ -109,10 +114,10 @@ def test_no_image_is_predicted_by_a_model_that_learned_from_it(split, texts, fea
             assert (one[row.file] == two[row.file]) == (row.fold == 1)
 
 
-@pytest.mark.parametrize("model", ["tfidf", "probe"])
+@pytest.mark.parametrize("model", ["tfidf", "features"])
 def test_the_order_of_rows_changes_nothing(split, texts, features, model):
     rng = random.Random(1)
-    make = (lambda split: tfidf(split, texts)) if model == "tfidf" else (lambda split: probe(split, features))
+    make = functools.partial(tfidf, texts=texts) if model == "tfidf" else functools.partial(as_model, features=features)
     assert as_dict(make(split)) == as_dict(make(Split(rng.sample(split.rows, len(split.rows)))))
 
 
@@ -133,18 +138,23 @@ def test_thumbnails_tell_colors_apart_and_broken_images_are_listed(split, tmp_pa
     assert found.about["input"] == "image" and found.about["split"] == split.digest()
 
 
-def test_two_classes(features):
+def test_a_wrong_folder_of_images_is_told(split, tmp_path):
+    with pytest.raises(UserError, match="none of the 69 images.* can be used; the first: .*file not found; check"):
+        thumbnail(split, tmp_path)
+
+
+def test_two_classes():
     """scikit-learn gives one number for two classes."""
     split = make_split(classes=CLASSES[:2])
     seen = {row.file: np.array([CLASSES.index(row.label or "ash"), 1.0]) for row in split.rows}
-    found = probe(split, seen)
+    found = as_model(split, seen)
     assert found.values.shape == (len(split.rows), 2)
     assert accuracy(found, split, "train") == accuracy(found, split, "test") == 1
 
 
 def test_a_class_of_one_fold_alone_is_never_the_most_likely_there(split, features):
     rows = [row for row in split.rows if not (row.role == "train" and row.label == "birch" and row.fold != 1)]
-    found = as_dict(probe(Split(rows), features))
+    found = as_dict(as_model(Split(rows), features))
     for row in rows:
         z = found[row.file][0]
         assert np.isfinite(z).all() and (row.fold != 1 or z[1] == min(z))
@@ -152,8 +162,8 @@ def test_a_class_of_one_fold_alone_is_never_the_most_likely_there(split, feature
 
 def test_nothing_to_learn_from_is_one_line(split, features):
     only = {row.file: features[row.file] for row in split.rows if row.fold == 1 or row.label == "ash"}
-    with pytest.raises(UserError, match="probe: without fold 1 there are not two classes to learn from"):
-        out_of_fold("probe", "image", split, only, lambda: make_pipeline(StandardScaler(), LogisticRegression()))
+    with pytest.raises(UserError, match="features: without fold 1 there are not two classes to learn from"):
+        out_of_fold("features", "image", split, only, lambda: make_pipeline(StandardScaler(), LogisticRegression()))
     with pytest.raises(UserError, match="tfidf: cannot learn without fold 0 .*terms"):
         tfidf(split, {row.file: [chr(0x4e00 + n)] for n, row in enumerate(split.rows)})  # no character comes twice
 

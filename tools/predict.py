@@ -9,6 +9,7 @@ the mean of the runs' logits. A run with fold=-1 has learned all of role train, 
 output folder of train_v2.py with split= and fold=. An image that cannot be read, or has no text, gets no row.
 """
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,10 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
     if folds != [-1] and sorted(folds) != list(range(split.folds)):
         raise UserError(f"the runs held out the folds {folds}; give one run for each of 0 to {split.folds - 1}, or one with "
                         "fold=-1")
+    for run, (_, cfg, _, fold) in zip(runs, loaded):
+        if fold >= 0 and cfg.teacher and cfg.teacher_weight:
+            print(f"warning: {run} had a teacher; if that knew labels of fold {fold}, as a fusion of all folds does, "
+                  "what it says of this fold is too good, and so are weights tuned on it", file=sys.stderr)
     kinds = {get_task(cfg.task).sees for _, cfg, *_ in loaded}
     if len(kinds) > 1:
         raise UserError(f"{' '.join(map(str, runs))}: runs of texts and of images; predict each kind by itself")
@@ -80,6 +85,8 @@ def main(arguments=None) -> int:
     args = parser.parse_args(arguments)
     if bool(args.runs) == bool(args.model):
         parser.error("give runs, or --model")
+    if not Path(args.out).absolute().parent.is_dir():  # found now, not after hours
+        raise UserError(printable(f"--out {args.out}: its folder does not exist; make it, or give another"))
     split, skipped = read_split(args.split), {}
     texts = read_texts(args.texts) if args.texts else None
     if args.model == "tfidf":
@@ -88,6 +95,7 @@ def main(arguments=None) -> int:
         found = tfidf(split, texts)
     elif args.model:
         found = thumbnail(split, args.data)
+        skipped = dict.fromkeys(found.about["unreadable"], "cannot be used as an image")
     else:
         found, skipped = predict_runs(args.runs, split, args.data, texts)
     for name, reason in skipped.items():
