@@ -1,1 +1,1 @@
-"""Adverts: classification of images by picture and text. Split, texts, predictions, fusion, submission; no training."""
+"""Adverts: classification of images by image and text. Split, texts, predictions, fusion, submission; no training."""

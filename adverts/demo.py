@@ -1,11 +1,11 @@
-"""Synthetic adverts whose class needs both picture and text.
+"""Synthetic adverts whose class needs both image and text.
 
     python -m adverts demo --out DIR [--classes 12] [--each 60]
     python -m adverts run --data DIR --test DIR/labels.csv --out OUT
 
 Writes DIR/train/CLASS/*.jpg, DIR/test/*.jpg without classes, and DIR/labels.csv with the classes of these. A class has a
-picture (a kind of drawing, a palette) and a text (words of one trade). A third of the classes are pairs that share their
-picture, a third are pairs that share their text, and the rest have both to themselves. An advert in twenty has no text. So
+drawing (of one kind, in one palette) and a text (words of one trade). A third of the classes are pairs that share their
+drawing, a third are pairs that share their text, and the rest have both to themselves. An advert in twenty has no text. So
 the best that any model can reach is known, and is printed: what it cannot tell apart, it can only guess.
 """
 import csv
@@ -53,42 +53,42 @@ SIDES = (220, 320)      # pixels
 
 
 class Kind(NamedTuple):
-    """What the adverts of a class have in common: the number of a picture, and a trade."""
-    picture: int
+    """What the adverts of a class have in common: the number of a drawing, and a trade."""
+    drawing: int
     trade: str
 
     @property
     def name(self) -> str:
-        return f"{self.trade}_p{self.picture:02}"
+        return f"{self.trade}_d{self.drawing:02}"
 
 
 def kinds(count: int) -> list[Kind]:
-    """The classes: count // 6 pairs that share a picture, as many that share a text, the others share nothing."""
-    found, trades, picture = [], iter(TRADES), 0
+    """The classes: count // 6 pairs that share a drawing, as many that share a text, the others share nothing."""
+    found, trades, drawing = [], iter(TRADES), 0
     for number in range(count - 2 * (count // 6)):  # a pair, or a class alone
-        one = Kind(picture, next(trades))
+        one = Kind(drawing, next(trades))
         if number < count // 6:
-            found += [one, Kind(picture, next(trades))]
+            found += [one, Kind(drawing, next(trades))]
         elif number < 2 * (count // 6):
-            picture += 1
-            found += [one, Kind(picture, one.trade)]
+            drawing += 1
+            found += [one, Kind(drawing, one.trade)]
         else:
             found.append(one)
-        picture += 1
+        drawing += 1
     return found
 
 
 def ceilings(classes: list[Kind], without_text: float) -> dict[str, float]:
-    """The best expected accuracy by picture alone, by text alone, and by both, where all classes are equally frequent.
+    """The best expected accuracy by image alone, by text alone, and by both, where all classes are equally frequent.
 
     Among n classes that look the same to it, the best a model can do is to guess, and it is right once in n. The mean of 1/n
     over the classes is the number of different looks divided by the number of classes. Adverts without a text, a share
     `without_text` of each class, all look the same to a model of texts.
     """
     count = len(classes)
-    pictures, trades = (len({kind[place] for kind in classes}) for place in (0, 1))
-    return {"picture": pictures / count, "text": (1 - without_text) * trades / count + without_text / count,
-            "both": 1 - without_text + without_text * pictures / count}
+    drawings, trades = (len({kind[place] for kind in classes}) for place in (0, 1))
+    return {"image": drawings / count, "text": (1 - without_text) * trades / count + without_text / count,
+            "both": 1 - without_text + without_text * drawings / count}
 
 
 def draw(seed: int, kind: Kind, number: int) -> np.ndarray:
@@ -98,13 +98,13 @@ def draw(seed: int, kind: Kind, number: int) -> np.ndarray:
     width, height = (int(r.integers(*SIDES)) for _ in range(2))
     paper = hsv(r.uniform(), r.uniform(.05, .35), r.uniform(.75, 1))
     canvas = gradient(r, width, height, paper, hsv(r.uniform(), r.uniform(.05, .3), r.uniform(.75, 1)))
-    share, above = r.uniform(.42, .5), r.uniform() < .5  # of the height that the picture takes, and whether it is at the top
+    share, above = r.uniform(.42, .5), r.uniform() < .5  # of the height that the drawing takes, and whether it is at the top
     top, high = (.04, share) if above else (.96 - share, share)
-    hue = kind.picture / len(ILLUSTRATIONS) + kind.picture // len(ILLUSTRATIONS) / 3  # far from another picture of its kind
-    colors = palette(rng("palette", seed, kind.picture), hue)
+    hue = kind.drawing / len(ILLUSTRATIONS) + kind.drawing // len(ILLUSTRATIONS) / 3  # far from another drawing of its kind
+    colors = palette(rng("palette", seed, kind.drawing), hue)
     margin = r.uniform(.04, .1) * width
     illustration(r, canvas, margin, top * height, width - 2 * margin, high * height, colors,
-                 kind.picture % len(ILLUSTRATIONS))
+                 kind.drawing % len(ILLUSTRATIONS))
     top = (share + .06 if above else .04) * height
     if number % WITHOUT_TEXT != WITHOUT_TEXT // 2:
         _write(r, canvas, kind.trade, top, (.9 - share) * height)
@@ -149,7 +149,7 @@ def _save(path: Path, image):
 def main(arguments=None):
     parser = Parser(prog="python -m adverts demo", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--classes", type=int, default=12, metavar="N", help="classes")
+    parser.add_argument("--classes", type=int, default=12, metavar="N", help=f"classes, {LEAST} to {MOST}")
     parser.add_argument("--each", type=int, default=60, metavar="N", help="adverts of each class for training")
     parser.add_argument("--test-each", type=int, default=20, metavar="N", help="adverts of each class for testing")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
@@ -158,6 +158,8 @@ def main(arguments=None):
         raise UserError(f"--classes {args.classes}: give {LEAST} to {MOST}")
     if args.each < 5 or args.test_each < 1:
         raise UserError("--each must be at least 5, for as many folds, and --test-each at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give a number from 0 on")
     classes = kinds(args.classes)
     write_demo(args.out, classes, args.each, args.test_each, args.seed)
     without = sum(number % WITHOUT_TEXT == WITHOUT_TEXT // 2 for number in range(args.each, args.each + args.test_each))

@@ -20,7 +20,7 @@ from inference.ngrams import document
 
 CONFIDENCES = (0, .5, .7, .8, .9, .95, .99)  # where the precision of pseudo labels is told
 CONFUSIONS, WORST = 12, 24                   # shown
-MANY = 40                                    # classes whose names and counts do not fit in the picture
+MANY = 40                                    # classes whose names and counts do not fit in the matrix
 
 ADVERT_STYLE = """
 tr.used td { background: #ddf4ff; } th, td { padding: .35rem .7rem; } td { white-space: nowrap; }
@@ -127,12 +127,12 @@ models nor the weights of the fusion had seen the image. In brackets: intervals 
 {_choice_notes(result, alone)}
 {text}
 <h2>Confidence</h2>
-<p class="note">Images whose most likely class has at least this probability, and how many of them are right. Unlabelled
+<p class="note">Images whose most likely class has at least this probability, and how many of them are right. Unlabeled
 images at that confidence are as right as this where they are like the training images.</p>
 {_confidence_table(result["confidence"])}
 <h2>Confusion</h2>
 <p class="note">Rows are classes, columns what was predicted; the color is the share of the row.</p>
-<img class="wide" alt="confusion matrix" src="{embed(_confusion_picture(result), "png")}">
+<img class="wide" alt="confusion matrix" src="{embed(_confusion_matrix(result), "png")}">
 {_confusions_table(result)}
 <h2>Classes</h2>
 {_classes_table(result["classes"])}
@@ -212,7 +212,7 @@ def _classes_table(classes):
                     f"{one['predicted']:,}"] for one in sorted(classes, key=lambda one: (one["recall"], one["name"]))])
 
 
-def _confusion_picture(result):
+def _confusion_matrix(result):
     """PNG bytes."""
     counts, names = np.array(result["confusion"]), [one["name"] for one in result["classes"]]
     few = len(names) <= MANY

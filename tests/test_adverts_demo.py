@@ -15,10 +15,10 @@ from inference.segments import make_reader
 
 
 @pytest.mark.parametrize("count", range(6, 25))
-def test_a_third_shares_its_picture_and_a_third_its_text(count):
+def test_a_third_shares_its_drawing_and_a_third_its_text(count):
     classes = kinds(count)
     assert len(set(classes)) == len({kind.name for kind in classes}) == count  # both together always tell
-    for field in ("picture", "trade"):
+    for field in ("drawing", "trade"):
         shared = Counter(getattr(kind, field) for kind in classes)
         assert set(shared.values()) == {1, 2} and Counter(shared.values())[2] == count // 6
     pairs = [sum(getattr(a, field) == getattr(b, field) for field in Kind._fields) for a, b in combinations(classes, 2)]
@@ -29,21 +29,21 @@ def test_a_third_shares_its_picture_and_a_third_its_text(count):
 def test_ceilings_are_those_of_the_best_guess(count):
     """Every look of an advert, with its probability for each class: the best takes the likeliest class of each look."""
     classes, without = kinds(count), 1 / 8
-    for name, seen in {"picture": lambda kind, text: kind.picture, "text": lambda kind, text: text and kind.trade,
-                       "both": lambda kind, text: (kind.picture, text and kind.trade)}.items():
+    for name, seen in {"image": lambda kind, text: kind.drawing, "text": lambda kind, text: text and kind.trade,
+                       "both": lambda kind, text: (kind.drawing, text and kind.trade)}.items():
         joint = defaultdict(lambda: np.zeros(count))
         for number, kind in enumerate(classes):
             joint[seen(kind, True)][number] += (1 - without) / count
             joint[seen(kind, False)][number] += without / count
         assert ceilings(classes, without)[name] == pytest.approx(sum(look.max() for look in joint.values()))
     best = ceilings(kinds(12), .05)
-    assert best["both"] > best["picture"] + .15 > best["text"] + .15  # fusion must win
+    assert best["both"] > best["image"] + .15 > best["text"] + .15  # fusion must win
 
 
 def test_command(tmp_path, capsys):
     words = ["--classes", "6", "--each", "6", "--test-each", "20"]
     main(["--out", str(tmp_path / "d"), *words])
-    assert "0.833 by picture alone, 0.800 by text alone, 0.992 by both" in capsys.readouterr().out
+    assert "0.833 by image alone, 0.800 by text alone, 0.992 by both" in capsys.readouterr().out
     with open(tmp_path / "d/labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == sorted(f"test/{path.name}" for path in (tmp_path / "d/test").iterdir())
@@ -71,11 +71,11 @@ def test_text_can_be_read_and_is_of_the_trade():
         right += len(found & set(TRADES[kind.trade])) >= 3  # of four
         assert not any(found & set(TRADES[other.trade]) for other in classes if other.trade != kind.trade)
     assert right >= len(classes) - 1
-    assert words(classes[0], WITHOUT_TEXT // 2) == set()  # though a line of the picture may be read as a Chinese one
+    assert words(classes[0], WITHOUT_TEXT // 2) == set()  # though a line of the drawing may be read as a Chinese one
 
 
 def test_adverts_of_a_class_differ_but_keep_its_colors():
-    """The mean color of the picture's half is nearer to that of the class than to those of the others, for most adverts."""
+    """For most adverts the colors are nearer to those of their class than to those of other drawings."""
     classes = kinds(12)
 
     def look(kind, number):
@@ -86,13 +86,14 @@ def test_adverts_of_a_class_differ_but_keep_its_colors():
     right = 0
     for row, kind in enumerate(classes):
         nearest = np.abs(means - look(kind, 8)).sum(1).argmin()
-        right += classes[nearest].picture == kind.picture
+        right += classes[nearest].drawing == kind.drawing
         assert not np.array_equal(draw(0, kind, 0)[:100, :100], draw(0, kind, 1)[:100, :100])
     assert right >= 8
 
 
 @pytest.mark.parametrize("options, message", [(["--classes", "5"], "give 6 to 24"), (["--classes", "25"], "give 6 to 24"),
-                                              (["--each", "4"], "at least 5"), (["--test-each", "0"], "at least 1")])
+                                              (["--each", "4"], "at least 5"), (["--test-each", "0"], "at least 1"),
+                                              (["--seed", "-1"], "--seed -1")])
 def test_wrong_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         main(["--out", str(tmp_path / "d"), *options])

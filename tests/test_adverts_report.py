@@ -140,12 +140,12 @@ def test_text_from_files_is_escaped(tmp_path):
     assert not tags & {"b", "i", "script"} and "&lt;script&gt;" in page
 
 
-def test_many_classes_have_a_picture_without_names(tmp_path):
+def test_many_classes_have_a_matrix_without_names(tmp_path):
     names = [f"class {n:03}" for n in range(MANY + 5)]
     fusion, models, split, log_p = prepare(tmp_path, make_split(per_fold=2 * len(names), classes=names))
     page = write_report(fusion, models, split, log_p, tmp_path / "report").read_text()
-    picture = re.search(r'alt="confusion matrix" src="data:image/png;base64,([^"]+)"', page)
-    assert len(picture[1]) > 1000
+    matrix = re.search(r'alt="confusion matrix" src="data:image/png;base64,([^"]+)"', page)
+    assert len(matrix[1]) > 1000
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(given, tmp_path):
