@@ -28,18 +28,19 @@ def fake_runs(monkeypatch, split, **keys):
     said = {name: torch.tensor(z) for name, z in opinions(split, 3, 0).items()}
     task = SimpleNamespace(sees="image", predict_split=lambda cfg, network, names, data, texts: (
         {name: said[name] for name in names}, {}))
-    cfg = SimpleNamespace(**{"task": "any", "teacher": "", "teacher_weight": 1.0, **keys})
+    cfg = SimpleNamespace(**{"task": "any", "teacher": "", "teacher_weight": 1.0, "eval_every": 0, **keys})
     monkeypatch.setattr(predict, "get_task", lambda name: task)
     monkeypatch.setattr(predict, "_load", lambda run, split: (None, cfg, torch.arange(4), int(run)))
 
 
-@pytest.mark.parametrize("keys, warned", [({}, False), ({"teacher": "fused"}, True),
-                                          ({"teacher": "fused", "teacher_weight": 0.0}, False)])
-def test_runs_that_had_a_teacher_are_a_warning(split, tmp_path, monkeypatch, capsys, keys, warned):
-    """A fusion of all folds knows the labels of the fold that such a run holds out."""
+@pytest.mark.parametrize("keys, says", [({}, ""), ({"teacher": "fused"}, "it had a teacher"), ({"eval_every": 5}, "best on"),
+                                        ({"teacher": "fused", "teacher_weight": 0.0}, "")])
+def test_runs_that_may_know_their_fold_are_a_warning(split, tmp_path, monkeypatch, capsys, keys, says):
+    """A fusion of all folds knows the labels of the fold that a student holds out; so does who keeps the best on it."""
     fake_runs(monkeypatch, split, **keys)
     assert predict.main(words(tmp_path, "0", "1", "2")) == 0
-    assert capsys.readouterr().err.count("had a teacher") == 3 * warned
+    told = [line for line in capsys.readouterr().err.splitlines() if "may be too good" in line]
+    assert [f"of fold {fold} " in line and says in line for fold, line in enumerate(told)] == [True] * 3 * bool(says)
     assert read_predictions(tmp_path / "P").folds.tolist().count(-1) == 24
 
 
@@ -47,7 +48,7 @@ def test_a_run_of_all_folds_with_a_teacher_is_as_it_should_be(split, tmp_path, m
     """It speaks of no image that it could have learned from."""
     fake_runs(monkeypatch, split, teacher="fused")
     assert predict.main(words(tmp_path, "-1")[:-1] + ["--", "-1"]) == 0
-    assert "had a teacher" not in capsys.readouterr().err
+    assert "too good" not in capsys.readouterr().err
     assert set(read_predictions(tmp_path / "P").ids) == {row.file for row in split.rows if row.role != "train"}
 
 

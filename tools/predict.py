@@ -33,9 +33,9 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
         raise UserError(f"the runs held out the folds {folds}; give one run for each of 0 to {split.folds - 1}, or one with "
                         "fold=-1")
     for run, (_, cfg, _, fold) in zip(runs, loaded):
-        if fold >= 0 and cfg.teacher and cfg.teacher_weight:
-            print(f"warning: {run} had a teacher; if that knew labels of fold {fold}, as a fusion of all folds does, "
-                  "what it says of this fold is too good, and so are weights tuned on it", file=sys.stderr)
+        if reason := _too_good(cfg, fold):
+            print(f"warning: {run}: what it says of fold {fold} may be too good ({reason}); so may weights tuned on it",
+                  file=sys.stderr)
     kinds = {get_task(cfg.task).sees for _, cfg, *_ in loaded}
     if len(kinds) > 1:
         raise UserError(f"{' '.join(map(str, runs))}: runs of texts and of images; predict each kind by itself")
@@ -71,6 +71,15 @@ def _load(run, split: Split) -> tuple:
                         "other images; train it again")
     classes = class_names(info)
     return network, cfg, torch.tensor([classes.index(name) for name in split.classes]), cfg.fold
+
+
+def _too_good(cfg, fold):
+    """Why a run may know labels of the fold that it held out, "" where it does not."""
+    if fold >= 0 and cfg.teacher and cfg.teacher_weight:
+        return "it had a teacher, and a fusion, say, has learned from all folds"
+    if fold >= 0 and cfg.eval_every:
+        return "with eval_every it kept the network that was best on this fold"
+    return ""
 
 
 def main(arguments=None) -> int:
