@@ -106,13 +106,13 @@ class Stages:
         return record.get("key") == self.key(stage) and record.get("outputs") == list(map(_digest, stage.outputs))
 
     def run(self, stage: Stage, place: str = "") -> None:
-        """Run a stage, unless it is done. A run of a network that was stopped is resumed. Raises UserError when
-        the command fails."""
+        """Run a stage, unless it is done. A training that was stopped is resumed; one that had ended, and whose files
+        are no longer there, begins anew. Raises UserError when the command fails."""
         if self.done(stage):
             print(f"{place}{stage.name}: done before", flush=True)
             return
-        key = self.key(stage)
-        if stage.folder and self.records.get(stage.name, {}).get("key") != key:
+        key, record = self.key(stage), self.records.get(stage.name, {})
+        if stage.folder and (record.get("key") != key or "outputs" in record):
             shutil.rmtree(stage.folder, ignore_errors=True)
         self._remember(stage.name, {"key": key})
         began = time.monotonic()

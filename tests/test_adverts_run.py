@@ -171,6 +171,24 @@ def test_a_run_resumes_unless_its_command_has_changed(tmp_path):
         (folder / "checkpoint").write_text("")
 
 
+def test_a_run_that_had_ended_and_lost_its_files_begins_anew(tmp_path):
+    """A training that resumes at its end has nothing more to do, and writes no model."""
+    folder = tmp_path / "run"
+    code = f"""
+from pathlib import Path
+folder = Path({str(folder)!r})
+if not (folder / "checkpoint").exists():
+    folder.mkdir()
+    (folder / "checkpoint").write_text("")
+    (folder / "model.pt").write_text("")
+"""
+    stage = Stage("train", ["-c", code], [], [folder / "model.pt"], folder=folder)
+    Stages(tmp_path).run(stage)
+    (folder / "model.pt").unlink()
+    Stages(tmp_path).run(stage)
+    assert (folder / "model.pt").exists()
+
+
 @pytest.mark.parametrize("number, whole_group", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
 def test_stopped_it_lets_the_command_save_and_resumes(tmp_path, number, whole_group):
     """A terminal sends SIGINT to the whole group, `kill` a signal to the program alone."""
