@@ -10,6 +10,7 @@ weight. So it must be of that kind, those classes and that split, and there must
 models, or of others, were never tuned. The model is named before a "=", or else by the run's folder or the file: ads_small,
 ads_small_fold0 and ads_small_all.onnx are the model ads_small. Nothing is measured here.
 """
+import contextlib
 import json
 import os
 import shutil
@@ -87,9 +88,9 @@ def write(out, fusion: dict, files: dict[str, Path]) -> None:
         (out / FUSION).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); name a folder that can") from None
-    for name, file in files.items():
-        with replacing(out / f"{name}.onnx") as partial:
-            shutil.copyfile(file, partial)
+    with contextlib.ExitStack() as copies:  # all are copied before one is replaced: they may be files of `out` itself
+        for name, file in files.items():
+            shutil.copyfile(file, copies.enter_context(replacing(out / f"{name}.onnx")))
     with replacing(out / FUSION) as partial:
         partial.write_text(json.dumps(fusion, indent=2), encoding="utf-8")
 

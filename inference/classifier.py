@@ -51,7 +51,9 @@ class _Network:
     def _run(self, encode, given):  # encode(given): the inputs for one image -> float64 (C,)
         try:
             logits, = self._session.run(["logits"], encode(given))
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # ONNX Runtime's have no public base class, and a panic of tokenizers is no Exception
             raise UserError(f"{self.path}: the model does not run ({first_line(error)}); {AGAIN}") from None
         if logits.shape != (1, len(self.classes)) or not np.isfinite(logits).all():
             raise UserError(f"{self.path}: its logits are not a finite number for each of its {len(self.classes)} classes; "
@@ -134,13 +136,15 @@ def _tokenizer(path, about, inputs):
         tokenizer = Tokenizer.from_str(about["tokenizer"])
         tokenizer.no_padding()
         tokenizer.enable_truncation(most)
-    except Exception as error:  # its own are plain Exceptions
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of its Rust is no Exception
         raise UserError(f"{path}: its tokenizer cannot be used ({first_line(error)}); {AGAIN}") from None
 
     def encode(text):
         words = tokenizer.encode(text)
         rows = {"input_ids": words.ids, "attention_mask": words.attention_mask, "token_type_ids": words.type_ids}
-        return {name: np.array([rows[name]], np.int64) for name in names}
+        return {name: np.array([rows[name] or [0]], np.int64) for name in names}  # without any word: as in training
     return encode
 
 
@@ -174,11 +178,14 @@ def load_folder(folder) -> tuple[dict[str, ImageNetwork | TextNetwork], dict]:
         raise UserError(f"{path}: its side is no number of pixels, or all its weights are 0; {ANEW}")
     for name, model in zip(file_names([model["kind"] for model in fusion["models"]]), fusion["models"]):
         file = path.with_name(f"{name}.onnx")
+        if not file.is_file():
+            raise UserError(f"{folder}: has {FUSION} and no {file.name}; give a folder of python -m adverts classifier")
         network = networks[name] = load_network(file)
         if not isinstance(network, NETWORKS[model["kind"]]):
             raise UserError(f"{file}: a model of task={network.task}, where {path} has one of kind {model['kind']}; {ANEW}")
         if other := set(network.classes).symmetric_difference(fusion["classes"]):
-            raise UserError(f"{file}: {min(other)!r} is a class of this file or of {path}, and not of the other; {ANEW}")
+            raise UserError(f"{file}: {first_line(min(other))!r} is a class of this file or of {path}, and not of the "
+                            f"other; {ANEW}")
     return networks, fusion
 
 
@@ -187,7 +194,7 @@ class AdvertClassifier:
 
     model: a folder of `python -m adverts classifier`, or an ONNX file of task=classification or task=text_classification.
     texts: {sample id: segments} of `segments.read_segments`; None: they are read here, by rapidocr, where there is a network
-    for text. A text belongs to the image whose path ends with its id. without_text: no text is read, and networks for images
+    for text. A text belongs to the image whose path ends with its id. without_text: no text is used, and networks for images
     alone classify. threads: of many images at once, 0: one for each core, at most 16; each image is classified by itself, so
     that its result depends neither on those beside it nor on the threads. progress: show the progress on stderr if that is a
     terminal.
@@ -217,7 +224,7 @@ class AdvertClassifier:
         self._looks = "image" in kinds
         if without_text and not self._looks:
             raise UserError(f"{model}: classifies by text alone, so --without-text leaves nothing to classify by")
-        self._texts, self._readers = texts, []
+        self._texts, self._readers = None if without_text else texts, []
         self._reads = "text" in kinds and texts is None and not without_text
         if self._reads:
             try:
@@ -228,7 +235,7 @@ class AdvertClassifier:
 
     def __call__(self, image, segments: list[Segment] | None = None) -> tuple[str | None, float]:
         """A path, or an array as `cv2.imread` returns it -> (label, its probability); segments: its text, where it is known,
-        as the reader gives it. The label is None where there is nothing to classify by: no text, and no network for images.
+        as the reader gives it. The label is None where nothing speaks for any class: no text, and no network for images.
         Raises ImageError.
         """
         try:
@@ -244,8 +251,8 @@ class AdvertClassifier:
         `image` is the path (None for an array). `text` is what was read, a line for each of the `segments`, whose boxes are
         four corners in pixels of the upright image; "" where there is no text, None where none was looked for or is known.
         `models` has the probability that each network alone gives to the label, None where it has nothing to go by. The
-        label is None, and the probabilities are all the same, where that holds for every network. An image that cannot be
-        used has an `error`, no label and no probability; the others are still classified.
+        label is None where the probabilities are all the same, as without any text for networks of text alone. An image that
+        cannot be used has an `error`, no label and no probability; the others are still classified.
         """
         return list(self.stream(images, top_k))
 
@@ -256,7 +263,7 @@ class AdvertClassifier:
         known = self._known(images)
         if self._texts is not None and images and all(segments is None for segments in known):
             raise UserError(printable(f"texts: none of the {len(images):,} images is in them; an id (the first one is "
-                                      f"{next(iter(self._texts), None)!r}) must be the end of an image's path"))
+                                      f"{next(iter(self._texts), '')[:160]!r}) must be the end of an image's path"))
 
         def work(position):
             image = images[position]
@@ -299,7 +306,7 @@ class AdvertClassifier:
             alone[name] = None if found is None else log_softmax(row[0] / model["temperature"])
         fused = np.exp(combine(logits, self._fusion)[0])                          # [C]
         best = np.argsort(-fused, kind="stable")[:top_k].tolist()
-        known = any(row is not None for row in alone.values())
+        known = fused.max() > fused.min()
         return dict(image=_name(image), label=self.classes[best[0]] if known else None, probability=float(fused[best[0]]),
                     top_k=[dict(label=self.classes[c], probability=float(fused[c])) for c in best], text=text,
                     segments=[segment._asdict() for segment in segments or ()],
@@ -352,7 +359,7 @@ def line(result: dict, top_k: int) -> str:
 
 def _class_and_probability(result):
     if result["label"] is None:
-        return "no class, since there is nothing to classify by"
+        return "no class (nothing to classify by)"
     return f"{result['label']} {result['probability']:.4f}"
 
 

@@ -290,7 +290,7 @@ def main(arguments=None) -> int:
     texts.add_argument("--without-text", action="store_true", help="for --classifier: read no text")
     parser.add_argument("--show", metavar="DIR", help="write a drawing of each result there: the image with the corners "
                                                       "drawn, and the document beside it; or with its text framed")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types or classes to list")
     parser.add_argument("--backend", default="cpu", metavar="cpu|cuda", help="device that runs the network")
     parser.add_argument("--gallery", default="cpu", metavar="cpu|cuda", help="device that searches the references; cuda is "
                                                                             "for millions of them and needs torch")
@@ -303,15 +303,16 @@ def main(arguments=None) -> int:
         raise UserError(f"--top-k {args.top_k}: must be at least 1")
     if args.finder and not (args.find or args.find_references or DEFAULT_FIND):
         parser.error("--finder: of use with --find or --find-references alone")
-    for name in OF_REGISTERED if args.classifier else ("texts", "without_text"):
+    learned = args.classifier is not None
+    for name in OF_REGISTERED if learned else ("texts", "without_text"):
         if getattr(args, name) != parser.get_default(name):
             option = {"margin": "gap"}.get(name, name).replace("_", "-")
-            parser.error(f"--{option}: is of no use with --classifier, which has learned its classes" if args.classifier else
+            parser.error(f"--{option}: is of no use with --classifier, which has learned its classes" if learned else
                          f"--{option}: is of use with --classifier alone")
 
     images = [path for image in args.images for path in images_at(image)]
     progress = args.json or not sys.stdout.isatty()  # otherwise the lines of results on the terminal show the progress
-    if args.classifier:
+    if learned:
         show = args.show and show_folder(args.show, images)
         texts = read_segments(args.texts) if args.texts else None
         classifier = adverts.AdvertClassifier(args.classifier, texts=texts, without_text=args.without_text,

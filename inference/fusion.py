@@ -13,7 +13,6 @@ those of `fallback` for that kind, which were tuned without the other kind. No p
 likely.
 """
 import json
-import os
 
 import numpy as np
 
@@ -86,10 +85,11 @@ def read_fusion(path) -> dict:
     and whatever else it holds. Raises UserError, one line, for any other file; it may come from anyone."""
     way_out = "`python -m adverts tune` writes one"
     try:
-        if os.path.getsize(path) > MAX_BYTES:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-        with open(path, encoding="utf-8") as file:
-            fusion = json.load(file)
+        fusion = json.loads(content.decode())
         check_fusion(fusion)
     except OSError as error:
         raise UserError(printable(f"{path}: cannot be read ({error.strerror}); {way_out}")) from None

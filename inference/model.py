@@ -16,6 +16,7 @@ METADATA_KEY = "docmetric"
 FORMAT = 1
 AGAIN = "export it again with onnx_export.py"
 MAX_BYTES = 2 << 30  # no ONNX file can be larger
+MAX_METADATA = 128 << 20  # characters: with a tokenizer of 250,000 words in all scripts they are some 40 million
 # What the models of all other tasks lack, by the task that is wanted, and where a model of a task is of use.
 USELESS = {"registration": "has no embeddings to compare", "finder": "finds no documents", "reading": "reads no lines",
            "classification": "has no classes of images", "text_classification": "has no classes of texts"}
@@ -213,7 +214,7 @@ def _read(path):
         if os.path.getsize(path) > MAX_BYTES:
             raise UserError(f"{path}: larger than the {MAX_BYTES >> 30} GiB that an ONNX file can have; {AGAIN}")
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
@@ -231,10 +232,18 @@ def _providers(backend):
     return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
 
 
+def _about(session):
+    """What the file says of itself: JSON of any form."""
+    text = session.get_modelmeta().custom_metadata_map[METADATA_KEY]
+    if len(text) > MAX_METADATA:
+        raise ValueError(f"more than {MAX_METADATA:,} characters")
+    return json.loads(text)
+
+
 def task_of(session) -> str | None:
     """The task of an exported model, as the file says; None for a file of any other kind."""
     try:
-        task = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY]).get("task", "registration")
+        task = _about(session).get("task", "registration")
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # of JSON of any other form
         return None
     return task if isinstance(task, str) else None
@@ -244,13 +253,14 @@ def read_metadata(path, session, task: str) -> dict:
     """What the file says about itself, checked as far as all tasks have it in common: `task`, `format`, and where the input
     is an image `image_size`, `fit`, and that input. Raises UserError."""
     try:
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        metadata = _about(session)
         version, other = metadata["format"], metadata.get("task", "registration")
         if other != task:
             useful = f", or use this one with {PROGRAMS[other]}" if other in PROGRAMS else ""
-            raise UserError(f"{path}: a model of task={other}, which {USELESS[task]}; give one of task={task}{useful}")
+            raise UserError(f"{path}: a model of task={first_line(str(other))}, which {USELESS[task]}; "
+                            f"give one of task={task}{useful}")
         if version != FORMAT:
-            raise UserError(f"{path}: its format is {version}, this program reads {FORMAT}; {AGAIN}")
+            raise UserError(f"{path}: its format is {first_line(str(version))}, this program reads {FORMAT}; {AGAIN}")
         if task == "text_classification":
             return metadata
         size = metadata["image_size"]

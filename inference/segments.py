@@ -1,5 +1,5 @@
 """The text in an image, segment by segment, read by rapidocr (https://github.com/RapidAI/RapidOCR, Apache-2.0), and the file
-that keeps it. numpy; rapidocr is imported on demand, and only what its wheel holds is used: nothing is downloaded.
+that keeps it. Of rapidocr, which is imported on demand, only what its wheel holds is used: nothing is downloaded.
 
     read = make_reader()
     for segment in read(image):                        # image: uint8 BGR [H,W,3]
@@ -15,19 +15,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from .errors import UserError, first_line
+from .image import resize
 
+DEFAULT_SIDE = 480      # pixels: on small covers it reads what is worth 5 points of accuracy, in twice the time of 0
+MAX_SIDE = 2000         # pixels: longer sides are shrunk to it
+MAX_PIXELS = 8_000_000  # of an enlarged image: one as large takes 1.5 GB and some 6 s
 # Everything that decides what is read, and is not the library's own default in every version. No turning of segments: on
 # adverts it costs a tenth of the time and gains nothing. A crop of a segment may be small, but not an image.
-OPTIONS = {"Global.text_score": 0.5, "Global.use_cls": False, "Global.max_side_len": 2000, "Global.min_side_len": 30,
+OPTIONS = {"Global.text_score": 0.5, "Global.use_cls": False, "Global.max_side_len": MAX_SIDE, "Global.min_side_len": 30,
            "Det.thresh": 0.3, "Det.box_thresh": 0.5, "Det.unclip_ratio": 1.6}
 MODELS = {"Det.model_path": "*_det_*.onnx", "Rec.model_path": "*_rec_*.onnx"}  # below the library's folder models/
-DEFAULT_SIDE = 480  # pixels: on small covers it reads what is worth 5 points of accuracy, in twice the time of 0
-MAX_SIDE = 4000   # pixels, larger than Global.max_side_len: the detector sees the image as it is
 JSON_ERRORS = ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError  # of other JSON
 MAX_SEGMENTS, MAX_TEXT = 10_000, 10_000  # of an image, characters of a segment: no image holds as many
+MAX_LINE = 16 << 20  # bytes of a line of texts.jsonl: a hundred times what a page full of text takes
 
 
 class Segment(NamedTuple):
@@ -47,8 +51,9 @@ def settings(side: int = DEFAULT_SIDE) -> str:
 def make_reader(side: int = DEFAULT_SIDE, threads: int = 1) -> Callable[[np.ndarray], list[Segment]]:
     """A function from an image, uint8 BGR `[H,W,3]`, to its segments in reading order, [] where there is no text.
 
-    side: 0 reads the image as it is, larger ones at 2,000 pixels; else its shorter side is enlarged to so many pixels
-    (736, rapidocr's own default, takes about four times as long on small images and finds more of the small print).
+    side: 0 reads the image as it is, larger ones at MAX_SIDE pixels; else its shorter side is enlarged to so many pixels
+    (736, rapidocr's own default, takes about four times as long on small images and finds more of the small print), but
+    the whole to no more than MAX_PIXELS.
     threads: of ONNX Runtime. Raises UserError where rapidocr is not installed, or without its models.
     """
     models = {option: str(path) for option, path in _models().items()}
@@ -59,14 +64,29 @@ def make_reader(side: int = DEFAULT_SIDE, threads: int = 1) -> Callable[[np.ndar
         "Det.limit_type": "min" if side else "max", "Det.limit_side_len": side or MAX_SIDE})
 
     def read(image: np.ndarray) -> list[Segment]:
+        image, scale = _bounded(image, side)
         found = engine(image)
         texts = getattr(found, "txts", None)  # None: no text; without the attribute: segments whose text was not found
         if texts is None:
             return []
-        return [Segment(text, round(float(score), 4), np.rint(box).astype(int).tolist())
+        return [Segment(text, round(float(score), 4), np.rint(box / scale).astype(int).tolist())
                 for text, score, box in zip(texts, found.scores, found.boxes)]
 
     return read
+
+
+def _bounded(image, side):
+    """(the image for rapidocr, how many times as large it is): as it is, but for one so narrow that its shorter side cannot
+    be enlarged within MAX_PIXELS. Black is put beside that one, so that its shorter side is longer: rapidocr would enlarge
+    8 x 2,000 pixels to 480 x 112,000, which takes 10 GB."""
+    sides = image.shape[1::-1]  # width, height
+    least = max(sides) * max(side, DEFAULT_SIDE) ** 2 / MAX_PIXELS
+    if min(sides) >= least:
+        return image, 1.0
+    scale = min(1.0, MAX_SIDE / max(sides))
+    image = resize(image, *(max(1, round(length * scale)) for length in sides))
+    right, below = (max(0, math.ceil(least * scale) - length) for length in image.shape[1::-1])
+    return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT), scale
 
 
 def _library():
@@ -97,7 +117,8 @@ def read_segments(path) -> dict[str, list[Segment]]:
     found, number = {}, 0
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            lines = iter(lambda: file.readline(MAX_LINE), b"")  # a part of a longer one is no JSON
+            for number, line in enumerate(lines, 1):
                 row = json.loads(line.decode())
                 name, segments = row["id"], segments_of(row["segments"])
                 if not isinstance(name, str):

@@ -20,8 +20,8 @@ from inference.cli import exit_status
 from inference.errors import UserError
 from inference.image import ImageError
 from inference.ngrams import Ngrams, document
-from inference.segments import Segment, read_segments
-from tasks.classification import ClassificationTask
+from inference.segments import DEFAULT_SIDE, MAX_PIXELS, Segment, make_reader, read_segments
+from tasks import get_task
 from tests.helpers.classifiers import (
     COLORS,
     NGRAMS,
@@ -132,6 +132,14 @@ def test_one_file_is_a_classifier(tmp_path, images, texts, kind):
         assert list(result["models"]) == [kind]
 
 
+def test_there_is_no_class_where_all_are_equally_likely(tmp_path, images, texts):
+    """The weight of the only network that sees the image is 0, and there is no fallback."""
+    served = AdvertClassifier(write_folder(tmp_path / "c", weights=(0, 1), fallback={}), texts=texts)
+    for path, result in zip(images, served.classify(images)):
+        assert (result["label"] is None) == (not text_of(texts, path))
+        assert result["label"] or result["probability"] == pytest.approx(1 / 3)
+
+
 def test_the_answer_depends_on_no_other_image_and_on_no_thread(folder, images, texts):
     """Bit by bit: one thread, three, one image at a time, arrays."""
     whole = AdvertClassifier(folder, texts=texts, threads=1).classify(images, 3)
@@ -166,24 +174,58 @@ def test_an_image_is_decoded_and_fitted_as_in_training(tmp_path):
     assert np.abs(np.subtract(*means.values())).max() > 0.1
 
 
-def test_an_export_says_what_weights_were_tuned_on(tmp_path):
-    """`predict_split`, which makes the logits that weights are tuned on, and the exported file agree on every image."""
-    cfg = load_config("classification_small", ["network=test_convnext", "norm=ln", "embedding_size=16", "image_size=32",
-                                               "fit=pad", "pretrained=false", "data=x"])
-    classes = ["a", "b", "c", "d"]
+IMAGE = ["network=test_convnext", "norm=ln", "embedding_size=16", "image_size=32", "fit=pad", "pretrained=false", "data=x"]
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "max_position_embeddings": 40}
+
+
+def export(config, keys, info, path):
+    """A run with random weights, exported to `path`: (its task, its config, its network)."""
+    cfg = load_config(config, keys)
+    task = get_task(cfg.task)
     torch.manual_seed(0)
-    network = ClassificationTask.restore(cfg, {"classes": classes}).eval()
+    network = task.restore(cfg, info).eval()
     with torch.no_grad():
-        network.classify[1].weight *= 20  # so that the classes' probabilities differ
-    item = ClassificationTask.export(cfg, {"classes": classes}, network)
-    onnx_export.export(item, tmp_path / "m.onnx", onnx_export.describe(item, cfg))
+        for weight in (network.classify[1].weight, getattr(network.encoder, "table", None)):
+            if weight is not None:
+                weight.copy_(torch.randn(weight.shape))  # so that the classes' probabilities differ
+    item = task.export(cfg, info, network)
+    onnx_export.export(item, path, onnx_export.describe(item, cfg))
+    return task, cfg, network
+
+
+@pytest.mark.parametrize("encoder", ["ngrams", "bert"])
+def test_exports_say_what_weights_were_tuned_on(tmp_path, encoder):
+    """`predict_split`, which makes the logits that weights are tuned on, and the served folder agree on every image."""
+    keys, info = ["ngram_buckets=512", "embedding_size=8", "texts=x", "split=x"], {"classes": ["d", "c", "b", "a"]}
+    if encoder == "bert":
+        pytest.importorskip("transformers")
+        keys = ["text_network=x", "max_tokens=6", "pooling=mean", "texts=x", "split=x"]
+        info["encoder"] = {"config": {**BERT, "vocab_size": 4}, "tokenizer": json.loads(tokenizer())}
+    runs = {"looks": export("classification_small", IMAGE, {"classes": ["a", "b", "c", "d"]}, tmp_path / "looks.onnx"),
+            "words": export("ads_text_small", keys, info, tmp_path / "words.onnx")}
+    said = {"small.png": ["ROUGE  vert", "\n"], "photo.jpg": ["Bleu", "新品 BLEU 100 %", "vert " * 9], "large.webp": []}
     names = [save(tmp_path / name, blocks(seed, side).repeat(2, 1)).name
-             for seed, (name, side) in enumerate([("small.png", 20), ("photo.jpg", 512), ("large.webp", 96)])]
-    expected, _ = ClassificationTask.predict_split(cfg, network, names, tmp_path)
-    served = AdvertClassifier(tmp_path / "m.onnx").classify([tmp_path / name for name in names], 4)
+             for seed, (name, side) in enumerate(zip(said, (20, 512, 96)))]
+    classes, expected = ["b", "a", "d", "c"], {}
+    for name, (task, cfg, network) in runs.items():
+        order = [("abcd" if name == "looks" else "dcba").index(c) for c in classes]
+        found, _ = task.predict_split(cfg, network, names, tmp_path, said)
+        expected[name] = {image: np.log(softmax(logits.numpy()[order].astype(float) / 2)) for image, logits in found.items()}
+    fusion = {"form": "product", "classes": classes, "fallback": {"image": {"looks": 0.9}, "text": {}},
+              "models": [{"name": "looks", "kind": "image", "weight": 0.4, "temperature": 2.0},
+                         {"name": "words", "kind": "text", "weight": 0.8, "temperature": 2.0}]}
+    (tmp_path / "tuned.json").write_text(json.dumps(fusion))
+    assert adverts(["classifier", "--image", str(tmp_path / "looks.onnx"), "--text", str(tmp_path / "words.onnx"),
+                    "--fusion", str(tmp_path / "tuned.json"), "--out", str(tmp_path / "out")]) == 0
+    texts = {name: [Segment(text, 1.0, BOX) for text in lines] for name, lines in said.items()}
+    served = AdvertClassifier(tmp_path / "out", texts=texts).classify([tmp_path / name for name in names], 4)
     for name, result in zip(names, served):
         found = {entry["label"]: entry["probability"] for entry in result["top_k"]}
-        assert np.allclose([found[c] for c in classes], softmax(expected[name].numpy()), atol=1e-4)
+        looks, words = (expected[model].get(name) for model in runs)
+        fused = softmax(0.9 * looks if words is None else 0.4 * looks + 0.8 * words)
+        assert (words is None) == (name == "large.webp") and np.ptp(fused) > 0.1
+        assert np.allclose([found[c] for c in classes], fused, atol=1e-4)
 
 
 def test_images_that_cannot_be_used_are_listed(folder, images, texts, tmp_path):
@@ -231,6 +273,35 @@ def test_text_is_read_in_the_image(folder, tmp_path, capsys):
     assert np.abs(bare[:104, :304] - (200, 60, 40)).max() < 12 and (bare[130:] < 100).any()  # no frame; the class
 
 
+def test_no_image_is_enlarged_beyond_the_limit(monkeypatch):
+    """By rapidocr's own rules; with sides in whole 32 pixels the limit holds to 15 %."""
+    detector = pytest.importorskip("rapidocr.ch_ppocr_det.utils").DetPreProcess
+    enlarged, resize = [], detector.resize
+
+    def seen(self, image):
+        enlarged.append(resize(self, image).shape[:2])  # and there is no text
+    monkeypatch.setattr(detector, "resize", seen)
+    shapes = [(8, 2000), (2000, 8), (8, 30_000), (30_000, 8), (300, 8), (40, 1000), (1000, 29), (3000, 87), (500, 700),
+              (2500, 2500)]
+    for side in (0, 300, 480, 736, 2000):
+        read = make_reader(side)
+        for shape in shapes:
+            assert read(np.zeros((*shape, 3), np.uint8)) == []
+    assert len(enlarged) == 5 * len(shapes) and max(height * width for height, width in enlarged) <= 1.15 * MAX_PIXELS
+    assert enlarged[8::len(shapes)] == [(512, 704), (512, 704), (512, 704), (736, 1024), (1984, 2816)]  # as without a limit
+
+
+def test_boxes_in_a_narrow_image_are_in_its_own_pixels():
+    pytest.importorskip("rapidocr")
+    image = np.full((80, 2900, 3), 255, np.uint8)
+    cv2.putText(image, "WINTER SALE", (1400, 60), cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 3, cv2.LINE_AA)
+    segment, = make_reader()(image)
+    columns, rows = (np.flatnonzero((image[:, :, 0] < 128).any(axis)) for axis in (0, 1))
+    (left, top), (right, bottom) = np.min(segment.box, 0), np.max(segment.box, 0)
+    assert segment.text.replace(" ", "") == "WINTERSALE"
+    assert np.allclose([left, top, right, bottom], [columns[0], rows[0], columns[-1], rows[-1]], atol=20)
+
+
 def test_the_reader_has_the_setting_that_the_folder_names(tmp_path, images, monkeypatch):
     asked, calls = [], []
 
@@ -242,7 +313,7 @@ def test_the_reader_has_the_setting_that_the_folder_names(tmp_path, images, monk
     assert asked == [736] and calls == [(2 * SIDE, 2 * SIDE, 3)] * 3 and {result["text"] for result in results} == {"BLEU"}
     AdvertClassifier(write_text_classifier(tmp_path / "t.onnx"))
     AdvertClassifier(tmp_path / "c" / "image.onnx")  # reads nothing
-    assert asked == [736, 0]
+    assert asked == [736, DEFAULT_SIDE]
 
 
 def test_an_image_whose_text_cannot_be_read_is_listed(folder, images, monkeypatch):
@@ -265,6 +336,8 @@ def test_without_rapidocr(folder, images, monkeypatch, capsys):
     assert main(["--classifier", str(folder), images[0], "--without-text", "--json"]) == 0
     result, = json.loads(capsys.readouterr().out)
     assert result["text"] is None and result["probability"] == pytest.approx(by_color(images[0]).max(), abs=1e-5)
+    texts = {Path(images[0]).name: [Segment("BLEU", 1.0, BOX)]}
+    assert AdvertClassifier(folder, texts=texts, without_text=True).classify(images[:1], 1) == [result]
 
 
 def test_texts_belong_to_the_image_whose_path_ends_with_their_id(folder, images, tmp_path, monkeypatch):
@@ -285,6 +358,16 @@ def test_texts_belong_to_the_image_whose_path_ends_with_their_id(folder, images,
             AdvertClassifier(folder, texts=empty).classify(images[:2])
 
 
+def test_a_line_of_texts_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.segments.MAX_LINE", 1000)
+    file, first, second = tmp_path / "texts.jsonl", {"id": "a", "segments": []}, {"id": "b", "segments": []}
+    file.write_text(f"{json.dumps(first)}\n{json.dumps(second | {'error': 'e' * 900})}\n")
+    assert read_segments(file) == {"a": [], "b": []}
+    file.write_text(f"{json.dumps(first)}\n{json.dumps(second | {'error': 'e' * 1000})}\n")
+    with pytest.raises(UserError, match="line 2 is not the text of an image"):
+        read_segments(file)
+
+
 def test_an_encoder_of_hugging_face(images, tmp_path, monkeypatch):
     """The tokenizer is in the file. Only the first tokens count, as many as in training."""
     pytest.importorskip("tokenizers")
@@ -294,8 +377,11 @@ def test_an_encoder_of_hugging_face(images, tmp_path, monkeypatch):
         served = AdvertClassifier(write_token_classifier(tmp_path / "t.onnx", about, more), texts={})
         label, probability = served(images[0], said)
         assert label == "green" and probability == pytest.approx(softmax([3, 1, 1])[0], abs=1e-5)
+    panics = [json.dumps({**json.loads(tokenizer()), **change}) for change in (
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA////AAAAAAAA"}})]
     for change in (dict(tokenizer="{}"), dict(tokenizer=5), dict(tokenizer=None), dict(max_tokens=10**9),
-                   dict(max_tokens="6"), dict(classes=None)):
+                   dict(max_tokens="6"), dict(classes=None), *(dict(tokenizer=one) for one in panics)):
         path = write_token_classifier(tmp_path / "bad.onnx", {**about, **change})
         with pytest.raises(UserError, match="bad.onnx: ") as caught:
             AdvertClassifier(path, texts={})
@@ -325,7 +411,7 @@ def test_the_command(folder, images, texts, tmp_path, capsys):
         said = " text: " + result["text"].replace("\n", " | ") if result["text"] else " no text"
         assert line == f"{result['image']}: {one} ({one}, {two}){said}"
     assert main(["--classifier", str(folder / "text.onnx"), images[3], "--texts", file]) == 0
-    assert capsys.readouterr().out == f"{images[3]}: no class, since there is nothing to classify by no text\n"
+    assert capsys.readouterr().out == f"{images[3]}: no class (nothing to classify by) no text\n"
     assert exit_status(lambda: main(["--classifier", str(folder), "nowhere.png", "--without-text"])) == 2
     assert capsys.readouterr().out == "nowhere.png: cannot be used: file not found\n"
 
@@ -335,6 +421,7 @@ def test_the_command(folder, images, texts, tmp_path, capsys):
     (["--model", "m.onnx"], "--model: is of no use"), (["--threshold", "0"], "--threshold: is of no use"),
     (["--find"], "--find: is of no use"), (["--orientation", "any"], "--orientation: is of no use"),
     (["--backend", "cuda"], "--backend: is of no use"), (["--corners", "c.csv"], "--corners: is of no use"),
+    (["--classifier", ""], "error: : no such model file"),
     (["--texts", "t.jsonl", "--without-text"], "not allowed with"), (["--top-k", "0"], "--top-k 0: must be"),
     (["--threads", "-1"], "threads -1: must be"), (["--texts", "missing.jsonl"], "missing.jsonl: cannot be read")])
 def test_options_that_do_not_fit_are_refused(folder, images, capsys, more, said):
@@ -381,11 +468,14 @@ def test_alone_without_torch(folder, images, texts, tmp_path):
     image_about(classes={"red": 1}), image_about(classes=["red", "green"]), image_about(classes=["red", "", "blue"]),
     image_about(classes=[str(c) for c in range(100_001)]), image_about(image_size=10**9), image_about(image_size=SIDE + 1),
     image_about(image_size=True), image_about(fit="../x"), image_about(fit=["pad"]), image_about(format=2),
-    image_about(task="registration"), image_about(task="reading")])
-def test_an_untrusted_image_classifier_is_one_line(tmp_path, about):
+    image_about(task="registration"), image_about(task="reading"), image_about(task="\n" * 10_000),
+    image_about(format="2\n" * 10_000), image_about(more=" " * (1 << 20))])
+def test_an_untrusted_image_classifier_is_one_line(tmp_path, monkeypatch, about):
+    monkeypatch.setattr("inference.model.MAX_METADATA", 1 << 20)
     with pytest.raises(UserError) as caught:
         AdvertClassifier(write_image_classifier(tmp_path / "m.onnx", about))
-    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path / "m.onnx"))
+    assert str(caught.value).startswith(str(tmp_path / "m.onnx"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(tmp_path)) + 500
 
 
 @pytest.mark.parametrize("about", [
@@ -432,11 +522,11 @@ def named(**changes):
 @pytest.mark.parametrize("changes, said", [
     (dict(models=named(weight=float("nan"))), "weight"), (dict(models=named(weight=-1)), "weight"),
     (dict(models=named(temperature=0)), "temperature"), (dict(models=named(weight="1")), "weight"),
-    (dict(models=named(kind="sound")), "kind"), (dict(models=named(kind="text")), "text_2.onnx: no such"),
+    (dict(models=named(kind="sound")), "kind"), (dict(models=named(kind="text")), "no text_2.onnx"),
     (dict(models=[]), "models"), (dict(models=named() * 60), "models"), (dict(form="median"), "form"),
     (dict(models=named(weight=0)[:1]), "weights are 0"), (dict(side=-1), "side"), (dict(side=10**9), "side"),
     (dict(classes=["red", "green"]), "'blue' is a class"), (dict(classes=["red", "green", "blue", "x"]), "'x' is a class"),
-    (dict(classes="red"), "classes"), (dict(models=[*named(), {**named()[0], "name": "c"}]), "image_2.onnx: no such"),
+    (dict(classes="red"), "classes"), (dict(models=[*named(), {**named()[0], "name": "c"}]), "no image_2.onnx"),
     (dict(models=named(name="../a")), None)])
 def test_an_untrusted_fusion_is_one_line(tmp_path, changes, said):
     folder = write_folder(tmp_path / "c", **{"fallback": {}, **changes})
@@ -504,9 +594,15 @@ def test_two_networks_of_a_kind(runs, tmp_path):
     runs[2].write_text(json.dumps(fusion))
     write_image_classifier(tmp_path / "other.onnx", gain=1.0)
     assert gathered(runs, tmp_path / "out", "--image", f"large={tmp_path / 'other.onnx'}", str(runs[0])) == 0
-    assert (tmp_path / "out" / "image.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
-    assert (tmp_path / "out" / "image_2.onnx").read_bytes() == (runs[0] / "model.onnx").read_bytes()
+    first, second = tmp_path / "out" / "image.onnx", tmp_path / "out" / "image_2.onnx"
+    large, small = (tmp_path / "other.onnx").read_bytes(), (runs[0] / "model.onnx").read_bytes()
+    assert (first.read_bytes(), second.read_bytes()) == (large, small) != (small, large)
     assert AdvertClassifier(tmp_path / "out", texts={}).classes == list(COLORS)
+    fusion["models"] = [fusion["models"][2], fusion["models"][0], fusion["models"][1]]  # written again, from itself
+    runs[2].write_text(json.dumps(fusion))
+    assert adverts(["classifier", "--image", f"large={first}", f"small={second}", "--text", str(runs[1]),
+                    "--fusion", str(runs[2]), "--out", str(tmp_path / "out")]) == 0
+    assert (first.read_bytes(), second.read_bytes()) == (small, large)
 
 
 def test_networks_that_the_weights_were_not_tuned_for_are_refused(runs, tmp_path, capsys):
