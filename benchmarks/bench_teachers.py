@@ -197,6 +197,9 @@ def tell(report: Report, bench: Bench, arms: list[str]) -> None:
     made = bench.cached()["cpu"] if any(ARMS[arm][1] for arm in arms) else 0.0
     cost = bench.step_costs(arms)
     budget = args.steps * cost["none"]
+    if made >= budget and not report.quick:
+        raise UserError(f"--steps {args.steps}: take {budget:.0f} CPU seconds, asking the teacher alone takes {made:.0f}; "
+                        "give more")
     steps = {arm: max(1, round((budget - made * ARMS[arm][1]) / cost[arm])) for arm in arms}  # of none: --steps
     report.say(f"asking the teacher: {made:.0f} CPU seconds; a step: "
                + ", ".join(f"{arm} {1000 * cost[arm]:.0f} ms" for arm in arms))
