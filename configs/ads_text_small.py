@@ -1,6 +1,7 @@
 """The text classifier of adverts that two cores train in seconds: hashed character n-grams of any script. 17 MB.
 
-    python train_v2.py configs/ads_text_small split=SPLIT.csv texts=TEXTS.jsonl fold=0 [teacher=FILE unlabeled=test]
+    python train_v2.py configs/ads_text_small split=S.csv texts=T.jsonl fold=0
+    python train_v2.py configs/ads_text_small split=S.csv texts=T.jsonl teacher=FILE unlabeled=test teacher_on=unlabeled
 
 With 640 texts: 30 epochs = 600 steps of 32.
 """

@@ -31,18 +31,21 @@ class Sharded(Protocol):
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found. summary: numbers for the log and results.csv; `decides` names the one of them by which the
-    best checkpoint is chosen; document: all of it, as JSON, for OUTPUT/eval.json."""
+    best checkpoint is chosen, None: the newest is published, since a choice would make what is said of the same samples
+    later too good; document: all of it, as JSON, for OUTPUT/eval.json."""
     summary: dict[str, float]
-    decides: str
+    decides: str | None
     higher_is_better: bool = True
     document: dict = field(default_factory=dict)
 
     @property
-    def score(self) -> float:
-        return self.summary[self.decides]
+    def score(self) -> float | None:
+        return None if self.decides is None else self.summary[self.decides]
 
     def better_than(self, score: float | None) -> bool:
         """Whether this one is better than an earlier `score` (None: there is none); one that is not a number never is."""
+        if self.score is None:
+            return True
         if math.isnan(self.score):
             return False
         return score is None or (self.score > score if self.higher_is_better else self.score < score)

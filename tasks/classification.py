@@ -1,7 +1,8 @@
 """Classification of images: cross entropy, mixed samples, and a cached teacher where there is one.
 
     python train_v2.py configs/classification_small data=DIR:1:labelled eval_data=DIR [teacher=FILE]
-    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0 [teacher=FILE unlabeled=test]
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv fold=0
+    python train_v2.py configs/ads_small data=DIR split=SPLIT.csv teacher=FILE unlabeled=test teacher_on=unlabeled
 
 Either every folder of images is a class, or a split (`python -m adverts split`) names each image's class and fold. What the
 teacher, another model, said of the training images beforehand is a file of `engine.predictions`, joined by sample id. Its
@@ -20,7 +21,6 @@ from torch import nn
 from augment import Augment
 from backbones import get_model
 from engine.keys import Key
-from engine.optimizer import decay_groups
 from engine.random import uniform
 from eval.folder import Item, find_images, read_images
 from inference.errors import UserError, printable
@@ -57,9 +57,13 @@ class ClassificationTask(images.ImageTask):
     def check_config(cls, cfg) -> None:
         super().check_config(cfg)
         labels.check_config(cfg)
-        if cfg.fold >= 0 and cfg.eval_data:
-            raise UserError(f"eval_data={cfg.eval_data}: fold={cfg.fold} is what a run on a split is evaluated on; give one "
-                            "of them")
+        if cfg.split and cfg.eval_data:
+            raise UserError(f"eval_data={cfg.eval_data}: a run on a split is evaluated on one of its folds alone; set "
+                            "fold=K and no eval_data")
+        if cfg.split and cfg.sampler != "permutation":
+            raise UserError(f"sampler={cfg.sampler}: takes folders as classes, not a split; use sampler=permutation")
+        if cfg.head != "timm" and (cfg.freeze or cfg.drop_path):
+            raise UserError(f"freeze={cfg.freeze}, drop_path={cfg.drop_path:g}: need head=timm, and here it is {cfg.head}")
 
     def __init__(self, cfg, ranks):
         super().__init__(cfg, ranks)
@@ -118,16 +122,12 @@ class ClassificationTask(images.ImageTask):
                 "fold": self.cfg.fold}
 
     def compatibility_keys(self) -> dict:
-        keys = ("head", "norm", "embedding_size", "fold", "unlabeled")
+        keys = ("head", "norm", "embedding_size", "freeze", "fold", "unlabeled")
         return {**super().compatibility_keys(), **{key: self.cfg[key] for key in keys}, **self.targets.digests(),
                 "split": self.split}
 
     def param_groups(self) -> list[dict]:
-        cfg, projector = self.cfg, self.model.projector
-        groups = labels.param_groups(cfg, self.published)
-        if projector is not None:
-            groups += decay_groups(projector.named_parameters(), cfg.projector_lr, "fixed", cfg.weight_decay, "projector")
-        return groups
+        return labels.param_groups(self.cfg, self.model)
 
     def batches(self, first_step: int) -> Iterator[dict]:
         """As of every image task, with `label` -1 where there is none. With `mixup`, images of this rank's part that are to
@@ -180,40 +180,36 @@ class ClassificationTask(images.ImageTask):
         return found
 
     @classmethod
-    @torch.no_grad()
     def predict_split(cls, cfg, network: nn.Module, names: list[str], data, texts=None) -> tuple[dict, dict]:
         """({sample id: logits float32 `[C]`}, {sample id: why it was skipped}) of the images `names` below the folder
         `data`, by a network that `restore` made. texts: not used."""
         items = [Item(Path(data) / name, name, "", False) for name in names]
-
-        def outputs(pixels):
-            return network(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
-        return image_logits(outputs, items, cfg.image_size, cfg.fit)
+        return image_logits(network, items, cfg.image_size, cfg.fit)
 
     def evaluate(self) -> Evaluation | None:
-        """Accuracy, which decides, and mean cross entropy (of the plain labels) on the fold held out or `eval_data`."""
+        """See `labels.evaluation`: of the fold held out, or of `eval_data`."""
         if not self.evaluates:
             return None
         number = {name: c for c, name in enumerate(self.classes)}
         source = f"fold {self.cfg.fold} of {self.cfg.split}" if self.cfg.fold >= 0 else self.cfg.eval_data
-        found, skipped = image_logits(self.outputs, self.eval_items, self.cfg.image_size, self.cfg.fit)
+        found, skipped = image_logits(self.published, self.eval_items, self.cfg.image_size, self.cfg.fit)
         if not found:
             raise UserError(f"{source}: none of its images can be used")
         used = [item for item in self.eval_items if item.name in found]
         return labels.evaluation(torch.stack([found[item.name] for item in used]),
-                                 torch.tensor([number[item.type] for item in used]), {"skipped": skipped, "data": source})
+                                 torch.tensor([number[item.type] for item in used]), {"skipped": skipped, "data": source},
+                                 self.cfg.fold)
 
 
-def image_logits(outputs, items: list[Item], size: int, fit: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """({name: logits float32 `[C]`}, {name: why it was skipped}) of image files. outputs: uint8 RGB `[N,size,size,3]` ->
-    float32 `[N,C]`."""
+def image_logits(network: nn.Module, items: list[Item], size: int, fit: str) -> tuple[dict, dict]:
+    """({name: logits float32 `[C]`}, {name: why it was skipped}) of image files, by a classifier of `size` pixels."""
     found, skipped = {}, {}
     decoded = read_images(items, lambda image: np.ascontiguousarray(fit_square(image, size, fit)[..., ::-1]), size)
     while part := list(itertools.islice(decoded, AT_ONCE)):
         skipped |= {item.name: reason for item, _, reason in part if reason is not None}
         used = [(item, pixels) for item, pixels, reason in part if reason is None]
         if used:
-            logits = torch.from_numpy(outputs(np.stack([pixels for _, pixels in used])))
+            logits = torch.from_numpy(images.network_outputs(network, np.stack([pixels for _, pixels in used])))
             found |= {item.name: row for (item, _), row in zip(used, logits)}
     return found, skipped
 

@@ -139,16 +139,20 @@ class ImageTask(Task):
     def evaluates(self) -> bool:
         return bool(self.cfg.eval_data) and type(self).evaluate is not Task.evaluate
 
-    @torch.no_grad()
     def outputs(self, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        """What `published` says of uint8 RGB `[N,S,S,3]`, in eval mode: float32 `[N,...]`, or a tuple of them."""
-        was_training = self.published.training
-        self.published.eval()
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.ranks.device).permute(0, 3, 1, 2)
-        dtype = next(parameter.dtype for parameter in self.published.parameters())
-        out = self.published(x.to(dtype) / 255)
-        self.published.train(was_training)
-        return tuple(map(_to_numpy, out)) if isinstance(out, tuple) else _to_numpy(out)
+        """`network_outputs` of `published`."""
+        return network_outputs(self.published, images)
+
+
+@torch.no_grad()
+def network_outputs(network: nn.Module, images: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+    """What `network` says of uint8 RGB `[N,S,S,3]`, in eval mode, on its device: float32 `[N,...]`, or a tuple of them."""
+    was_training, weight = network.training, next(network.parameters())
+    network.eval()
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(weight.device).permute(0, 3, 1, 2)
+    out = network(x.to(weight.dtype) / 255)
+    network.train(was_training)
+    return tuple(map(_to_numpy, out)) if isinstance(out, tuple) else _to_numpy(out)
 
 
 def _to_numpy(out: torch.Tensor) -> np.ndarray:

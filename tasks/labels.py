@@ -22,8 +22,8 @@ ROLES = {"none": (), "unlabeled": ("unlabeled",), "test": ("unlabeled", "test")}
 
 KEYS = {
     "split": Key("", "CSV of `python -m adverts split`: the label, role and fold of each sample of data"),
-    "fold": Key(-1, "of split: it is held out and evaluated on; -1: every labelled sample is learned from, and none is "
-                    "evaluated on", least=-1),
+    "fold": Key(-1, "of split: it is held out and evaluated on, and the last network is published, not the best; -1: every "
+                    "labeled sample is learned from, and none is evaluated on", least=-1),
     "unlabeled": Key("none", "samples of split without a label, which a teacher knows and which are learned from too: of "
                               "role unlabeled, or of role test as well", choices=tuple(ROLES)),
     "label_smoothing": Key(0.1, "share of the label that is spread over all classes", least=0, below=1),
@@ -35,7 +35,7 @@ KEYS = {
     "teacher": Key("", "file of predictions for the training samples (engine/predictions.py): embeddings or logits"),
     "teacher_weight": Key(1.0, "of the teacher's term in the loss", least=0),
     "teacher_labels": Key("soft", "what a teacher's logits say: the probabilities; hard: its best class; accident: as hard, "
-                                  "and the labelled samples are dropped, which the system of the contest did",
+                                  "and the labeled samples are dropped, which the system of the contest did",
                           choices=("soft", "hard", "accident")),
     "teacher_on": Key("all", "samples that a teacher of logits speaks of: all; agrees: those without a label, and those "
                              "whose label is its best class; unlabeled: those without a label",
@@ -58,14 +58,15 @@ def check_config(cfg) -> None:
     if cfg.unlabeled != "none" and not taught:
         raise UserError(f"unlabeled={cfg.unlabeled}: without a teacher nothing is learned from them; set teacher=FILE")
     if cfg.teacher_labels == "accident" and cfg.unlabeled == "none":
-        raise UserError("teacher_labels=accident: drops the labelled samples, so it needs unlabeled=unlabeled or test")
+        raise UserError("teacher_labels=accident: drops the labeled samples, so it needs unlabeled=unlabeled or test")
 
 
 class Teacher:
     """A cached teacher, matched with the classes of a run.
 
     It was made beforehand by another model, larger or of another kind, and is joined by sample id and class name. What it
-    says of a labelled sample should come from a model that had not seen its label (`Predictions.folds`).
+    says of a labeled sample should come from a model that had not seen its label (`Predictions.folds`); and a run that
+    holds a fold out should have a teacher that knows none of that fold's labels, or its evaluation is too good.
     """
 
     def __init__(self, cfg, classes: list[str]):
@@ -115,9 +116,9 @@ def choose(cfg) -> Chosen | None:
     split = read_split(cfg.split)
     if cfg.fold >= split.folds:
         raise UserError(f"fold={cfg.fold}: {cfg.split} has the folds 0 to {split.folds - 1}; -1 holds none out")
-    labelled = [row for row in split.rows if row.role == "train" and row.fold != cfg.fold]
-    held = {row.file: row.label for row in split.rows if row.role == "train" and row.fold == cfg.fold}
-    learned = {} if cfg.teacher_labels == "accident" else {row.file: row.label for row in labelled}
+    labeled = {row.file: row.label for row in split.part("train", other_than=cfg.fold)}
+    held_out = {row.file: row.label for row in split.part("train", cfg.fold)}
+    learned = {} if cfg.teacher_labels == "accident" else labeled
     others = [row.file for row in split.rows if row.role in ROLES[cfg.unlabeled]]
     if others:
         known = Teacher(cfg, split.classes).says(others, torch.full((len(others),), -1))[1].tolist()
@@ -125,7 +126,7 @@ def choose(cfg) -> Chosen | None:
     if cfg.unlabeled != "none" and "" not in learned.values():
         raise UserError(f"unlabeled={cfg.unlabeled}: the teacher speaks of none of the {len(others)} such samples in "
                         f"{cfg.split} (teacher_confidence={cfg.teacher_confidence:g})")
-    return Chosen(split, split.classes, learned, held if cfg.fold >= 0 else None)
+    return Chosen(split, split.classes, learned, held_out if cfg.fold >= 0 else None)
 
 
 @dataclass
@@ -147,15 +148,16 @@ class Targets:
         return self.teacher.told.values.shape[1] if self.teacher and self.teacher.embeds else 0
 
     def note(self, ids: list[str]) -> list[str]:
-        """A line for the log. Raises UserError where the teacher knows none of the training samples."""
+        """Lines for the log. Raises UserError where the teacher knows none of the training samples."""
         if not self.teacher:
             return []
         told: Predictions = self.teacher.told
         known = int(told.join(ids)[1].sum())
         if not known:
-            raise UserError(printable(f"teacher={self.cfg.teacher}: knows none of the images in data; its ids are such as "
+            raise UserError(printable(f"teacher={self.cfg.teacher}: knows none of the training samples; its ids are such as "
                                       f"{told.ids[0]!r}, theirs such as {ids[0]!r} (identity=content: by content)"))
-        return [f"teacher: {told.kind} [{told.values.shape[1]}], known for {known:,} of {len(ids):,} images"]
+        doubt = [f"the evaluation is too good if the teacher knows labels of fold {self.cfg.fold}"] * (self.cfg.fold >= 0)
+        return [f"teacher: {told.kind} [{told.values.shape[1]}], known for {known:,} of {len(ids):,} samples", *doubt]
 
     def digests(self) -> dict:
         """For `compatibility_keys`."""
@@ -163,12 +165,12 @@ class Targets:
         return {"classes": names, "teacher": self.teacher.told.digest() if self.teacher else None}
 
     def terms(self, outputs: tuple[torch.Tensor, ...], parts: list[tuple]) -> dict[str, torch.Tensor]:
-        """The terms of the loss, each the mean over the samples of all ranks that it speaks of; 0 where there is none.
+        """The terms of the loss, each the mean over the samples of all ranks that it is of (of less than one, the sum).
 
         outputs: logits `[B,C]` and, with `projection`, the projected embeddings `[B,K]`. parts: what the B samples are made
         of, each part (ids, labels int64 `[B]`, its share of each sample float `[B]` or None, the whole): one of a plain
         batch, two where samples are mixed. A share counts as that much of a sample in every mean, so that of a mixture of
-        a labelled sample and an unlabeled one the labelled share alone counts.
+        a labeled sample and an unlabeled one the labeled share alone counts.
         """
         cfg = self.cfg
         logits, *projected = (out.to(torch.promote_types(out.dtype, torch.float32)) for out in outputs)
@@ -195,15 +197,15 @@ class Targets:
                 for name, found in sums.items()}
 
 
-def evaluation(logits: torch.Tensor, label: torch.Tensor, document: dict) -> Evaluation:
-    """Accuracy, which decides, and mean cross entropy (of the plain labels). logits `[N,C]`, label int64 `[N]`; document:
-    what eval.json says besides."""
+def evaluation(logits: torch.Tensor, label: torch.Tensor, document: dict, fold: int) -> Evaluation:
+    """Accuracy and mean cross entropy (of the plain labels). logits `[N,C]`, label int64 `[N]`; document: what eval.json
+    says besides. Accuracy decides, except on a fold held out: its predictions are for fusions, and must not be chosen."""
     logits = logits.double()
     if not logits.isfinite().all():
         raise UserError("the network's outputs are not finite")
     found = {"accuracy": (logits.argmax(1) == label).double().mean().item(),
              "cross_entropy": F.cross_entropy(logits, label).item()}
-    return Evaluation(found, decides="accuracy", document={**found, "images": len(label), **document})
+    return Evaluation(found, decides="accuracy" if fold < 0 else None, document={**found, "images": len(label), **document})
 
 
 def class_names(info: dict) -> list[str]:
@@ -213,15 +215,6 @@ def class_names(info: dict) -> list[str]:
             or not 1 < len(set(names)) == len(names) <= MAX_CLASSES):
         raise UserError("run.json: does not name the run's classes; give the whole output folder of the run")
     return names
-
-
-def param_groups(cfg, network: nn.Module) -> list[dict]:
-    """Of a network with `encoder` and `classify`: the last layer has its own rate where `classifier_lr` is not 1."""
-    if cfg.classifier_lr == 1:
-        return decay_groups(network.named_parameters(), cfg.lr, cfg.lr_rule, cfg.weight_decay)
-    return (decay_groups(network.encoder.named_parameters(), cfg.lr, cfg.lr_rule, cfg.weight_decay)
-            + decay_groups(network.classify.named_parameters(), cfg.lr * cfg.classifier_lr, cfg.lr_rule, cfg.weight_decay,
-                           "classifier"))
 
 
 class Classifier(nn.Module):
@@ -247,6 +240,18 @@ class Student(nn.Module):
         embedding = self.network.encoder(*inputs)                                                         # [B,D]
         logits = self.network.classify(embedding)
         return (logits,) if self.projector is None else (logits, self.projector(embedding))
+
+
+def param_groups(cfg, model: Student, encoder: list[dict] | None = None) -> list[dict]:
+    """Of a classifier in training: of its encoder (or those given), its last layer and its projector, each with its rate.
+    Always in this order, so that a resumed run finds the optimizer's state, whatever the rates."""
+    def groups(module, lr, rule, name=""):
+        return decay_groups(module.named_parameters(), lr, rule, cfg.weight_decay, name)
+    network = model.network
+    found = encoder or groups(network.encoder, cfg.lr, cfg.lr_rule)
+    own = "" if cfg.classifier_lr == 1 else "classifier"
+    found += groups(network.classify, cfg.lr * cfg.classifier_lr, cfg.lr_rule, own)
+    return found + (groups(model.projector, cfg.projector_lr, "fixed", "projector") if model.projector is not None else [])
 
 
 class Probabilities(nn.Module):

@@ -1,6 +1,7 @@
 """Classification by the text in images: cross entropy, and a cached teacher where there is one.
 
-    python train_v2.py configs/ads_text_small split=SPLIT.csv texts=TEXTS.jsonl fold=0 [teacher=FILE unlabeled=test]
+    python train_v2.py configs/ads_text_small split=S.csv texts=T.jsonl fold=0
+    python train_v2.py configs/ads_text_small split=S.csv texts=T.jsonl teacher=FILE unlabeled=test teacher_on=unlabeled
 
 The texts are those that `python -m adverts ocr` read, joined by sample id. Samples without text are not learned from, and
 nothing is said of them. Labels, folds and teachers are those of images; see tasks/labels.py.
@@ -17,7 +18,6 @@ from backbones.text import MAX_TOKENS, POOLINGS, NgramNetwork, hf_encoder, ngram
 from dataset import Permutation
 from engine.distributed import shard_range
 from engine.keys import Key
-from engine.optimizer import decay_groups
 from engine.random import uniform
 from inference.errors import UserError, printable
 from inference.image import map_ahead
@@ -127,18 +127,13 @@ class TextClassificationTask(Task):
         return tuple(value.to(self.ranks.device) for value in inputs)
 
     def param_groups(self) -> list[dict]:
-        cfg, network, projector = self.cfg, self.published, self.model.projector
+        table = None
         if isinstance(self.encoder, NgramNetwork):
             # With an eps far above the gradients AdamW is plain descent with momentum, at table_lr / eps. Its own steps,
             # as large for an n-gram of one text as for one of a hundred, learn the rare ones by heart.
-            groups = [{"params": [self.encoder.table], "lr": cfg.table_lr, "rule": "fixed", "weight_decay": 0.0, "eps": 1.0,
-                       "name": "table"},
-                      *decay_groups(network.classify.named_parameters(), cfg.lr, cfg.lr_rule, cfg.weight_decay)]
-        else:
-            groups = labels.param_groups(cfg, network)
-        if projector is not None:
-            groups += decay_groups(projector.named_parameters(), cfg.projector_lr, "fixed", cfg.weight_decay, "projector")
-        return groups
+            table = [{"params": [self.encoder.table], "lr": self.cfg.table_lr, "rule": "fixed", "weight_decay": 0.0,
+                      "eps": 1.0, "name": "table"}]
+        return labels.param_groups(self.cfg, self.model, table)
 
     # ---------------------------------------------------------------- batches
     def batches(self, first_step: int) -> Iterator[dict]:
@@ -175,17 +170,17 @@ class TextClassificationTask(Task):
         return self.cfg.fold >= 0
 
     def evaluate(self) -> Evaluation | None:
-        """Accuracy, which decides, and mean cross entropy (of the plain labels) on the texts of the fold held out."""
+        """See `labels.evaluation`: of the texts of the fold held out."""
         if not self.evaluates:
             return None
         names = [name for name in self.held_out if self.lines[name]]
         if not names:
             raise UserError(f"fold {self.cfg.fold} of {self.cfg.split}: none of its samples has a text")
-        found = text_logits(self.published, {name: self.lines[name] for name in names}, self.ranks.device)
+        found = text_logits(self.published, {name: self.lines[name] for name in names})
         label = torch.tensor([self.classes.index(self.held_out[name]) for name in names])
         return labels.evaluation(torch.stack([found[name] for name in names]), label,
                                  {"data": f"fold {self.cfg.fold} of {self.cfg.split}",
-                                  "without_text": len(self.held_out) - len(names)})
+                                  "without_text": len(self.held_out) - len(names)}, self.cfg.fold)
 
     @classmethod
     def predict_split(cls, cfg, network: nn.Module, names: list[str], data, texts=None) -> tuple[dict, dict]:
@@ -194,13 +189,14 @@ class TextClassificationTask(Task):
         if texts is None:
             raise UserError("the run classifies texts; give --texts texts.jsonl, made by `python -m adverts ocr`")
         lines = {name: [network.encoder.prepare(line) for line in _lines(texts, name, "--texts")] for name in names}
-        return text_logits(network, {name: found for name, found in lines.items() if found}, torch.device("cpu")), {}
+        return text_logits(network, {name: found for name, found in lines.items() if found}), {}
 
 
 @torch.no_grad()
-def text_logits(network: Classifier, lines: dict[str, list], device: torch.device) -> dict[str, torch.Tensor]:
-    """{id: logits float32 `[C]`} of texts as the network's encoder has prepared them, without augmentation and dropout."""
-    was_training, found, names = network.training, {}, list(lines)
+def text_logits(network: Classifier, lines: dict[str, list]) -> dict[str, torch.Tensor]:
+    """{id: logits float32 `[C]`} of texts as the network's encoder has prepared them, on the network's device, without
+    augmentation and dropout."""
+    was_training, device, found, names = network.training, next(network.parameters()).device, {}, list(lines)
     network.eval()
     for start in range(0, len(names), AT_ONCE):
         part = names[start:start + AT_ONCE]

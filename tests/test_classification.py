@@ -96,7 +96,7 @@ def test_it_learns(trained):
     assert all(term[-1] < 0.6 * term[0] for term in terms)
     assert np.allclose(rows(trained / "run", "loss"), np.sum(terms, 0))
     log = (trained / "run/training.log").read_text()
-    assert "teacher: embedding [8], known for 132 of 200 images" in log and "eval 100/100 accuracy" in log
+    assert "teacher: embedding [8], known for 132 of 200 samples" in log and "eval 100/100 accuracy" in log
 
 
 def test_the_projector_keeps_its_stated_rate(trained):
@@ -179,9 +179,12 @@ CASES = [("embeddings", 1), ("logits", 2)]
 
 def in_double(rank, world, data, output):
     torch.set_default_dtype(torch.float64)
-    for teacher, accumulate in CASES:
-        train(settings(data / "data", output / f"{teacher}-{accumulate}-{world}", f"teacher={data / teacher}",
-                       f"accumulate={accumulate}"), Ranks(rank, world, CPU))
+    try:
+        for teacher, accumulate in CASES:
+            train(settings(data / "data", output / f"{teacher}-{accumulate}-{world}", f"teacher={data / teacher}",
+                           f"accumulate={accumulate}"), Ranks(rank, world, CPU))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
@@ -190,7 +193,8 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
     parts = [Batches(task.images, 13, 2, 0, rank, 3)[k]["id"] for k in range(12) for rank in range(3)]
     known = [int(task.targets.teacher.told.join(ids)[1].sum()) for ids in parts]
     assert 0 in known and {len(ids) for ids in parts} == {2, 3}
-    for world in (1, 2, 3):
+    in_double(0, 1, data, tmp_path)
+    for world in (2, 3):
         run_ranks(world, in_double, data, tmp_path)
     for case in CASES:
         one, *others = (tmp_path / "-".join(map(str, (*case, world))) for world in (1, 2, 3))
@@ -354,7 +358,7 @@ def test_what_does_not_fit_the_data_is_named(data, tmp_path):
     cv2.imwrite(str(tmp_path / "one/000.png"), drawing(CLASSES[0], 0))
     for change, says in ((f"teacher={tmp_path / 'nowhere'}", "nowhere: no such file"),
                          (f"teacher={tmp_path / 'text'}", "cannot be used as predictions"),
-                         (f"teacher={tmp_path / 'other'}", "knows none of the images.*'elsewhere/1.png'.*identity=content"),
+                         (f"teacher={tmp_path / 'other'}", "none of the training samples.*'elsewhere/1.png'.*identity=content"),
                          (f"teacher={tmp_path / 'few'}", "has no class 'red disc'.*2 of 4"),
                          (f"eval_data={tmp_path / 'eval'}", "the class 'green disc'"),
                          (f"data={data / 'data'}", "each folder in it is a class"),

@@ -177,6 +177,8 @@ def test_what_is_not_a_number_is_never_the_best():
     for higher in (True, False):
         nan, one = (Evaluation({"score": score}, "score", higher) for score in (math.nan, 1.0))
         assert not nan.better_than(None) and not nan.better_than(1.0) and one.better_than(None)
+    newest = Evaluation({"score": 0.5}, None)
+    assert newest.score is None and newest.better_than(None)
 
 
 def test_a_column_that_comes_up_late_and_a_row_that_was_cut_off(tmp_path):

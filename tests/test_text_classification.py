@@ -331,6 +331,8 @@ def test_the_rates_are_the_stated_ones(data, tmp_path):
         assert {group["lr"] for group in groups} == ({2e-5} if keys else {20.0, 2e-5})
         trained = [parameter for group in groups for parameter in group["params"]]
         assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in task.model.parameters()}
+        task.cfg.classifier_lr = 2.0
+        assert {group["lr"] for group in task.param_groups() if group["name"] == "classifier"} == {4e-5}
     for name, swa in (("ads_roberta", 0.25), ("ads_bert_ext", 0.25), ("ads_bert", 0.0)):
         cfg = load_config(name)
         assert (cfg.lr, cfg.lr_rule, cfg.batch_size, cfg.max_tokens, cfg.epochs) == (2e-5, "fixed", 64, 256, 30)

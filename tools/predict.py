@@ -33,9 +33,9 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
         raise UserError(f"the runs held out the folds {folds}; give one run for each of 0 to {split.folds - 1}, or one with "
                         "fold=-1")
     for run, (_, cfg, _, fold) in zip(runs, loaded):
-        if reason := _too_good(cfg, fold):
-            print(f"warning: {run}: what it says of fold {fold} may be too good ({reason}); so may weights tuned on it",
-                  file=sys.stderr)
+        if fold >= 0 and cfg.teacher and cfg.teacher_weight:
+            print(f"warning: {run}: what it says of fold {fold} may be too good (it had a teacher, and a fusion, say, has "
+                  "learned from all folds); so may weights tuned on it", file=sys.stderr)
     kinds = {get_task(cfg.task).sees for _, cfg, *_ in loaded}
     if len(kinds) > 1:
         raise UserError(f"{' '.join(map(str, runs))}: runs of texts and of images; predict each kind by itself")
@@ -61,7 +61,8 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
 
 
 def _load(run, split: Split) -> tuple:
-    """(network, config, the columns of its logits in the order of the split's classes, fold) of a run's folder."""
+    """(network, on the GPU where there is one, config, the columns of its logits in the order of the split's classes, fold)
+    of a run's folder."""
     network, cfg = load_run(run)
     info = read_info(run)
     if not hasattr(get_task(cfg.task), "predict_split") or not info.get("split"):
@@ -70,16 +71,10 @@ def _load(run, split: Split) -> tuple:
         raise UserError(f"{run}: was trained on another split ({info['split']}, not {split.digest()}), whose folds hold out "
                         "other images; train it again")
     classes = class_names(info)
-    return network, cfg, torch.tensor([classes.index(name) for name in split.classes]), cfg.fold
-
-
-def _too_good(cfg, fold):
-    """Why a run may know labels of the fold that it held out, "" where it does not."""
-    if fold >= 0 and cfg.teacher and cfg.teacher_weight:
-        return "it had a teacher, and a fusion, say, has learned from all folds"
-    if fold >= 0 and cfg.eval_every:
-        return "with eval_every it kept the network that was best on this fold"
-    return ""
+    if sorted(classes) != split.classes:  # of a folder that was changed by hand
+        raise UserError(f"{run}/run.json: names other classes than the split that it names; give the run as it was written")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return network.to(device), cfg, torch.tensor([classes.index(name) for name in split.classes]), cfg.fold
 
 
 def main(arguments=None) -> int:
