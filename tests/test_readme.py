@@ -86,7 +86,8 @@ def test_every_command_exists(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_config_and_key_exists(path):
-    every = {name: key for task in ("reading", "finder", "registration") for name, key in keys_of(task).items()}
+    tasks = "reading", "finder", "registration", "text_classification", "classification"
+    every = {name: key for task in tasks for name, key in keys_of(task).items()}
     text = path.read_text(encoding="utf-8")
     for name in set(re.findall(r"configs/([a-z0-9_]+)\b(?!\.py)", text)) - WRITTEN_THERE:
         find_config(name)
