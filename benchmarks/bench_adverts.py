@@ -66,8 +66,10 @@ class Work:
         quick = ["max_steps=4", *(["image_size=32", "network=test_efficientnet", "pretrained=false", "freeze=0"]
                                   if config == "ads_small" else [])] if self.quick else []
         own = [f"texts={split.with_name('texts.jsonl')}"] if "text" in config else []
-        self.run(output / "model.pt", "train_v2.py", f"configs/{config}", f"data={self.data}", f"split={split}",
-                 f"output={output}", "resume=auto", *own, *quick, *keys)
+        done = output / "done"              # a run that was stopped has a model.pt, too
+        self.run(done, "train_v2.py", f"configs/{config}", f"data={self.data}", f"split={split}", f"output={output}",
+                 "resume=auto", *own, *quick, *keys)
+        done.touch()
         return output
 
     def predict(self, split: Path, name: str, *source) -> Path:
@@ -178,7 +180,8 @@ def students(report: Report, work: Work) -> None:
         found = {"teacher": test_rows(split, teacher)}
         for name, keys in STUDENTS.items():
             output = path.parent / name.replace(" ", "_").replace(",", "").replace("'", "")
-            work.train(output, "ads_small", path, f"seed={number}", "image_size=128", *keys, *([f"teacher={teacher}"] if keys else []))
+            taught = [f"teacher={teacher}"] if "unlabeled=unlabeled" in keys else []
+            work.train(output, "ads_small", path, f"seed={number}", "image_size=128", *keys, *taught)
             found[name] = test_rows(split, work.predict(path, output.name, output))
         scores.add(split, found)
     report.say(f"\nstudents, {len(scores.groups)} test images; half of the other images is labelled")
