@@ -46,7 +46,7 @@ class WholeNetwork(_Normalizing):
     as its family does it, so that all of its pretrained weights are used.
 
     freeze: the first so many groups of layers (the stem is one, each stage another) keep their weights and, in training too,
-    the statistics of their norms: no gradient goes there, which takes half the time from the first, largest maps.
+    the statistics of their norms: no gradient goes to the first, largest maps, where most of its time would be spent.
     """
 
     def __init__(self, network: nn.Module, mean, std, freeze: int = 0):

@@ -91,7 +91,8 @@ def write_predictions(path, predictions: dict[str, torch.Tensor], kind: str, cla
 def read_predictions(path) -> Predictions:
     """What `write_predictions` wrote. Raises UserError, one line, for any other file; it may come from anyone."""
     if not Path(path).is_file():  # a pipe, say, would be waited for
-        raise UserError(f"{path}: no such file; engine.predictions.write_predictions makes one")
+        raise UserError(f"{path}: no such file; `python -m adverts predict` writes one, as does "
+                        "engine.predictions.write_predictions")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["predictions"])
