@@ -358,7 +358,8 @@ def test_what_does_not_fit_the_data_is_named(data, tmp_path):
     cv2.imwrite(str(tmp_path / "one/000.png"), drawing(CLASSES[0], 0))
     for change, says in ((f"teacher={tmp_path / 'nowhere'}", "nowhere: no such file"),
                          (f"teacher={tmp_path / 'text'}", "cannot be used as predictions"),
-                         (f"teacher={tmp_path / 'other'}", "none of the training samples.*'elsewhere/1.png'.*identity=content"),
+                         (f"teacher={tmp_path / 'other'}",
+                          "none of the training samples.*'elsewhere/1.png'.*identity=content"),
                          (f"teacher={tmp_path / 'few'}", "has no class 'red disc'.*2 of 4"),
                          (f"eval_data={tmp_path / 'eval'}", "the class 'green disc'"),
                          (f"data={data / 'data'}", "each folder in it is a class"),
