@@ -42,7 +42,7 @@ from tasks import get_task
 PROJECTED = {"match": cosine_distance, "clip_kl": clip_kl}  # terms of each sample by itself, through a projector
 TERMS = (*PROJECTED, "relational", "rkd")                   # and of the pairs of a batch, at the embedding itself
 KINDS = ("a FILE.onnx of this project, the output folder of a run, a file of predictions, open_clip:NAME:FILE, "
-         "timm:NAME[:FILE], or ema")
+         "timm:NAME:FILE, or ema")
 
 KEYS = {
     "teacher": Key("", f"of what else to learn: {KINDS} (the average of this run itself); several with commas between"),
@@ -71,8 +71,8 @@ class Lesson:
     def __init__(self, cfg, network: nn.Module, images: ImageFolders, ranks: Ranks):
         self.cfg, self.ranks = cfg, ranks
         names = [cfg.teacher] if Path(cfg.teacher).exists() else [name for name in cfg.teacher.split(",") if name]
-        if len(set(names)) < len(names):
-            raise UserError(f"teacher={cfg.teacher}: names one twice")
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"teacher={cfg.teacher}: names {'one twice' if names else 'none'}; give {KINDS}")
         average = copy.deepcopy(network) if "ema" in names else None
         self.teachers = [open_teacher(name, cfg, images, ranks, average) for name in names]
         widths = [teacher.width for teacher in self.teachers]
@@ -256,6 +256,7 @@ class Cached:
         if found.kind != "embedding":
             raise UserError(f"teacher={file}: holds {found.kind}, which task=classification learns from; embeddings are "
                             "needed here (python -m tools.cache_teacher)")
+        _check_fit(file, found.about.get("fit", images.fit), images.fit)
         ids = list(images.unique_ids())
         known = int(found.join(ids)[1].sum())
         if not known:
@@ -281,10 +282,15 @@ def open_teacher(name: str, cfg, images: ImageFolders, ranks: Ranks, average: nn
     kind, _, rest = name.partition(":")
     if name == "ema":
         return Network(average, cfg.image_size, cfg.embedding_size, "ema", cfg, ranks.device)
-    if kind == "open_clip":
-        return _open_clip(name, *rest.partition(":")[::2], cfg, ranks.device)
-    if kind == "timm":
-        return _of_timm(name, *rest.partition(":")[::2], cfg, images.side, ranks.device)
+    if kind in ("open_clip", "timm"):  # whose libraries would download weights; here they are always a file
+        network, _, file = rest.partition(":")
+        if not network or not file:
+            raise UserError(f"teacher={name}: write {kind}:NAME:FILE; FILE holds weights of the network NAME")
+        if not Path(file).is_file():
+            raise UserError(f"teacher={name}: {file}: no such file; download the weights of {network} beforehand")
+        if kind == "timm":
+            return _of_timm(name, network, file, cfg, images.side, ranks.device)
+        return _of_open_clip(name, network, file, cfg, ranks.device)
     path = Path(name)
     if path.is_dir():
         return _of_run(path, cfg, ranks.device)
@@ -312,13 +318,15 @@ def _of_run(folder: Path, cfg, device: torch.device) -> Network:
 
 
 def _of_timm(name: str, network: str, file: str, cfg, side: int, device: torch.device) -> Network:
-    """A whole timm network, pooled; without a file, of the weights that pretrained=true takes. It sees an image as it lies
-    in memory, `side` x `side` pixels, unless it takes another size alone."""
-    defaults = timm.get_pretrained_cfg(network)
-    size = defaults.input_size[-1] if defaults and defaults.fixed_input_size else side
-    module = get_model(EasyDict(network=network, head="timm", image_size=size, pretrained=file or True))
-    digest = _digest(file) if file else f"timm {timm.__version__} {network}"
-    return Network(module, size, module.width, digest, cfg, device)
+    """A whole timm network, pooled. It sees an image as it lies in memory, `side` x `side` pixels, unless it takes another
+    size alone."""
+    try:
+        defaults = timm.get_pretrained_cfg(network)
+        size = defaults.input_size[-1] if defaults and defaults.fixed_input_size else side
+        module = get_model(EasyDict(network=network, head="timm", image_size=size, pretrained=file))
+    except (UserError, RuntimeError) as error:  # RuntimeError: a tag that timm does not know
+        raise UserError(printable(f"teacher={name}: {error}")) from None
+    return Network(module, size, module.width, _digest(file), cfg, device)
 
 
 class _Clip(nn.Module):
@@ -332,12 +340,8 @@ class _Clip(nn.Module):
         return self.visual(self.normalize(image))
 
 
-def _open_clip(name: str, network: str, file: str, cfg, device: torch.device) -> Network:
-    """The image features of open_clip's `network` with the weights in `file`; nothing is ever downloaded."""
-    if not network or not file:
-        raise UserError(f"teacher={name}: write open_clip:NAME:FILE, such as open_clip:ViT-B-32-quickgelu:ViT-B-32.pt")
-    if not Path(file).is_file():
-        raise UserError(f"teacher={name}: {file}: no such file; download the weights of {network} beforehand")
+def _of_open_clip(name: str, network: str, file: str, cfg, device: torch.device) -> Network:
+    """The image features of open_clip's `network` with the weights in `file`."""
     try:
         import open_clip
     except ImportError:
@@ -348,11 +352,17 @@ def _open_clip(name: str, network: str, file: str, cfg, device: torch.device) ->
     if "hf_model_name" in known.get("text_cfg", {}):
         raise UserError(f"teacher={name}: the text network of {network} would be downloaded; choose another")
     try:
-        clip = open_clip.create_model(network, pretrained=file, weights_only=True)
+        # An absolute path: a bare name could be that of weights which open_clip knows, and downloads.
+        clip = open_clip.create_model(network, pretrained=str(Path(file).resolve()), weights_only=True)
         size = clip.visual.image_size
         size = size[0] if isinstance(size, (tuple, list)) else size
+        # A file does not say what mean and std its weights take, and open_clip then takes OpenAI's, which are wrong for
+        # SigLIP. All weights that it knows of a network agree, but for ViT-L-14, most of whose take OpenAI's.
+        tags = [open_clip.get_pretrained_cfg(network, tag) for tag in open_clip.list_pretrained_tags_by_model(network)]
+        colors = {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
         seen = clip.visual.preprocess_cfg
-        module = _Clip(clip.visual.eval(), seen["mean"], seen["std"])
+        mean, std = colors.pop() if len(colors) == 1 else (seen["mean"], seen["std"])
+        module = _Clip(clip.visual.eval(), mean, std)
         with torch.no_grad():
             width = module(torch.zeros(1, 3, size, size)).shape[1]
     except Exception as error:  # of unpickling, of tensors that do not fit, of networks whose features are no [B,E]
@@ -369,7 +379,7 @@ def _on_device(file: str, device: torch.device) -> Model:
 
 def _check_fit(name, theirs: str, ours: str) -> None:
     if theirs != ours:
-        raise UserError(f"teacher={name}: takes images of fit={theirs}, this run makes them of fit={ours}")
+        raise UserError(printable(f"teacher={name}: takes images of fit={theirs}, this run makes them of fit={ours}"))
 
 
 def _digest(file) -> str:

@@ -301,12 +301,28 @@ def test_the_average_of_a_run_is_that_of_its_steps(made, tmp_path):
     assert any(not torch.equal(value, states[3][name.replace("average", "network", 1)]) for name, value in average.items())
 
 
+def test_open_clip_reads_the_file_alone_and_scales_colors_as_its_network_was_trained(made, tmp_path, monkeypatch):
+    """Even where the file has the name of weights that open_clip would download; those say which mean and std it takes."""
+    import open_clip
+    theirs = {"url": "http://127.0.0.1:9/weights.pt", "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.5, 0.5)}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test-clip", {"laion": theirs})
+    (tmp_path / "laion").write_bytes((made / "clip.pt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    task, batch, _ = ready(taught(made, tmp_path / "run", "teacher=open_clip:tiny-test-clip:laion"))
+    teacher, = task.lesson.teachers
+    model = open_clip.create_model("tiny-test-clip", pretrained=str(made / "clip.pt")).eval()
+    image = teacher._view(batch["image"], batch["position"], batch["view"], 32)
+    scaled = (image - torch.tensor(theirs["mean"])[:, None, None]) / 0.5
+    assert torch.allclose(teacher(batch)[0], model.encode_image(scaled), atol=1e-5)
+
+
 def test_what_does_not_fit_is_named(made, tmp_path):
     (tmp_path / "text").write_text("a teacher")
     (tmp_path / "folder").mkdir()
     torch.save({"weights": torch.ones(1)}, tmp_path / "weights.pt")
     (tmp_path / "model.onnx").write_bytes(b"no model")
     write_predictions(tmp_path / "other", {"elsewhere/1.png": torch.ones(3)}, "embedding")
+    write_predictions(tmp_path / "padded", {"0.png": torch.ones(3)}, "embedding", about={"fit": "pad"})
     write_predictions(tmp_path / "logits", {"0.png": torch.ones(2)}, "logits", ["a", "b"])
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -322,6 +338,8 @@ def test_what_does_not_fit_is_named(made, tmp_path):
             (f"teacher={tmp_path / 'other'}", "knows none of the images.*'elsewhere/1.png'.*identity=content"),
             (f"teacher={tmp_path / 'logits'}", "holds logits"),
             (f"teacher={made / 'run'},{made / 'run'}", "names one twice"),
+            ("teacher=,", "names none; give"),
+            (f"teacher={tmp_path / 'padded'}", "takes images of fit=pad, this run"),
             ("projector=false", "have 24 numbers.*embedding_size=16; use embedding_size=24"),
             ("fit=pad", "takes images of fit=squash"),
             (f"teacher={clip}:{tmp_path / 'none.pt'}", "none.pt: no such file; download"),
@@ -331,6 +349,9 @@ def test_what_does_not_fit_is_named(made, tmp_path):
             (f"teacher=open_clip:roberta-ViT-B-32:{made / 'clip.pt'}", "would be downloaded"),
             (f"teacher=timm:test_efficientnet:{tmp_path / 'weights.pt'}", "not weights of test_efficientnet"),
             ("teacher=timm:no_network:x.pt", "x.pt: no such file"),
+            ("teacher=timm:test_efficientnet", "write timm:NAME:FILE"),
+            (f"teacher=timm:no_network:{made / 'timm.pt'}", "^teacher=timm:no_network:.*timm cannot make it"),
+            (f"teacher=timm:resnet50.no_tag:{made / 'timm.pt'}", "no_tag"),
             ("teacher_term=clip", "did you mean clip_kl")):
         with pytest.raises(UserError, match=says) as error:
             build_task(taught(made, tmp_path / "run", change), ONE)
@@ -342,7 +363,8 @@ def test_what_does_not_fit_is_named(made, tmp_path):
 @pytest.mark.parametrize("words, says", [
     (["lcnet_strong"], "usage"), (["lcnet_strong", "data=a"], "usage"),
     (["lcnet_strong", "file", "data=a"], "give one network"),
-    (["lcnet_strong", "file", "data=a", "teacher=ema"], "give one network")])
+    (["lcnet_strong", "file", "data=a", "teacher=ema"], "give one network"),
+    (["ads_text_small", "file", "texts=a", "split=b", "teacher=c"], "task=text_classification takes no images")])
 def test_the_cache_command_says_what_is_missing(words, says, monkeypatch):
     monkeypatch.setattr("sys.argv", ["cache_teacher", *words])
     with pytest.raises(UserError, match=says):
@@ -352,4 +374,5 @@ def test_the_cache_command_says_what_is_missing(words, says, monkeypatch):
 def test_a_cached_teacher_holds_every_view_once(made):
     told = read_predictions(made / "whole")
     assert sorted(told.ids) == sorted(row_of(f"{i}.png", view) for i in range(7) for view in range(8))
-    assert told.about["teacher"] == "run" and told.kind == "embedding" and told.values.shape == (56, 24)
+    assert told.about["teacher"] == "run" and told.about["fit"] == "squash"
+    assert told.kind == "embedding" and told.values.shape == (56, 24)

@@ -34,6 +34,8 @@ def main():
         raise UserError("usage: python -m tools.cache_teacher CONFIG FILE [key=value ...] (see --help)")
     cfg, file = load_config(words[0], words[2:]), Path(words[1])
     asked = cfg.get("teacher", "")
+    if "fit" not in cfg:
+        raise UserError(f"config {words[0]}: task={cfg.task} takes no images; give a config whose task does")
     if asked in ("", "ema"):
         raise UserError(f"teacher={asked}: give one network to ask; the average of a run exists in the run alone")
     with process_group(cfg.device) as ranks:
@@ -50,7 +52,8 @@ def main():
                                    "position": samples})
             rows |= {row_of(name, turned): vector for name, turned, vector, one
                      in zip(names, view.tolist(), said.float().cpu(), known.tolist()) if one}
-    write_predictions(file, rows, "embedding", about={"teacher": Path(asked).name, "digest": teacher.digest})
+    write_predictions(file, rows, "embedding", about={"teacher": Path(asked).name, "digest": teacher.digest,
+                                                           "fit": cfg.fit})
     print(f"{file}: {len(rows):,} rows of {teacher.width} numbers", file=sys.stderr)
 
 
