@@ -176,6 +176,8 @@ def main():
     args = report.args
     if report.quick:
         args.steps, args.seeds, args.arms = 30, 1, "none,match"
+    if min(args.steps, args.seeds) < 1:
+        raise UserError("--steps, --seeds: give 1 or more of each")
     arms = ["none", *(name for name in args.arms.split(",") if name != "none")]
     if unknown := [name for name in arms if name not in ARMS]:
         raise UserError(f"--arms {unknown[0]}: not known; choose from {', '.join(ARMS)}")

@@ -26,7 +26,7 @@ from torch import nn
 from torchvision.transforms import Normalize
 
 from augment import Augment
-from backbones import EmbeddingNetwork, get_model, load_weights, read_weights
+from backbones import get_model, load_weights, read_weights
 from dataset import ImageFolders
 from engine.distributed import Ranks, global_mean, rank_and_world
 from engine.keys import Key
@@ -306,12 +306,12 @@ def _of_run(folder: Path, cfg, device: torch.device) -> Network:
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         task = get_task(values.get("task", "registration"))
+        if "teacher_term" not in task.defaults:  # of KEYS, which the tasks of embeddings have
+            raise UserError(f"task={values['task']}: it has no embeddings to learn from")
         theirs = EasyDict({key: of.checked(key, values.get(key, of.default)) for key, of in task.defaults.items()})
         network = task.restore(theirs, {})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(f"teacher={folder}: its network cannot be made ({first_line(error)})") from None
-    if not isinstance(network, EmbeddingNetwork):
-        raise UserError(f"teacher={folder}: a run of task={values['task']}, which has no embeddings to learn from")
     load_weights(network, read_weights(folder / "model.pt"), folder / "model.pt")
     _check_fit(folder, theirs.fit, cfg.fit)
     return Network(network, theirs.image_size, network.width, _digest(folder / "model.pt"), cfg, device)

@@ -328,12 +328,17 @@ def test_what_does_not_fit_is_named(made, tmp_path):
     broken.mkdir()
     (broken / "config.json").write_text('{"network": 3}')
     torch.save({}, broken / "model.pt")
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "config.json").write_text('{"task": "classification"}')
+    torch.save({}, classifier / "model.pt")
     clip = "open_clip:tiny-test-clip"
     for change, says in (
             (f"teacher={tmp_path / 'nowhere'}", "no such file or folder.*open_clip:NAME:FILE"),
             (f"teacher={tmp_path / 'text'}", "cannot be used as predictions"),
             (f"teacher={tmp_path / 'folder'}", "not the output folder of a finished run"),
             (f"teacher={broken}", "its network cannot be made .*network=3"),
+            (f"teacher={classifier}", "task=classification: it has no embeddings"),
             (f"teacher={tmp_path / 'model.onnx'}", "cannot load it"),
             (f"teacher={tmp_path / 'other'}", "knows none of the images.*'elsewhere/1.png'.*identity=content"),
             (f"teacher={tmp_path / 'logits'}", "holds logits"),
