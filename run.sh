@@ -4,7 +4,7 @@
 #                       trains, exports, evaluates, registers, classifies. Everything it makes lies in work_dirs/demo
 #   ./run.sh test       sets up .venv; runs the tests; further words go to pytest, for example: ./run.sh test tests/test_losses.py
 #   ./run.sh --help     shows this
-# Needs bash, Python 3.10 or newer with venv, 10 GB of disk, and a network the first time. No root, any folder.
+# Needs bash, Python 3.10 or newer with venv, 12 GB of disk, and a network the first time. No root, any folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=.venv/bin/python
@@ -16,7 +16,7 @@ setup() { # .venv holds what requirements.txt names; a stamp in it says for whic
     wanted=$(cksum < requirements.txt)
     if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "python3 must be Python 3.10 or newer; install one"
-    echo "setting up .venv: one to three minutes with a fast network; 9 GB of disk while it installs, 5.5 GB afterwards" >&2
+    echo "setting up .venv: one to three minutes with a fast network; 10 GB of disk while it installs, 7 GB afterwards" >&2
     python3 -m venv .venv >/dev/null || fail "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv"
     quietly install -r requirements.txt
     if ! "$PYTHON" -c "import cv2" 2>/dev/null; then
