@@ -13,24 +13,14 @@
 
 `python -m adverts COMMAND --help` explains a command.
 """
-import importlib
-import sys
+from inference.cli import run_cli, run_command
 
-from inference.cli import run_cli
-from inference.errors import UserError
-
-MODULES = {command: f"adverts.{command}" for command in ("split", "ocr", "tune", "submit", "classifier", "demo", "run")}
-MODULES["predict"] = "tools.predict"  # it loads runs
+COMMANDS = ("classifier", "demo", "ocr", "predict", "run", "split", "submit", "tune")  # each a module of this package,
+MODULES = {command: f"adverts.{command}" for command in COMMANDS} | {"predict": "tools.predict"}  # but one, which loads runs
 
 
 def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    if arguments[0] not in MODULES:
-        raise UserError(f"python -m adverts {arguments[0]}: no such command; there are {', '.join(sorted(MODULES))}")
-    return importlib.import_module(MODULES[arguments[0]]).main(arguments[1:])
+    return run_command("python -m adverts", __doc__, MODULES, arguments)
 
 
 if __name__ == "__main__":

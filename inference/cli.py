@@ -2,6 +2,7 @@
 with exit status 2, progress on a terminal. The standard library only.
 """
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -52,6 +53,18 @@ def exit_status(main) -> int:
 def run_cli(main) -> None:
     """Run `main()` as the program; see `exit_status`."""
     sys.exit(exit_status(main))
+
+
+def run_command(program: str, description: str, modules: dict[str, str], arguments=None) -> int:
+    """The program `program COMMAND ...`: the status of `main(arguments)` of the module that `modules` names for the command.
+    description: shown by --help, and without a command, which is a mistake. arguments: default sys.argv."""
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or [None]
+    if command in (None, "-h", "--help"):
+        print(description)
+        return 0 if command else 2
+    if command not in modules:
+        raise UserError(f"{program} {command}: no such command; there are {', '.join(modules)}")
+    return importlib.import_module(modules[command]).main(rest)
 
 
 def counted(items, total: int, what: str, show: bool):

@@ -11,23 +11,13 @@
 
 `python -m ocr COMMAND --help` explains a command.
 """
-import importlib
-import sys
-
-from inference.cli import run_cli
-from inference.errors import UserError
+from inference.cli import run_cli, run_command
 
 COMMANDS = ("lines", "renders", "crops", "coco", "align", "label", "register", "windows")  # each a module of this package
 
 
 def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        raise UserError(f"python -m ocr {arguments[0]}: no such command; there are {', '.join(COMMANDS)}")
-    return importlib.import_module(f"ocr.{arguments[0]}").main(arguments[1:])
+    return run_command("python -m ocr", __doc__, {command: f"ocr.{command}" for command in COMMANDS}, arguments)
 
 
 if __name__ == "__main__":
