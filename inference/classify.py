@@ -28,9 +28,9 @@ if __name__ == "__main__" and not __package__:  # run as a script: makes its fol
 from . import classifier as adverts  # noqa: E402
 from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
+from .gallery import COMPARED, Gallery  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
 from .model import TABLES, TURNS, Model, load_model  # noqa: E402
-from .registry import COMPARED, Registry  # noqa: E402
 from .segments import read_segments  # noqa: E402
 from .show import draw, show_folder, write_drawing  # noqa: E402
 from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
@@ -100,7 +100,7 @@ class DocClassifier:
         if find_references is None:
             find_references = find_in_references(find)
         self._views_of_references = Views(self.model, find_references, self.views.finder or finder, backend, corners)
-        self.registry = Registry(register_root, self.model, gallery, progress, self._views_of_references,
+        self.registry = Gallery(register_root, self.model, gallery, progress, self._views_of_references,
                                  any_way_up=orientation == "any")
         self.progress = progress
         if not given:
@@ -122,7 +122,7 @@ class DocClassifier:
 
     def get_register(self, root) -> dict[str, np.ndarray]:
         """The `bank` of another folder. The classifier's own registry does not change."""
-        return Registry(root, self.model, views=self._views_of_references).bank
+        return Gallery(root, self.model, views=self._views_of_references).bank
 
     def extract_feature(self, image) -> np.ndarray:
         """A path, or an array as `cv2.imread` returns it -> float32 `[D]`, L2-normalized: the feature of the whole image,
@@ -213,7 +213,7 @@ def _shipped(path, what):
 
 
 def _look_alikes(pairs, thresholds):
-    """Warnings; `pairs` as from `Registry.look_alikes`."""
+    """Warnings; `pairs` as from `Gallery.look_alikes`."""
     if pairs is None:
         return [f"more than {COMPARED:,} references: types that look alike were not searched for"]
     lines = [f"{first} and {second} look alike: their references score {score:.4f}; their thresholds are now "

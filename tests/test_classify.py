@@ -20,7 +20,7 @@ from inference.errors import UserError
 from inference.finder import Finder
 from inference.image import ImageError, fit_square
 from inference.model import PART, Part, _Bound, load_model
-from inference.registry import Registry
+from inference.gallery import Gallery
 from tests.helpers.models import METADATA, SIZE, WIDTH, blocks, save, write_model
 
 ROOT = Path(__file__).parent.parent
@@ -182,7 +182,7 @@ def test_embed_is_normalized_for_any_number_of_images(model):
 def test_colliding_labels_are_reported(model, tmp_path):
     for seed, name in enumerate(["A/B.jpg", "A_B.jpg", "A_B.png", "C.png", "C/x.png", "D/E.png"]):
         save(tmp_path / name, blocks(seed))
-    registry = Registry(tmp_path, load_model(model))
+    registry = Gallery(tmp_path, load_model(model))
     assert registry.labels == ["A", "A_B", "C", "D"]
     assert len(registry.bank["A_B"]) == 2 and len(registry.bank["C"]) == 2
     assert len(registry.warnings) == 2
@@ -194,7 +194,7 @@ def test_the_same_image_twice_is_reported(model, tmp_path):
     for name in ("A/1.png", "A/2.png", "B/1.bmp", "C/1.png"):
         save(tmp_path / name, blocks(1 if name[0] in "AB" else 3))
     save(tmp_path / "C" / "2.png", blocks(3))
-    first, second = Registry(tmp_path, load_model(model)).warnings
+    first, second = Gallery(tmp_path, load_model(model)).warnings
     assert first == "A/1.png, A/2.png, B/1.bmp: the same image, registered as different types; keep one of them"
     assert second == "C/1.png, C/2.png: the same image, registered more than once"
 
@@ -203,7 +203,7 @@ def test_unreadable_references_are_reported_and_skipped(model, register):
     (register / "passport" / "text.jpg").write_text("not an image")
     (register / "empty").mkdir()
     (register / "empty" / "zero.png").touch()
-    registry = Registry(register, load_model(model))
+    registry = Gallery(register, load_model(model))
     assert registry.labels == ["cards/bank", "licence", "passport"]
     assert registry.warnings[0] == "empty/zero.png: empty file; skipped"
     assert registry.warnings[1].startswith("passport/text.jpg: not an image") and len(registry.warnings) == 2
@@ -242,7 +242,7 @@ def registry_of(bank, folder):
         (folder / "bank" / label).mkdir(parents=True)
         for row in range(len(features)):
             (folder / "bank" / label / f"{row:03}.png").touch()
-    return Registry(folder / "bank", Given())
+    return Gallery(folder / "bank", Given())
 
 
 def test_look_alikes_are_those_of_all_pairs(tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_look_alikes_are_those_of_all_pairs(tmp_path, monkeypatch):
         assert [score for *_, score in found] == sorted((score for *_, score in found), reverse=True)
         assert threshold > 1 or found[0][:2] == ("type 3", "type 7")
     assert registry_of({"alone": bank["type 0"]}, tmp_path).look_alikes(0) == []
-    monkeypatch.setattr("inference.registry.COMPARED", 1)
+    monkeypatch.setattr("inference.gallery.COMPARED", 1)
     assert registry_of(bank, tmp_path).look_alikes(0) is None
 
 
@@ -276,7 +276,7 @@ def test_look_alikes_take_few_lines(model, tmp_path, monkeypatch):
     assert len(warnings) == 4 and all("look alike: their references score" in line for line in warnings[:3])
     assert re.fullmatch(r"\d+ more pairs of types look alike", warnings[3])
     assert DocClassifier(model=model, register_root=tmp_path, threshold=1).warnings == []
-    monkeypatch.setattr("inference.registry.COMPARED", 5)
+    monkeypatch.setattr("inference.gallery.COMPARED", 5)
     warning, = DocClassifier(model=model, register_root=tmp_path, threshold=0.9).warnings
     assert "types that look alike were not searched for" in warning
 

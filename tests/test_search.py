@@ -7,7 +7,7 @@ import torch
 
 from inference import search_cuda
 from inference.errors import UserError
-from inference.registry import searcher
+from inference.gallery import searcher
 from inference.search import top_k, top_rows
 from inference.search_cuda import CudaGallery
 

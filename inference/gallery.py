@@ -15,7 +15,7 @@ from .search import top_rows
 COMPARED = 20_000  # most references that are compared with each other: seconds on 2 cores; 1 M would take an hour
 
 
-class Registry:
+class Gallery:
     """Every readable image below `root` is a reference of the type that `type_label` gives it.
 
     `labels` are the T types, sorted; `bank` maps each to the features of its references, float32 `[R, D]`; `warnings` are
