@@ -18,9 +18,9 @@ from inference.classify import DocClassifier, main
 from inference.cli import counted, exit_status
 from inference.errors import UserError
 from inference.finder import Finder
+from inference.gallery import Gallery
 from inference.image import ImageError, fit_square
 from inference.model import PART, Part, _Bound, load_model
-from inference.gallery import Gallery
 from tests.helpers.models import METADATA, SIZE, WIDTH, blocks, save, write_model
 
 ROOT = Path(__file__).parent.parent
