@@ -69,8 +69,8 @@ def _snap(quad: np.ndarray, heat: np.ndarray, shift: np.ndarray, size: int) -> n
         score = _sigmoid(heat[window])                                                     # [r,c]
         if not score.size:
             continue
-        row, column = np.indices(score.shape)
-        seen = np.stack([(column + left + 0.5) * stride, (row + top + 0.5) * stride]) + shift[(slice(None), *window)]  # [2,r,c]
+        row, column = np.indices(score.shape)  # [r, c] each
+        seen = np.stack([(column + left + 0.5) * stride, (row + top + 0.5) * stride]) + shift[(slice(None), *window)]
         away = np.hypot(seen[0] - x, seen[1] - y) / reach
         best = np.argmax(score * np.exp(-away ** 2))
         if score.flat[best] >= SEEN and away.flat[best] <= 1:
