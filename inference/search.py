@@ -19,13 +19,16 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarra
 
 
 def top_rows(queries: np.ndarray, references: np.ndarray, k: int, starts: np.ndarray | None = None,
-             block_bytes: int = BLOCK_BYTES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+             block_bytes: int = BLOCK_BYTES, skip: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float32 `[N, D]` and `[M, D]` -> (inner products float32 `[N, K]`, indices and rows int64 `[N, K]`), best first.
 
     With `starts`, ascending int `[T]`, `starts[0] == 0`, the references are T types: type t is rows
     `starts[t]:starts[t + 1]`, at least one. Its best reference counts: the indices are those of distinct types, the rows
     those of their best references (of references within 1e-7 of each other: any). Without, both are the same. K is k, or the
     number of references (types) where there are fewer.
+
+    `skip`: ascending row numbers that do not count, int `[S]`. A type with no other rows, and a row of `skip`, has the score
+    -inf, behind all others; its index and row mean nothing.
 
     Equal scores: the lower index first. Blocks are searched in float32, whose last bits depend on a block's shape;
     the best k + 8 are scored again in float64 and rounded to float32, so results do not depend on what is searched
@@ -41,11 +44,11 @@ def top_rows(queries: np.ndarray, references: np.ndarray, k: int, starts: np.nda
     for first in range(0, len(queries), QUERIES):
         part = slice(first, first + QUERIES)
         scores[part], indices[part], rows[part] = _search(np.ascontiguousarray(queries[part], np.float32), references, k,
-                                                          starts, block_bytes)
+                                                          starts, block_bytes, skip)
     return scores, indices, rows
 
 
-def _search(queries, references, k, starts, block_bytes):
+def _search(queries, references, k, starts, block_bytes, skip):
     """`top_rows` for as many queries as one matmul takes."""
     count, total = len(queries), len(references)
     types = total if starts is None else len(starts)
@@ -57,13 +60,24 @@ def _search(queries, references, k, starts, block_bytes):
         rows = references[first:first + width]
         np.matmul(queries, rows.T, out=block[:, :len(rows)])
         block[:, len(rows):] = -np.inf
+        if skip is not None:
+            block[:, skip[slice(*np.searchsorted(skip, (first, first + len(rows))))] - first] = -np.inf
         best.add(*_hits(block, len(rows), first, best))
 
     # The same sum for the same pair, whatever stood beside it in a matmul.
     exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), references[best.reference].astype(np.float64))
     exact = exact.astype(np.float32)
+    if skip is not None:  # a type's first row stands for it until a better one is found
+        exact[is_among(best.reference, skip)] = -np.inf
     order = np.lexsort((best.type, -exact), axis=1)[:, :k]
     return tuple(np.take_along_axis(values, order, axis=1) for values in (exact, best.type, best.reference))
+
+
+def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """bool, in the shape of `values`: which of them are in the sorted 1-D array. (`np.isin` sorts both, each time.)"""
+    if not len(ascending):
+        return np.zeros(values.shape, bool)
+    return ascending[np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)] == values
 
 
 def _hits(block, size, first, best):
@@ -76,7 +90,7 @@ def _hits(block, size, first, best):
         # Types of many references: only the best of each is worth a look, though thousands may be above the floor.
         scores = block[:, :size]
         maxima = np.maximum.reduceat(scores, begins, axis=1)  # (N, types in the block)
-        maxima[~(maxima >= best.floor[:, None])] = np.nan
+        maxima[~((maxima >= best.floor[:, None]) & (maxima > -np.inf))] = np.nan  # -inf: all its rows are skipped
         query, column = np.nonzero(scores == np.repeat(maxima, np.diff(np.append(begins, size)), axis=1))
         return query, first + column, scores[query, column]
 

@@ -1,0 +1,372 @@
+"""Search among references that come and go: what every engine promises, and the exact one in memory.
+
+    index = open_index(None, depth=256, name="default")
+    index.apply(event, Rows(ids, types, vectors), removed)
+    cosines, types, ids = index.search(queries, 5)
+
+A row is one vector of a reference, with an id of its own; a type is what its rows stand for. Known unknowns have negative
+types, one each.
+"""
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import UserError
+from ..search import is_among, top_rows
+
+TAIL = 1024  # rows that an added row may move (1 MB at 256 values: .2 ms)
+SEGMENT = 1 << 20  # rows that are copied at once (1 GB at 256 values). One segment more costs .05 ms of its 16 ms
+GROWTH = 4  # segments of sizes within this factor are merged: each row is copied a few times, some segments for each decade
+DEAD = 1 / 8  # share of removed rows from which a segment is written anew: a removed row costs as much as another
+DIRECT = 512  # rows x queries up to which plain sums in float64 are faster than a matmul and its selection
+CHUNK = 1 << 16  # rows copied at a time
+
+
+class Rows(NamedTuple):
+    """`vectors`: float32 `[n, D]`, of length 1; `ids` and `types`: int64 `[n]`."""
+    ids: np.ndarray
+    types: np.ndarray
+    vectors: np.ndarray
+
+
+class Hits(NamedTuple):
+    """Best first. `cosines`: float32 `[N, K]`; `types` and `ids`: int64 `[N, K]`. Places that are not filled: -inf, 0, 0."""
+    cosines: np.ndarray
+    types: np.ndarray
+    ids: np.ndarray
+
+
+class Index(Protocol):
+    """Rows that can be searched while they change. Every method may be called from any thread.
+
+    `exact`: the answers are those of brute force; else `recall` is the share of the best two types that was found when the
+    index was measured. `event`: the last event that is in it; 0: nothing.
+
+    Equal cosines: the lower type first. Cosines are sums in float64, rounded, so equal rows have equal cosines.
+    """
+    exact: bool
+    recall: float | None
+    event: int
+
+    def apply(self, event: int, added: Rows, removed: np.ndarray) -> None:
+        """Remove the rows whose ids are `removed`, then add rows, in one step; of an id that is there the row is replaced.
+
+        An `event` before `self.event` is ignored: another process was faster, and has put in what this one brings. The same
+        event may come in several parts, or again. Who loads many rows in parts gives 0 with all but the last, so that an
+        interrupted load is not taken for a whole one."""
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        """float32 `[N, D]` -> the k best types of each; the best row of a type counts, and its id is given."""
+
+    def search_rows(self, queries: np.ndarray, k: int) -> Hits:
+        """float32 `[N, D]` -> the k best rows of each; types may repeat."""
+
+    def view(self):
+        """What can be searched as above. In memory: a state that does not change while `apply` goes on."""
+
+    def __len__(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def open_index(spec: str | None, depth: int, name: str) -> Index:
+    """The engine that `spec` names: None or "memory"; "faiss[:...]" (approximate.py); "postgresql://..." (postgres.py);
+    "qdrant+http://..." (qdrant.py). depth: values of a vector. name: unique for each store, collection and model; where
+    several share an engine, it tells theirs apart. Raises UserError for anything else, or where a package is missing."""
+    if spec in (None, "memory"):
+        return MemoryIndex(depth)
+    kind = spec.partition(":")[0]
+    if kind == "faiss":
+        from .approximate import open_faiss
+        return open_faiss(spec, depth)
+    if kind in ("postgresql", "postgres"):
+        from .postgres import PostgresIndex
+        return PostgresIndex(spec, depth, name)
+    if kind.startswith("qdrant+"):
+        from .qdrant import open_qdrant
+        return open_qdrant(spec, depth, name)
+    raise UserError(f"index {spec}: unknown; use memory, faiss, postgresql://... or qdrant+http://...")
+
+
+def checked(depth: int, added: Rows, removed) -> tuple[Rows, np.ndarray]:
+    """The arguments of `apply` with their dtypes; of rows with the same id the last alone. Raises ValueError."""
+    rows = Rows(np.asarray(added.ids, np.int64), np.asarray(added.types, np.int64), np.asarray(added.vectors, np.float32))
+    count = len(rows.ids)
+    if rows.ids.shape != (count,) or rows.types.shape != (count,) or rows.vectors.shape != (count, depth):
+        raise ValueError(f"rows {', '.join(str(values.shape) for values in rows)}: expected [n], [n] and [n, {depth}]")
+    if count > 1:
+        _, last = np.unique(rows.ids[::-1], return_index=True)
+        if len(last) < count:
+            last = np.sort(count - 1 - last)
+            rows = Rows(*(values[last] for values in rows))
+    return rows, np.asarray(removed, np.int64).ravel()
+
+
+def best_of(found: list[Hits], k: int, distinct: bool) -> Hits:
+    """The k best of all hits, each `[N, any]`; with `distinct`, the best hit alone of each type."""
+    if len(found) == 1:  # distinct, and in order
+        cosines, types, ids = found[0]
+    else:
+        cosines, types, ids = (np.concatenate(values, axis=1) for values in zip(*found))
+        if distinct:
+            order = np.lexsort((ids, -cosines, types), axis=1)
+            cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
+            cosines[:, 1:][types[:, 1:] == types[:, :-1]] = -np.inf
+        order = np.lexsort((ids, types, -cosines), axis=1)[:, :k]
+        cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
+        types[cosines == -np.inf] = ids[cosines == -np.inf] = 0
+    if (short := k - cosines.shape[1]) > 0:
+        wide = ((0, 0), (0, short))
+        cosines, types, ids = np.pad(cosines, wide, constant_values=-np.inf), np.pad(types, wide), np.pad(ids, wide)
+    return Hits(cosines[:, :k], types[:, :k], ids[:, :k])
+
+
+class Segment:
+    """M rows that never change: `vectors` float32 `[M, D]` and `ids` int64 `[M]`, sorted by type and id; `labels`, the T types,
+    ascending, and `starts`, where they begin (None: one row each). Beside the vectors at most 32 bytes a row."""
+    exact, recall = True, None
+
+    def __init__(self, ids: np.ndarray, types: np.ndarray, vectors: np.ndarray):
+        """All sorted by type, then id."""
+        self.ids, self.vectors = ids, vectors
+        first = np.flatnonzero(np.concatenate(([True], types[1:] != types[:-1])))
+        self.labels, self.starts = types[first], None if len(first) == len(types) else first
+        self._by_id = np.argsort(ids)
+        self._precise = vectors.astype(np.float64)[None] if len(ids) <= DIRECT else None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def types(self) -> np.ndarray:
+        """int64 `[M]`, the type of each row."""
+        return self.labels if self.starts is None else np.repeat(self.labels, np.diff(self.starts, append=len(self)))
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Ascending numbers of the rows that have one of the ids."""
+        at = self._by_id[np.minimum(np.searchsorted(self.ids, ids, sorter=self._by_id), len(self) - 1)]
+        return np.unique(at[self.ids[at] == ids])
+
+    def search(self, queries: np.ndarray, k: int, dead: np.ndarray) -> Hits:
+        """The best types, as `Index.search`, at most k places. dead: ascending numbers of rows that do not count."""
+        return self._search(queries, k, dead, self.starts)
+
+    def search_rows(self, queries: np.ndarray, k: int, dead: np.ndarray) -> Hits:
+        return self._search(queries, k, dead, None)
+
+    def _search(self, queries, k, dead, starts):
+        if len(self) * len(queries) <= DIRECT:
+            cosines, rows = self._few(queries, k, dead, starts)
+        else:
+            cosines, _, rows = top_rows(queries, self.vectors, k, starts, skip=dead if len(dead) else None)
+        return self.hits(cosines, rows)
+
+    def hits(self, cosines: np.ndarray, rows: np.ndarray) -> Hits:
+        """`[N, any]`, row numbers with their cosines; -inf: not filled."""
+        types = self.labels[rows if self.starts is None else np.searchsorted(self.starts, rows, "right") - 1]
+        ids, empty = self.ids[rows], cosines == -np.inf
+        types[empty] = ids[empty] = 0
+        return Hits(cosines, types, ids)
+
+    def _few(self, queries, k, dead, starts):
+        """(cosines, rows) of `top_rows` without a selection: the sums of every pair, added up as there, and a sort."""
+        cosines = np.einsum("nd,nkd->nk", queries.astype(np.float64), self._precise).astype(np.float32)
+        if len(dead):
+            cosines[:, dead] = -np.inf
+        if starts is None:
+            order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+            return np.take_along_axis(cosines, order, axis=1), order
+        best = np.maximum.reduceat(cosines, starts, axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+        # The first row of each type that is not behind its best one; the others have a number that is too large.
+        behind = cosines < np.repeat(best, np.diff(starts, append=len(self)), axis=1)
+        rows = np.minimum.reduceat(np.where(behind, len(self), np.arange(len(self))), starts, axis=1)
+        return np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment, and the ascending numbers of its rows that are removed. `len` is that of the others."""
+    segment: Segment
+    dead: np.ndarray
+
+    def __len__(self):
+        return len(self.segment) - len(self.dead)
+
+    def without(self, ids: np.ndarray) -> "Part":
+        rows = self.segment.rows_of(ids)
+        rows = rows[~is_among(rows, self.dead)]
+        return Part(self.segment, np.sort(np.concatenate((self.dead, rows)), kind="stable")) if len(rows) else self
+
+    def rows(self) -> np.ndarray:
+        """Ascending numbers of the rows that count."""
+        counts = np.ones(len(self.segment), bool)
+        counts[self.dead] = False
+        return np.flatnonzero(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A state that never changes, and its search. Every id is in one part alone; a type may be in several."""
+    depth: int
+    event: int
+    parts: tuple[Part, ...]
+
+    @property
+    def exact(self) -> bool:
+        return all(part.segment.exact for part in self.parts)
+
+    @property
+    def recall(self) -> float | None:
+        return min((part.segment.recall for part in self.parts if not part.segment.exact), default=None)
+
+    def view(self):
+        return self
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        # A type that is among the k best is among the k best of the part that holds its best row.
+        queries = self._checked(queries, k)
+        return best_of([part.segment.search(queries, k, part.dead) for part in self.parts] or [self._nothing(queries)],
+                       k, distinct=True)
+
+    def search_rows(self, queries: np.ndarray, k: int) -> Hits:
+        queries = self._checked(queries, k)
+        return best_of([part.segment.search_rows(queries, k, part.dead) for part in self.parts] or [self._nothing(queries)],
+                       k, distinct=False)
+
+    def _checked(self, queries, k):
+        if queries.ndim != 2 or queries.shape[1] != self.depth or k < 1:
+            raise ValueError(f"queries {queries.shape} and k {k}: expected [N, {self.depth}] and at least 1")
+        return np.ascontiguousarray(queries, np.float32)
+
+    @staticmethod
+    def _nothing(queries):
+        return Hits(*(np.zeros((len(queries), 0), dtype) for dtype in (np.float32, np.int64, np.int64)))
+
+
+class MemoryIndex:
+    """An exact `Index` of immutable segments and a small tail.
+
+    `apply` publishes a new `View` with one assignment, so a search needs no lock and sees a change whole or not at all. An
+    added row moves the rows of the tail alone; a tail that has grown becomes a segment. Segments of similar sizes are
+    merged in the background, and those with many removed rows are written anew: about one copy of `segment` rows of memory
+    while it lasts, and the rows of a view that is still in use.
+
+    tail, segment: the most rows of each.
+    """
+
+    def __init__(self, depth: int, tail: int = TAIL, segment: int = SEGMENT):
+        self.depth, self._most_tail, self._most = depth, tail, segment
+        self._writing, self._compacting = threading.Lock(), threading.Lock()
+        self._parts, self._tail = (), None
+        self._view, self._thread, self._closed = View(depth, 0, ()), None, False
+
+    event = property(lambda self: self._view.event)
+    exact = property(lambda self: self._view.exact)
+    recall = property(lambda self: self._view.recall)
+
+    def __len__(self):
+        return len(self._view)
+
+    def view(self) -> View:
+        return self._view
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        return self._view.search(queries, k)
+
+    def search_rows(self, queries: np.ndarray, k: int) -> Hits:
+        return self._view.search_rows(queries, k)
+
+    def apply(self, event: int, added: Rows, removed: np.ndarray) -> None:
+        added, removed = checked(self.depth, added, removed)
+        with self._writing:
+            if event < self.event:
+                return
+            gone = np.concatenate((removed, added.ids))
+            parts, tail = self._parts, self._tail
+            if len(gone):
+                parts = tuple(left for part in parts if len(left := part.without(gone)))
+                if len(added.ids) > self._most_tail:
+                    parts, added = (*parts, *self._segments(added)), Rows(*(values[:0] for values in added))
+                tail = _stacked(tail, added, gone)
+                if tail and len(tail) > self._most_tail:
+                    parts, tail = (*parts, tail), None
+            self._publish(parts, tail, event)
+            if self._due(parts) and not (self._thread and self._thread.is_alive()) and not self._closed:
+                self._thread = threading.Thread(target=self.compact, name="index", daemon=True)
+                self._thread.start()
+
+    def compact(self) -> None:
+        """Merge and rewrite what is due, now; `apply` and searches go on. The background thread does the same."""
+        with self._compacting:
+            while not self._closed and (sources := self._due(self._parts)):
+                merged = self._merged(sources)
+                with self._writing:
+                    now, gone = {id(part.segment): part for part in self._parts}, []
+                    for source in sources:  # what was removed in the meantime; a part that is no longer there: all its rows
+                        rows, late = source.rows(), now.pop(id(source.segment), None)
+                        gone.append(source.segment.ids[rows if late is None else rows[is_among(rows, late.dead)]])
+                    part = Part(merged, NONE).without(np.concatenate(gone))
+                    self._publish((*now.values(), *([part] if len(part) else [])), self._tail, self.event)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._thread:
+            self._thread.join()
+
+    def _publish(self, parts, tail, event):
+        self._parts, self._tail = parts, tail
+        self._view = View(self.depth, event, (*parts, tail) if tail else parts)
+
+    def _segments(self, rows: Rows) -> Iterator[Part]:
+        """Many rows as segments of at most `segment` rows; a type may be cut."""
+        order = np.lexsort((rows.ids, rows.types))
+        for chosen in np.array_split(order, -(-len(order) // self._most)):
+            yield Part(Segment(rows.ids[chosen], rows.types[chosen], rows.vectors[chosen]), NONE)
+
+    def _due(self, parts: tuple[Part, ...]) -> list[Part]:
+        """The parts that should be one new segment next; [] if all is well."""
+        parts = sorted(parts, key=len)
+        for part in parts:
+            if len(part.dead) > DEAD * len(part.segment):
+                return [part]
+        for small, large in zip(parts, parts[1:]):
+            if len(large) < GROWTH * len(small) and len(small) + len(large) <= self._most:
+                return [small, large]
+        return []
+
+    def _merged(self, sources: list[Part]) -> Segment:
+        """The rows of `sources` that count, as one segment."""
+        kept = [part.rows() for part in sources]
+        ids = np.concatenate([part.segment.ids[rows] for part, rows in zip(sources, kept)])
+        types = np.concatenate([part.segment.types()[rows] for part, rows in zip(sources, kept)])
+        order = np.lexsort((ids, types))
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        vectors, begin = np.empty((len(order), self.depth), np.float32), 0
+        for part, rows in zip(sources, kept):
+            for chunk in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+                vectors[place[begin:begin + len(chunk)]] = part.segment.vectors[chunk]
+                begin += len(chunk)
+        return Segment(ids[order], types[order], vectors)
+
+
+def _stacked(tail: Part | None, added: Rows, gone: np.ndarray) -> Part | None:
+    """The tail without the rows that are gone, and a few more rows, as one segment; None if that is nothing."""
+    if tail:
+        tail = tail.without(gone)
+        if not len(tail.dead) and not len(added.ids):
+            return tail
+        rows, segment = tail.rows(), tail.segment
+        old = Rows(segment.ids[rows], segment.types()[rows], segment.vectors[rows])
+        added = Rows(*map(np.concatenate, zip(old, added)))
+    order = np.lexsort((added.ids, added.types))
+    return Part(Segment(added.ids[order], added.types[order], added.vectors[order]), NONE) if len(order) else None
