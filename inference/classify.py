@@ -30,9 +30,10 @@ from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
 from .gallery import COMPARED, Gallery  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
-from .model import TABLES, TURNS, Model, load_model  # noqa: E402
+from .model import TABLES, Model, load_model  # noqa: E402
 from .segments import read_segments  # noqa: E402
 from .show import draw, show_folder, write_drawing  # noqa: E402
+from .thresholds import choose_threshold, raised  # noqa: E402
 from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parent / "models"
@@ -40,17 +41,9 @@ DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
 DEFAULT_REGISTRY = SHIPPED / "registry"
 DEFAULT_FIND = False  # see `views.Views`
 FINDS = {"auto": "auto", "always": True, "never": False}  # the words of the command line
-# Without a threshold or rate of the user's: an unknown image is compared with every type, so the rate of pairs follows from
-# the share of unknown images that may get a label. Where types are few, the rate of pairs is the limit.
-UNKNOWN_LABELED = 0.05
-HIGHEST_FPR = 1e-3
-# Two types that look alike get a threshold this far up, from the usual threshold (0) to the score of their references (1).
-# On synthetic types with two editions each, 0.25 rejected 1 % of the right labels, 0.5 rejected 4 %, and 1 rejected 26 %.
-RAISED = 0.25
 OF_REGISTERED = ("model", "register", "threshold", "fpr", "margin", "find", "find_references", "finder", "corners",
                  "orientation", "backend", "gallery")  # options that --classifier has no use for
 SHOWN = 3  # pairs of types that look alike; only the number of the others is shown
-FALLBACK_THRESHOLD = 0.75  # for a model that was exported before it was evaluated
 
 
 class DocClassifier:
@@ -94,7 +87,7 @@ class DocClassifier:
         self.orientation = orientation
         given = threshold is not None or fpr is not None
         if given:  # told before the references are read
-            self.threshold, notes = _choose_threshold(self.model, threshold, fpr, orientation)
+            self.threshold, notes = choose_threshold(self.model, threshold, fpr, orientation)
         self.margin: float = self.model.margin if margin is None else margin
         self.views = Views(self.model, find, finder, backend, corners)
         if find_references is None:
@@ -105,14 +98,13 @@ class DocClassifier:
         self.progress = progress
         if not given:
             compared = len(self.registry.labels) * (2 if find == "auto" else 1)
-            self.threshold, notes = _choose_threshold(self.model, None, None, orientation, compared)
+            self.threshold, notes = choose_threshold(self.model, None, None, orientation, compared)
         alike = self.registry.look_alikes(self.threshold)
         self.thresholds: dict[str, float] = dict.fromkeys(self.registry.labels, self.threshold)
         if threshold is None:
             for first, second, score in alike or ():
                 for label in (first, second):
-                    own = self.threshold + RAISED * (score - self.threshold)
-                    self.thresholds[label] = max(self.thresholds[label], own)
+                    self.thresholds[label] = max(self.thresholds[label], raised(self.threshold, score))
         self.warnings: list[str] = notes + self.registry.warnings + _look_alikes(alike, self.thresholds)
 
     @property
@@ -223,35 +215,6 @@ def _look_alikes(pairs, thresholds):
 
 def _name(image):
     return None if isinstance(image, np.ndarray) else str(image)
-
-
-def _choose_threshold(model, threshold, fpr, orientation, compared=1):
-    """(threshold, warnings). compared: what an image is compared with, types x views."""
-    if threshold is not None:
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold {threshold}: must be between 0 and 1; a score is (cosine + 1) / 2")
-        return threshold, []
-    if fpr is not None and not 0 < fpr <= 1:
-        raise UserError(f"fpr {fpr}: must be above 0 and at most 1; it is the share of wrong matches to allow")
-    rate = min(HIGHEST_FPR, UNKNOWN_LABELED / compared) if fpr is None else fpr
-    table, allowed, bounded = orientation, rate, ""
-    if orientation == "any" and model.lowest_rate("any") is None:
-        # The best of four scores passes at most four times as often as one.
-        table, allowed, bounded = "upright", rate / TURNS, " / 4, since it was not calibrated for orientation any"
-    chosen = model.threshold_at(allowed, table)
-    if chosen is not None:
-        return chosen, [f"using {chosen:.4f}, the model's threshold for a false positive rate of {rate:g}{bounded}: "
-                        "python -m eval --calibrate measures what is needed"] if bounded else []
-    if fpr is not None:
-        raise UserError(f"fpr {fpr:g}: the model has no threshold for such a low rate{bounded}; give --threshold, "
-                        "or calibrate the model on more images: python -m eval --calibrate")
-    missing = f"the model has no threshold for a false positive rate of {rate:g}{bounded}; "
-    lowest = model.lowest_rate(table)
-    if lowest is None:
-        return FALLBACK_THRESHOLD, [f"{missing}using {FALLBACK_THRESHOLD}"]
-    # A table without low rates comes from few images. Its threshold for 1e-1 of the pairs would accept nearly everything.
-    chosen = max(model.threshold_at(lowest, table), FALLBACK_THRESHOLD)
-    return chosen, [f"{missing}using {chosen:.4f}, since the lowest rate of its table is {lowest:g}"]
 
 
 def main(arguments=None) -> int:

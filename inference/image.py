@@ -66,8 +66,8 @@ _room = _Room(2 * MAX_PIXELS)
 
 
 def load_image(image, for_size: int | None = None) -> np.ndarray:
-    """The path of a JPEG, PNG, WebP, BMP or TIFF file: uint8 BGR `[H, W, 3]`, upright, transparency on white. An array goes
-    through `as_bgr`.
+    """The path of a JPEG, PNG, WebP, BMP or TIFF file, or its content as bytes: uint8 BGR `[H, W, 3]`, upright, transparency
+    on white. An array goes through `as_bgr`.
 
     for_size: the side it will be resized to; a JPEG far larger is then decoded at a fraction of its size (`decode`).
     Raises ImageError with the reason alone ("truncated JPEG"): the caller knows the path.
@@ -84,9 +84,9 @@ def load_gray(image) -> np.ndarray:
 
 def load_reduced(image, for_size: int | None = None) -> tuple[np.ndarray, int]:
     """`load_image`, and how often the image is smaller than the file says, along both axes: 1, 2, 4 or 8."""
-    if not isinstance(image, (str, os.PathLike)):
-        return as_bgr(image), 1
-    return decode_reduced(read_bytes(image), for_size)
+    if isinstance(image, (str, os.PathLike)):
+        image = read_bytes(image)
+    return decode_reduced(image, for_size) if isinstance(image, bytes) else (as_bgr(image), 1)
 
 
 def read_bytes(image) -> bytes:

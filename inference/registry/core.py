@@ -1,0 +1,890 @@
+"""A registry: the types of one collection of a store, changed and asked at any time, by any number of threads and processes.
+
+    registry = Registry.open("STORE", create=True)
+    registry.add("passport.jpg", "passport")
+    label, score = registry("photo.jpg")           # label None: not registered
+
+Every mutation is one transaction and one event, which can be undone. Vectors are derived from the pictures and lie in the
+store for each model; they are searched in memory. Before each answer the registry looks whether anyone has committed
+something (3 us) and reads the rows that have changed since: every process sees every committed change.
+"""
+import hashlib
+import json
+import os
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import apsw
+import cv2
+import numpy as np
+
+from ..errors import UserError, printable
+from ..image import ImageError, decode_reduced, map_ahead, read_bytes
+from ..model import TURNS, Model
+from ..rectify import as_quad
+from ..thresholds import choose_threshold
+from ..views import Views, find_in_references
+from .errors import Conflict, Invalid, NotFound, Refused
+from .formats import usable
+from .gate import Finding, findings, inspect
+from .state import PARTS, State
+from .store import DEFAULT_COLLECTION, FINDS, LONGEST_NAME, Change, Store, check_settings, is_store
+
+NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
+GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that
+LONGEST_TEXT = 500  # of `source` and `who`
+
+
+class Look(NamedTuple):
+    """What the network made of an image: features float32 `[V, D]`, a row for each view; the names of the views; the
+    document's corners (None: none was looked for, or found), the finder's score; the model's hash; the image itself."""
+    features: np.ndarray
+    views: tuple[str, ...]
+    quad: np.ndarray | None
+    found: float | None
+    model: str
+    image: Any
+
+
+class Prepared(NamedTuple):
+    """An image that is ready to be registered: `vectors` are float32 `[n, D]` for each model, by the model's id."""
+    data: bytes
+    width: int
+    height: int
+    quad: np.ndarray | None
+    found: float | None
+    orientation: int
+    quality: Any
+    vectors: dict[int, np.ndarray]
+
+
+class Registry:
+    """One collection of a store; see the module's docstring. `Registry.open` and `Store.collection` make it.
+
+    `store` is its store, `name` its name. Its methods may be called from several threads. `who` is the name of who changes
+    something; `key` makes a mutation safe to repeat: the same call with the same key gives the first call's answer, another
+    call with that key is a Conflict. Labels are any printable text. Raises UserError; see registry/errors.py.
+    """
+
+    def __init__(self, store: Store, number: int, name: str):
+        self.store, self.id, self.name = store, number, name
+        self.state = State(store, number)
+        self.snapshot = self.state.snapshot  # () -> `state.Snapshot`
+        self._own_store, self._views = False, {}
+
+    @classmethod
+    def open(cls, path, collection: str = DEFAULT_COLLECTION, *, create: bool = False, model=None, find: str = "auto",
+             orientation: str = "upright", threads: int = 0, backend: str = "cpu", index: str | None = None) -> "Registry":
+        """The registry in the folder `path`.
+
+        create: make the store and the collection where they are missing, with `model` (the path of an exported model; None:
+        the shipped one), `find` and `orientation` (`settings`). index: what searches, see `index.open_index`; None: memory,
+        exact. threads: work on many images (0: one per core). backend: "cpu" or "cuda", for the network.
+        """
+        store = Store(path, create and not is_store(path), threads, backend, index)
+        try:
+            if create and not store.read("SELECT id FROM collection WHERE name = ?", (collection,)):
+                registry = store.create(collection, model, find, orientation)
+            else:
+                registry = store.collection(collection)
+        except BaseException:
+            store.close()
+            raise
+        registry._own_store = True
+        return registry
+
+    def close(self) -> None:
+        if self._own_store:
+            self.store.close()
+
+    def _release(self):
+        for name in ("traffic", "upgrade"):
+            if name in self.__dict__ and hasattr(self.__dict__[name], "close"):
+                self.__dict__[name].close()
+        self.state.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @cached_property
+    def traffic(self):
+        """Decisions, feedback and unknowns of this collection (`traffic.Traffic`)."""
+        from .traffic import Traffic
+        return Traffic(self.store, self.name)
+
+    @cached_property
+    def unknowns(self):
+        """The unknowns that were kept (`unknowns.Unknowns`)."""
+        from .unknowns import Unknowns
+        return Unknowns(self)
+
+    @cached_property
+    def upgrade(self):
+        """A change of the model (`upgrade.Upgrade`)."""
+        from .upgrade import Upgrade
+        return Upgrade(self)
+
+    def suggest_threshold(self, **options) -> dict:
+        """A threshold from what the collection has seen (`threshold.suggest`)."""
+        from .threshold import suggest
+        return suggest(self, **options)
+
+    def export(self, target, **options) -> dict:
+        """Write the collection as one ZIP file (`transfer.export`)."""
+        from .transfer import export
+        return export(self, target, **options)
+
+    def import_(self, source, on_conflict: str = "skip", who=None, **options) -> dict:
+        """Register what a ZIP file of `export`, or a folder of images, holds (`transfer.import_`)."""
+        from .transfer import import_
+        return import_(self, source, on_conflict, who, **options)
+
+    # ---- state ----
+
+    @property
+    def settings(self) -> dict:
+        """`find`: "never": images are compared as they are; "always": the document that is found in them; "auto": both, and
+        the better score decides. `orientation`: "upright", or "any": documents may lie any of four ways up. `margin`: the
+        runner-up gap (None: the model's own)."""
+        row = self.store.read("SELECT find, orientation, margin FROM collection WHERE id = ?", (self.id,))
+        return dict(zip(("find", "orientation", "margin"), row[0]))
+
+    @property
+    def model(self) -> Model:
+        """The active model."""
+        return self.store.model(self.snapshot().model_hash)
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score at which a label is given. Types that look alike, or have their own, may have another one."""
+        return self.snapshot().threshold
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines about the threshold."""
+        return self.snapshot().warnings
+
+    @property
+    def labels(self) -> list[str]:
+        """Of all types, sorted."""
+        return sorted(row[0] for row in self.store.read(
+            "SELECT name FROM type WHERE collection = ? AND removed IS NULL", (self.id,)))
+
+    def models(self) -> list[dict]:
+        """[{hash, name, state, created, references, threshold}]: `references` are those that the model has embedded,
+        `threshold` is the one set for it (None: automatic)."""
+        rows = self.store.read("""
+            SELECT m.hash, m.name, m.state, m.created,
+                (SELECT count(*) FROM feature f JOIN reference r ON r.id = f.reference
+                 WHERE f.model = m.id AND r.removed IS NULL),
+                (SELECT value FROM threshold t WHERE t.model = m.id AND t.type IS NULL AND t.removed IS NULL)
+            FROM model m WHERE m.collection = ? ORDER BY m.id""", (self.id,))
+        return [dict(zip(("hash", "name", "state", "created", "references", "threshold"), row)) for row in rows]
+
+    # ---- looking ----
+
+    def _view_of(self, digest, find, reference=False) -> Views:
+        key = digest, find, reference
+        if key not in self._views:
+            choice = FINDS[find]
+            finder = next((views.finder for views in self._views.values() if views.finder), None)
+            self._views[key] = Views(self.store.model(digest), find_in_references(choice) if reference else choice, finder,
+                                     self.store.backend)
+        return self._views[key]
+
+    def look(self, image, quad=None) -> Look:
+        """An image (a path, a file's content as bytes, or an array as `cv2.imread` returns it) as the network sees it:
+        decoded, the document looked for as `settings` say, embedded. quad: its corners where they are known, [x, y] in
+        pixels of the upright image, clockwise from the document's top left. Raises ImageError."""
+        snapshot = self.snapshot()
+        squares, seen = self._view_of(snapshot.model_hash, snapshot.find)(opened(image), checked_quad(quad))
+        features = self.store.model(snapshot.model_hash).embed(np.stack(squares))
+        return Look(features, seen.views, seen.quad, seen.score, snapshot.model_hash, image)
+
+    def decide(self, looks: list[Look], top_k: int = 1) -> list[dict]:
+        """For each look {image, label or None, score, top_k: [{label, type, kind, score, reference}], error, reason,
+        threshold, margin, search, recall, quad, found, view, orientation, model, event}; all are searched at once.
+
+        `reason`: "accepted"; "below-threshold" of the best type; "runner-up-gap": the second type scores nearly the same;
+        "known-unknown": the nearest reference is a picture that was registered as unknown; "empty": nothing is registered.
+        `search`: "exact", or "approximate" with `recall`, the share of right answers that the index measured. `orientation`:
+        by so many degrees clockwise the document is turned (None unless the collection's is "any").
+        """
+        if top_k < 1:
+            raise Invalid(f"top_k {top_k}: must be at least 1")
+        if not looks:
+            return []
+        snapshot = self.snapshot()
+        looks = [look if look.model == snapshot.model_hash else self.look(look.image) for look in looks]
+        index = snapshot.index
+        shared = dict(error=None, search="exact" if index.exact else "approximate", recall=index.recall,
+                      model=snapshot.model_hash[:16], event=snapshot.event, margin=snapshot.margin)
+        if not len(index):
+            return [self._empty(look, snapshot, shared) for look in looks]
+        queries = looks[0].features if len(looks) == 1 else np.concatenate([look.features for look in looks])
+        hits = index.search(queries, max(top_k, 2))
+        scores = np.clip((hits.cosines + 1) / 2, 0, 1).tolist()  # -inf, where there are fewer types, becomes 0
+        types, ids, results, first = hits.types.tolist(), hits.ids.tolist(), [], 0
+        for look in looks:
+            views = range(first, first + len(look.views))
+            first += len(look.views)
+            results.append(self._result(look, [list(zip(scores[row], types[row], ids[row])) for row in views], snapshot,
+                                        top_k, shared))
+        return results
+
+    def _result(self, look, rows, snapshot, top_k, shared):
+        """rows: for each view [(score, type, row id)], best first, places that are not filled with row id 0."""
+        if len(rows) == 1:
+            ranked, view = [hit for hit in rows[0] if hit[2]], look.views[0]
+        else:
+            best = {}
+            for row, name in zip(rows, look.views):
+                for score, kind, number in row:
+                    if number and (kind not in best or score > best[kind][0]):
+                        best[kind] = score, kind, number, name
+            ranked = sorted(best.values(), key=lambda hit: (-hit[0], hit[1]))
+            view = ranked[0][3]
+        score, kind, number = ranked[0][:3]
+        threshold = snapshot.thresholds.get(kind, snapshot.threshold)
+        if score < threshold:
+            reason = "below-threshold"
+        elif kind < 0:
+            reason = "known-unknown"
+        elif len(ranked) > 1 and score - ranked[1][0] < snapshot.margin:
+            reason = "runner-up-gap"
+        else:
+            reason = "accepted"
+        return dict(
+            image=name_of(look.image), label=snapshot.types[kind] if reason == "accepted" else None, score=score,
+            top_k=[dict(label=snapshot.types[hit[1]] if hit[1] > 0 else None, type=hit[1] if hit[1] > 0 else None,
+                        kind="type" if hit[1] > 0 else "unknown", score=hit[0], reference=hit[2] // PARTS)
+                   for hit in ranked[:top_k]],
+            reason=reason, threshold=threshold, quad=corners_of(look.quad), found=look.found, view=view,
+            orientation=number % PARTS % TURNS * 90 if snapshot.orientation == "any" else None, **shared)
+
+    @staticmethod
+    def _empty(look, snapshot, shared):
+        return dict(image=name_of(look.image), label=None, score=None, top_k=[], reason="empty",
+                    threshold=snapshot.threshold, quad=corners_of(look.quad), found=look.found, view=None, orientation=None,
+                    **shared)
+
+    def __call__(self, image, quad=None) -> tuple[str | None, float | None]:
+        """(label, score) of one image; score None where nothing is registered. Raises ImageError."""
+        result = self.decide([self.look(image, quad)])[0]
+        return result["label"], result["score"]
+
+    def classify(self, images: Iterable, top_k: int = 1) -> list[dict]:
+        """The results of `decide` for many images. One that cannot be used has an `error`, and `reason` "unusable"."""
+        return list(self.stream(images, top_k))
+
+    def stream(self, images: Iterable, top_k: int = 1) -> Iterator[dict]:
+        """The results of `classify`, in order, each as soon as it is known, in bounded memory."""
+        snapshot = self.snapshot()
+        views, images = self._view_of(snapshot.model_hash, snapshot.find), list(images)
+        for part in self.store.model(snapshot.model_hash).stream(images, lambda image: views(opened(image))):
+            rows, looks = {}, []
+            for row, position in enumerate(part.positions):
+                rows.setdefault(position, []).append(row)
+            for position, of_image in rows.items():
+                seen = part.notes[position]
+                looks.append(Look(part.features[of_image], seen.views, seen.quad, seen.score, snapshot.model_hash,
+                                  images[position]))
+            results = dict(zip(rows, self.decide(looks, top_k)))
+            for position, reason in part.reasons.items():
+                results[position] = self.unusable(images[position], reason)
+            yield from (results[position] for position in sorted(results))
+
+    def unusable(self, image, reason: str) -> dict:
+        """The result for an image that cannot be used."""
+        snapshot = self.snapshot()
+        return dict(image=name_of(image), label=None, score=None, top_k=[], error=reason, reason="unusable",
+                    threshold=snapshot.threshold, margin=snapshot.margin, search="exact" if snapshot.index.exact else
+                    "approximate", recall=snapshot.index.recall, quad=None, found=None, view=None, orientation=None,
+                    model=snapshot.model_hash[:16], event=snapshot.event)
+
+    def search(self, image, k: int = 10) -> list[dict]:
+        """The k nearest references: [{reference, label, kind, score}], best first. image: as for `look`, or a `Look`."""
+        if k < 1:
+            raise Invalid(f"k {k}: must be at least 1")
+        look = image if isinstance(image, Look) else self.look(image)
+        return self._nearest(self.snapshot(), look.features, k)
+
+    def _nearest(self, snapshot, features, k):
+        if not len(snapshot.index):
+            return []
+        hits, best = snapshot.index.search_rows(features, k * PARTS), {}
+        for score, kind, number in zip(*(column.ravel().tolist() for column in hits)):
+            if number:
+                best[number // PARTS] = max(best.get(number // PARTS, (-1, 0)), (min(max((score + 1) / 2, 0), 1), kind))
+        ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[:k]
+        return [dict(reference=number, label=snapshot.types[kind] if kind > 0 else None,
+                     kind="type" if kind > 0 else "unknown", score=score) for number, (score, kind) in ranked]
+
+    # ---- registering ----
+
+    def inspect(self, image, label=None, quad=None, orientation: int = 0) -> dict:
+        """What `add` would say, without registering anything: {quad, found, width, height, quality, findings, nearest,
+        vectors (of the active model)}."""
+        return self._inspected(self.prepare(image, quad, orientation), clean_label(label) if label else None, "type")[0]
+
+    def _inspected(self, prepared, label, kind):
+        """(what `inspect` answers, look-alikes [(reference, score)] of other types)"""
+        snapshot = self.snapshot()
+        vectors = prepared.vectors[snapshot.model_id]
+        nearest = self._nearest(snapshot, vectors, 10)
+        found, alike = list(findings(prepared.quality)), {}
+        digest = hashlib.sha256(prepared.data).hexdigest()
+        same = self.store.read("SELECT r.id, t.name FROM reference r LEFT JOIN type t ON t.id = r.type WHERE r.picture = ? "
+                               "AND r.collection = ? AND r.removed IS NULL ORDER BY r.id LIMIT 10", (digest, self.id))
+        known = {entry["reference"] for entry in nearest}
+        near = [dict(reference=number, label=name, kind="unknown" if name is None else "type", score=1.0)
+                for number, name in same if number not in known] + nearest
+        twin = next((entry for entry in near if kind == entry["kind"] and entry["label"] == label
+                     and entry["score"] >= NEAR_DUPLICATE), None)
+        if twin:
+            found.append(Finding("near-duplicate", f"reference {twin['reference']} of the same type is nearly the same "
+                                 f"picture (score {twin['score']:.4f}): it would tell nothing new", twin))
+        for entry in near:
+            if (entry["label"], entry["kind"]) != (label, kind) and entry["score"] >= snapshot.threshold:
+                alike.setdefault(entry["label"], entry)
+        if label or kind == "unknown":
+            for entry in list(alike.values())[:3]:
+                other = f"type {entry['label']}" if entry["kind"] == "type" else "a known unknown"
+                found.append(Finding("look-alike", f"it looks like {other} (reference {entry['reference']}, score "
+                                     f"{entry['score']:.4f}): is it the right type?", entry))
+        seen = dict(quad=corners_of(prepared.quad), found=prepared.found, width=prepared.width, height=prepared.height,
+                    quality=prepared.quality._asdict(), findings=found, nearest=nearest, vectors=vectors)
+        return seen, list(alike.values())
+
+    def prepare(self, image, quad=None, orientation: int = 0, only: Iterable[int] | None = None) -> Prepared:
+        """An image as `look` takes it, embedded by each model of the collection that is not retired (or by those whose ids
+        are in `only`). orientation: by so many degrees, 0, 90, 180 or 270, the document is turned clockwise in it."""
+        if orientation not in (0, 90, 180, 270):
+            raise Invalid(f"orientation {orientation}: must be 0, 90, 180 or 270 degrees")
+        data = picture_of(image)
+        pixels, divisor = decode_reduced(data, GATE_SIZE)
+        height, width = pixels.shape[0] * divisor, pixels.shape[1] * divisor
+        given = None if quad is None else as_quad(checked_quad(quad), width, height)
+        snapshot = self.snapshot()
+        models = self.store.read("SELECT id, hash FROM model WHERE collection = ? AND state != 'retired'", (self.id,))
+        vectors, seen = {}, None
+        for number, digest in models:
+            if only is None or number in only:
+                squares, seen = self._view_of(digest, snapshot.find, reference=True)(data, given)
+                vectors[number] = self.store.model(digest).embed(np.stack(
+                    [np.rot90(square, orientation // 90 - turn) for square in squares
+                     for turn in range(TURNS if snapshot.orientation == "any" else 1)]))
+        quad = given if seen is None else seen.quad
+        quality = inspect(pixels, None if quad is None else quad / divisor, divisor)
+        return Prepared(data, width, height, quad, None if seen is None else seen.score, orientation, quality, vectors)
+
+    def features_of(self, reference: int, model_id: int) -> np.ndarray:
+        """float32 `[n, D]`: what a model of the collection makes of a registered picture, embedded now."""
+        row = self.reference(reference)
+        given = row["quad"] if row["found"] is None else None  # corners that were found are found again
+        return self.prepare(self.picture(reference), given, row["orientation"], only=(model_id,)).vectors[model_id]
+
+    def add(self, image, label: str | None = None, *, kind: str = "type", quad=None, orientation: int = 0,
+            source: str | None = None, who: str | None = None, force: bool = False, key: str | None = None) -> dict:
+        """Register an image of a type, a new or a known one; or, with kind "unknown" and no label, as an unknown: what is
+        nearest to it is rejected.
+
+        image, quad: as for `look`; the picture is kept as it is. Answers {reference, type, label, kind, event, new_type,
+        sha256, quad, findings}. Raises Refused where the gate finds something (blur, glare, a near duplicate, a look-alike
+        of another type; `force` registers all the same), ImageError. When it returns, all is on the disk.
+        """
+        if kind not in ("type", "unknown"):
+            raise Invalid(f"kind {printable(kind)[:40]}: must be type or unknown")
+        if (label is None) != (kind == "unknown"):
+            raise Invalid("a type needs a label" if kind == "type" else "a known unknown has no label")
+        label = clean_label(label) if kind == "type" else None
+        source, who = clean_text(source, "source"), clean_text(who, "who")
+        data = picture_of(image)
+        request = digest_of("add", label, kind, hashlib.sha256(data).hexdigest(), checked_quad(quad), orientation, source)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        prepared = self.prepare(data, quad, orientation)
+        seen, alike = self._inspected(prepared, label, kind)
+        if seen["findings"] and not force:
+            raise Refused("; ".join(finding.message for finding in seen["findings"])
+                          + "; register it all the same with force", seen["findings"])
+        sha256 = self.store.blobs.put(data)
+
+        def body(change):
+            number, new = self._type(change, label) if label is not None else (None, False)
+            reference = self._insert(change, prepared, sha256, number, kind, source, who, alike)
+            what = label if label is not None else "a known unknown"
+            return f"registered a picture of {what}", dict(
+                reference=reference, type=number, label=label, kind=kind, event=change.event, new_type=new, sha256=sha256,
+                quad=seen["quad"], findings=[finding._asdict() for finding in seen["findings"]])
+
+        while True:
+            try:
+                return self._mutate("add", body, who, key, request)
+            except _ModelsChanged:  # since the image was embedded
+                prepared = self.prepare(data, quad, orientation)
+
+    def add_many(self, items: Iterable[tuple], who: str | None = None, source: str | None = None,
+                 progress: Callable[[int], None] | None = None) -> list[dict]:
+        """Register [(image, label)] or [(image, label, {quad, orientation, kind, source})] without the gate, as one event.
+        Answers for each {reference, type, label, kind, event, new_type, sha256}. progress: called with the number of images
+        done. An image that cannot be used raises ImageError that names its position, and nothing is registered."""
+        who, source = clean_text(who, "who"), clean_text(source, "source")
+        rows = []
+
+        def ready(numbered):
+            position, (image, label, *more) = numbered
+            more = more[0] if more else {}
+            kind = more.get("kind", "type")
+            label = clean_label(label) if kind == "type" else None
+            try:
+                prepared = self.prepare(image, more.get("quad"), more.get("orientation", 0))
+            except ImageError as error:
+                raise ImageError(f"{name_of(image) or f'image {position}'}: {error}") from None
+            return (prepared._replace(data=b""), self.store.blobs.put(prepared.data), label, kind,
+                    clean_text(more.get("source"), "source") or source)
+
+        for done in map_ahead(ready, enumerate(items), ahead=64, threads=self.store.threads):
+            rows.append(done)
+            if progress:
+                progress(len(rows))
+        if not rows:
+            return []
+
+        def body(change):
+            results = []
+            for prepared, sha256, label, kind, of_image in rows:
+                number, new = self._type(change, label) if label is not None else (None, False)
+                reference = self._insert(change, prepared, sha256, number, kind, of_image, who, ())
+                results.append(dict(reference=reference, type=number, label=label, kind=kind, event=change.event,
+                                    new_type=new, sha256=sha256))
+            return f"registered {len(rows):,} pictures", dict(references=results)
+
+        return self._mutate("add", body, who)["references"]
+
+    def _type(self, change, label):
+        """(id of the type of this name, whether it is new)"""
+        row = next(change.db.execute("SELECT id FROM type WHERE collection = ? AND name = ? AND removed IS NULL",
+                                     (self.id, label)), None)
+        return (row[0], False) if row else (change.insert("type", collection=self.id, name=label), True)
+
+    def _insert(self, change, prepared, sha256, kind_of, kind, source, who, alike):
+        db = change.db
+        models = {number: state for number, state in db.execute(
+            "SELECT id, state FROM model WHERE collection = ? AND state != 'retired'", (self.id,))}
+        if models.keys() - prepared.vectors.keys():
+            raise _ModelsChanged
+        db.execute("INSERT OR IGNORE INTO picture VALUES (?, ?, ?, ?)",
+                   (sha256, self.store.blobs.path(sha256).stat().st_size, prepared.width, prepared.height))
+        reference = change.insert(
+            "reference", collection=self.id, type=kind_of, kind=kind, picture=sha256,
+            quad=None if prepared.quad is None else json.dumps(corners_of(prepared.quad)), found=prepared.found,
+            orientation=prepared.orientation, quality=json.dumps(prepared.quality._asdict()), source=source, who=who)
+        for number, vectors in prepared.vectors.items():
+            if number in models:
+                self.write_feature(db, reference, number, vectors)
+        active = next(number for number, state in models.items() if state == "active")
+        for entry in alike:
+            db.execute("INSERT INTO look_alike(model, reference, other, score) VALUES (?, ?, ?, ?)",
+                       (active, reference, entry["reference"], entry["score"]))
+        return reference
+
+    @staticmethod
+    def write_feature(db, reference: int, model_id: int, vectors: np.ndarray) -> None:
+        """Within a transaction: the vectors of a reference, in place of those it had."""
+        data = np.ascontiguousarray(vectors, "<f4").tobytes()
+        db.execute("INSERT OR REPLACE INTO feature(reference, model, parts, vectors, crc32) VALUES (?, ?, ?, ?, ?)",
+                   (reference, model_id, len(vectors), data, zlib.crc32(data)))
+
+    # ---- changing ----
+
+    def _mutate(self, what, body, who=None, key=None, request=None) -> dict:
+        """body: change -> (a line about what was done, the answer)."""
+        with self.store.write() as db:
+            if (done := self._repeated(key, request, db)) is not None:
+                return done
+            change = Change(db, self.id, what, clean_text(who, "who"), key, request)
+            try:
+                text, result = body(change)
+            except apsw.ConstraintError:
+                raise Conflict("a type of the same name is there again; rename or remove it first") from None
+            change.finish(text, result)
+        return result
+
+    def _repeated(self, key, request, db=None):
+        """The answer that was given for this idempotency key; None where there is none."""
+        if key is None:
+            return None
+        clean_text(key, "key")
+        query = "SELECT request, result FROM event WHERE collection = ? AND key = ?", (self.id, key)
+        rows = self.store.read(*query) if db is None else db.execute(*query).fetchall()
+        if not rows:
+            return None
+        if rows[0][0] != request:
+            raise Conflict(f"idempotency key {printable(key)[:80]}: was used for another request; take a new one")
+        return json.loads(rows[0][1])
+
+    def _type_id(self, label) -> tuple[int, str]:
+        """(id, label) of a type, given by its label or id."""
+        by_id = isinstance(label, int) and not isinstance(label, bool)
+        label = label if by_id else clean_label(label)
+        rows = self.store.read(f"SELECT id, name FROM type WHERE collection = ? AND {'id' if by_id else 'name'} = ? "
+                               "AND removed IS NULL", (self.id, label))
+        if not rows:
+            raise NotFound(f"type {printable(label)[:80]}: there is none of this {'number' if by_id else 'name'}")
+        return rows[0]
+
+    def remove(self, label: str | None = None, *, reference: int | None = None, type: int | None = None,
+               who: str | None = None, key: str | None = None) -> dict:
+        """Remove a type, by its label or id, with all its references; or one reference (a type without any stays). Pictures
+        stay until `purge`, for `undo`. Answers {event, references: their ids, type, label}."""
+        if sum(value is not None for value in (label, reference, type)) != 1:
+            raise Invalid("remove: give a label, a type, or a reference")
+        request = digest_of("remove", label, reference, type)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        if reference is not None:
+            row = self.reference(reference)
+            number, name, ids = row["type"], row["label"], [reference]
+            if row["removed"] is not None:
+                raise NotFound(f"reference {reference}: was removed already")
+        else:
+            number, name = self._type_id(label if type is None else type)
+
+        def body(change):
+            removed = [row[0] for row in change.db.execute("SELECT id FROM reference WHERE type = ? AND removed IS NULL",
+                                                           (number,))] if reference is None else ids
+            for one in removed:
+                change.set("reference", one, removed=change.now)
+            if reference is None:
+                change.set("type", number, removed=change.now)
+            text = f"removed {name} with {len(removed)} pictures" if reference is None else (
+                f"removed a picture of {name or 'a known unknown'}")
+            return text, dict(event=change.event, references=removed, type=number, label=name)
+
+        return self._mutate("remove", body, who, key, request)
+
+    def rename(self, label: str | int, new: str, *, who: str | None = None, key: str | None = None) -> dict:
+        """Raises Conflict where a type is called `new` already: `merge` makes one of both. Answers {event, type, label}."""
+        new, request = clean_label(new), digest_of("rename", label, new)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        number, name = self._type_id(label)
+        other = self.store.read("SELECT id FROM type WHERE collection = ? AND name = ? AND removed IS NULL", (self.id, new))
+        if other and other[0][0] != number:
+            raise Conflict(f"type {printable(new)[:80]}: is there already; merge the two, or choose another name",
+                           type=other[0][0])
+
+        def body(change):
+            change.set("type", number, name=new)
+            return f"renamed {name} to {new}", dict(event=change.event, type=number, label=new)
+
+        return self._mutate("rename", body, who, key, request)
+
+    def merge(self, source: str | int, into: str | int, *, who: str | None = None, key: str | None = None) -> dict:
+        """All references of one type become the other's; the first is removed. Answers {event, type, label, references}."""
+        request = digest_of("merge", source, into)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        (number, name), (target, kept) = self._type_id(source), self._type_id(into)
+        if number == target:
+            raise Conflict(f"type {printable(name)[:80]}: cannot be merged with itself")
+
+        def body(change):
+            moved = [row[0] for row in change.db.execute("SELECT id FROM reference WHERE type = ? AND removed IS NULL",
+                                                         (number,))]
+            for one in moved:
+                change.set("reference", one, type=target)
+            change.set("type", number, removed=change.now)
+            return f"merged {name} into {kept}", dict(event=change.event, type=target, label=kept, references=moved)
+
+        return self._mutate("merge", body, who, key, request)
+
+    def move(self, reference: int, label: str, *, who: str | None = None, key: str | None = None) -> dict:
+        """A reference becomes one of another type, a new or a known one. Answers {event, reference, type, label}."""
+        label, request = clean_label(label), digest_of("move", reference, label)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        row = self.reference(reference)
+        if row["removed"] is not None:
+            raise NotFound(f"reference {reference}: was removed")
+
+        def body(change):
+            number, _ = self._type(change, label)
+            change.set("reference", reference, type=number, kind="type")
+            return (f"moved a picture of {row['label'] or 'a known unknown'} to {label}",
+                    dict(event=change.event, reference=reference, type=number, label=label))
+
+        return self._mutate("move", body, who, key, request)
+
+    def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None) -> dict:
+        """Undo an event, or the last one that is not undone and is no undoing itself. An undo can be undone. Raises Conflict
+        where later events stand against it. Answers {event, undone}."""
+        request = digest_of("undo", event)
+
+        def body(change):
+            if event is None:
+                found = list(change.db.execute(
+                    "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND undone_by IS NULL "
+                    "AND undoes IS NULL AND id < ? ORDER BY id DESC LIMIT 1", (self.id, change.event)))
+            else:
+                found = list(change.db.execute(
+                    "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND id = ?", (self.id, event)))
+            if not found:
+                raise NotFound("there is nothing to undo" if event is None else f"event {event}: there is none")
+            number, text, changes, undone_by = found[0]
+            if undone_by is not None:
+                raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
+            change.revert(json.loads(changes))
+            change.db.execute("UPDATE event SET undone_by = ? WHERE id = ?", (change.event, number))
+            # What an undo undid is done again: it may be undone once more.
+            change.db.execute("UPDATE event SET undone_by = NULL WHERE undone_by = ? AND id < ?", (number, number))
+            change.db.execute("UPDATE event SET undoes = ? WHERE id = ?", (number, change.event))
+            return f"undone: {text}", dict(event=change.event, undone=number)
+
+        return self._mutate("undo", body, who, key, request)
+
+    def set_threshold(self, value: float | None = None, *, fpr: float | None = None, label: str | int | None = None,
+                      who: str | None = None, key: str | None = None) -> dict:
+        """The lowest score at which a label is given: `value`, 0..1, or that of the model's own table for the false positive
+        rate `fpr` of pairs; for one type, where `label` says which. Neither: automatic, from the table and the number of
+        types; types that look alike then have a higher one. It holds for the active model. Answers {event, threshold, type}.
+        """
+        if value is not None and fpr is not None:
+            raise Invalid("threshold: give a value or an fpr, not both")
+        request = digest_of("threshold", value, fpr, label)
+        if (done := self._repeated(key, request)) is not None:
+            return done
+        number, name = (None, None) if label is None else self._type_id(label)
+        snapshot = self.snapshot()
+        automatic = value is None and fpr is None
+        if not automatic:
+            try:
+                value = choose_threshold(self.store.model(snapshot.model_hash), value if value is None else float(value),
+                                         fpr if fpr is None else float(fpr), snapshot.orientation)[0]
+            except UserError as error:
+                raise Invalid(str(error)) from None
+            except (TypeError, ValueError):
+                raise Invalid("threshold: must be a number between 0 and 1") from None
+
+        def body(change):
+            for row, in list(change.db.execute("SELECT id FROM threshold WHERE model = ? AND type IS ? AND removed IS NULL",
+                                               (snapshot.model_id, number))):
+                change.set("threshold", row, removed=change.now)
+            if not automatic:
+                change.insert("threshold", collection=self.id, model=snapshot.model_id, type=number, value=value,
+                              source="given" if fpr is None else f"fpr {fpr:g}")
+            whose = f" of {name}" if name else ""
+            return (f"set the threshold{whose} to {'automatic' if automatic else f'{value:.4f}'}",
+                    dict(event=change.event, threshold=None if automatic else value, type=number))
+
+        return self._mutate("threshold", body, who, key, request)
+
+    def set_settings(self, *, find: str | None = None, orientation: str | None = None, margin: float | None = None,
+                     who: str | None = None, progress: Callable[[int], None] | None = None) -> dict:
+        """Change `settings`. Another `find` or `orientation` embeds all references again; margin -1: the model's own."""
+        now = self.settings
+        wanted = dict(find=now["find"] if find is None else find,
+                      orientation=now["orientation"] if orientation is None else orientation)
+        check_settings(**wanted)
+        if margin is not None and not (margin == -1 or 0 <= margin <= 1):
+            raise Invalid(f"margin {margin}: must be between 0 and 1, the difference of two scores, or -1: the model's own")
+        wanted["margin"] = now["margin"] if margin is None else None if margin == -1 else float(margin)
+        again = [name for name in ("find", "orientation") if wanted[name] != now[name]]
+
+        def body(change):
+            change.set("collection", self.id, **wanted)
+            if again:
+                self._embed_again(change, wanted["find"], wanted["orientation"], progress)
+            return "changed the settings: " + ", ".join(f"{name} {value}" for name, value in wanted.items()), dict(
+                event=change.event, **wanted)
+
+        return self._mutate("settings", body, who)
+
+    def _embed_again(self, change, find, orientation, progress):
+        """All vectors of the collection, within the transaction: others may read meanwhile, not write."""
+        references = list(change.db.execute(
+            "SELECT id, picture, quad, found, orientation FROM reference WHERE collection = ? AND removed IS NULL",
+            (self.id,)))
+        models = list(change.db.execute("SELECT id, hash FROM model WHERE collection = ? AND state != 'retired'",
+                                        (self.id,)))
+        turns = TURNS if orientation == "any" else 1
+
+        def vectors_of(row):
+            number, picture, quad, found, turned = row
+            data, given = self.store.blobs.get(picture), json.loads(quad) if quad and found is None else None
+            made = {}
+            for model_id, digest in models:
+                squares, _ = self._view_of(digest, find, reference=True)(data, given)
+                made[model_id] = self.store.model(digest).embed(np.stack(
+                    [np.rot90(square, turned // 90 - turn) for square in squares for turn in range(turns)]))
+            return number, made
+
+        for done, (number, made) in enumerate(map_ahead(vectors_of, references, threads=self.store.threads), 1):
+            for model_id, vectors in made.items():
+                self.write_feature(change.db, number, model_id, vectors)
+            change.db.execute("UPDATE reference SET changed = ? WHERE id = ?", (change.event, number))
+            if progress:
+                progress(done)
+
+    def purge(self, before: float, who: str | None = None) -> dict:
+        """Delete for good what was removed before a time (seconds since 1970): rows, vectors, and pictures that nothing else
+        uses. It cannot be undone. Answers {event, references, pictures}."""
+        def body(change):
+            db = change.db
+            gone = [row[0] for row in db.execute("SELECT id FROM reference WHERE collection = ? AND removed < ?",
+                                                 (self.id, before))]
+            pictures = set()
+            for number in gone:
+                pictures.add(next(db.execute("SELECT picture FROM reference WHERE id = ?", (number,)))[0])
+                db.execute("DELETE FROM feature WHERE reference = ?", (number,))
+                db.execute("DELETE FROM look_alike WHERE reference = ?", (number,))
+                db.execute("DELETE FROM look_alike WHERE other = ?", (number,))
+                db.execute("DELETE FROM reference WHERE id = ?", (number,))
+            unused = [name for name in pictures
+                      if not list(db.execute("SELECT 1 FROM reference WHERE picture = ? LIMIT 1", (name,)))]
+            db.executemany("DELETE FROM picture WHERE sha256 = ?", [(name,) for name in unused])
+            return f"deleted {len(gone)} removed pictures for good", dict(event=change.event, references=len(gone),
+                                                                           pictures=unused)
+
+        result = self._mutate("purge", body, who)
+        for name in result["pictures"]:
+            self.store.blobs.delete(name)
+        return result | dict(pictures=len(result["pictures"]))
+
+    # ---- listing ----
+
+    def types(self, after: int = 0, limit: int = 100, text: str | None = None) -> list[dict]:
+        """[{type, label, references, cover, created, threshold, look_alikes: [{label, score}]}], by id, from the one behind
+        `after`. cover: its first reference. text: only labels that contain it."""
+        return self._types_where("t.id > ? AND (? IS NULL OR instr(lower(t.name), lower(?)))", (after, text, text), limit)
+
+    def type(self, label: str | int) -> dict:
+        """One of `types`, by its label or id. Raises NotFound."""
+        return self._types_where("t.id = ?", (self._type_id(label)[0],), 1)[0]
+
+    def _types_where(self, condition, bindings, limit):
+        snapshot = self.snapshot()
+        rows = self.store.read(f"""
+            SELECT t.id, t.name, count(r.id), min(r.id), t.created
+            FROM type t LEFT JOIN reference r ON r.type = t.id AND r.removed IS NULL
+            WHERE t.collection = ? AND t.removed IS NULL AND {condition} GROUP BY t.id ORDER BY t.id LIMIT ?""",
+                               (self.id, *bindings, limit))
+        types = [dict(zip(("type", "label", "references", "cover", "created"), row)) for row in rows]
+        for one in types:
+            one["threshold"] = snapshot.thresholds.get(one["type"], snapshot.threshold)
+            one["look_alikes"] = [dict(label=snapshot.types[second if first == one["type"] else first], score=score)
+                                  for first, second, score in snapshot.look_alikes if one["type"] in (first, second)]
+        return types
+
+    def references(self, label: str | int | None = None, kind: str | None = None, after: int = 0, limit: int = 100,
+                   removed: bool = False) -> list[dict]:
+        """[{reference, type, label, kind, sha256, quad, found, orientation, quality, source, who, created, removed}], by id,
+        from the one behind `after`; of a type (its label or id), of a kind; or those that were removed."""
+        number = None if label is None else self._type_id(label)[0]
+        return self._references_where(
+            f"r.id > ? AND r.removed IS {'NOT ' if removed else ''}NULL AND (? IS NULL OR r.type = ?) "
+            "AND (? IS NULL OR r.kind = ?)", (after, number, number, kind, kind), limit)
+
+    def reference(self, number: int) -> dict:
+        """One of `references`, a removed one too. Raises NotFound."""
+        rows = self._references_where("r.id = ?", (number,), 1) if isinstance(number, int) else ()
+        if not rows:
+            raise NotFound(f"reference {printable(number)[:40]}: there is none")
+        return rows[0]
+
+    def _references_where(self, condition, bindings, limit):
+        rows = self.store.read(f"""
+            SELECT r.id, r.type, t.name, r.kind, r.picture, r.quad, r.found, r.orientation, r.quality, r.source, r.who,
+                r.created, r.removed
+            FROM reference r LEFT JOIN type t ON t.id = r.type
+            WHERE r.collection = ? AND {condition} ORDER BY r.id LIMIT ?""", (self.id, *bindings, limit))
+        names = ("reference", "type", "label", "kind", "sha256", "quad", "found", "orientation", "quality", "source", "who",
+                 "created", "removed")
+        found = [dict(zip(names, row)) for row in rows]
+        for one in found:
+            one["quad"] = json.loads(one["quad"]) if one["quad"] else None
+            one["quality"] = json.loads(one["quality"]) if one["quality"] else None
+        return found
+
+    def picture(self, reference: int) -> bytes:
+        """The picture of a reference as it was registered. Raises NotFound, Damaged."""
+        return self.store.blobs.get(self.reference(reference)["sha256"])
+
+    def events(self, after: int = 0, limit: int = 100, newest: bool = False) -> list[dict]:
+        """[{event, when, who, what, text, undoes, undone_by}], by id, from the one behind `after`; newest: from the last one
+        on, before `after` unless it is 0."""
+        order = "id DESC" if newest else "id"
+        limits = "(? = 0 OR id < ?)" if newest else "(? = 0 OR id > ?)"
+        rows = self.store.read(f"""SELECT id, created, who, what, text, undoes, undone_by FROM event
+            WHERE collection = ? AND {limits} ORDER BY {order} LIMIT ?""", (self.id, after, after, limit))
+        return [dict(zip(("event", "when", "who", "what", "text", "undoes", "undone_by"), row)) for row in rows]
+
+
+class _ModelsChanged(Exception):
+    """A model came since the image was embedded."""
+
+
+def opened(image):
+    """An image as `load_reduced` takes it: HEIC and PDF are converted."""
+    if isinstance(image, (str, os.PathLike)):
+        image = read_bytes(image)
+    return usable(bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else image
+
+
+def picture_of(image) -> bytes:
+    """The bytes of a picture as it is kept: an array as PNG."""
+    data = opened(image)
+    if isinstance(data, bytes):
+        return data
+    from ..image import as_bgr
+    return cv2.imencode(".png", as_bgr(data))[1].tobytes()
+
+
+def clean_label(label) -> str:
+    """A label as it is stored: NFC, without white space around it. Raises Invalid for an empty, long or unprintable one."""
+    return _clean(label, "label", LONGEST_NAME)
+
+
+def clean_text(text, what: str) -> str | None:
+    return None if text is None else _clean(text, what, LONGEST_TEXT)
+
+
+def _clean(text, what, longest):
+    if not isinstance(text, str):
+        raise Invalid(f"{what}: must be text")
+    text = unicodedata.normalize("NFC", text).strip()
+    if not text or len(text) > longest:
+        raise Invalid(f"{what}: must have 1 to {longest} characters, not {len(text)}")
+    if printable(text) != text:
+        raise Invalid(f"{what} {printable(text)[:80]}: must be printable, without line breaks and control characters")
+    return text
+
+
+def checked_quad(quad):
+    """A quad as JSON values. Raises Invalid."""
+    if quad is None:
+        return None
+    try:
+        return np.asarray(quad, np.float64).reshape(4, 2).tolist()
+    except (TypeError, ValueError, OverflowError):
+        raise Invalid("quad: must be four corners, each [x, y] in pixels, clockwise from the document's top left") from None
+
+
+def corners_of(quad):
+    return None if quad is None else np.round(quad, 2).tolist()
+
+
+def name_of(image):
+    return str(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def digest_of(*values) -> str:
+    """Of a request, to tell a repeated one from another."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""What a process knows of a collection: the index that it searches, labels, thresholds; up to date before each answer."""
+import hashlib
+import itertools
+import threading
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ..model import Model
+from ..thresholds import choose_threshold, raised
+from .errors import Damaged
+from .index import Index, Rows, open_index
+from .store import Store
+
+PARTS = 8  # vectors that a reference has at most: two views, four turns of each
+LOADED = 20_000  # references that are read from the database at once
+
+
+class Snapshot(NamedTuple):
+    """A state of a collection. `event` is the last event that it knows of; `index` is what is searched; `types` maps ids to
+    labels; `thresholds` holds those of types that have one of their own, by id; `look_alikes` are pairs of types, (id, id,
+    score); `automatic`: nobody has set the threshold; `warnings` are lines about it."""
+    event: int
+    index: Index
+    types: dict[int, str]
+    model_id: int
+    model_hash: str
+    threshold: float
+    automatic: bool
+    thresholds: dict[int, float]
+    look_alikes: tuple[tuple[int, int, float], ...]
+    warnings: tuple[str, ...]
+    margin: float
+    find: str
+    orientation: str
+
+
+class State:
+    """Of the collection with the id `number`; `snapshot` is what is asked. Several threads may ask."""
+
+    def __init__(self, store: Store, number: int):
+        self.store, self.id = store, number
+        self._lock = threading.RLock()
+        self._version, self._snapshot = None, None
+        self._index: Index | None = None
+        self._types: dict[int, str] = {}  # shared by all snapshots: a type's id never means another type
+        self._live: set[int] = set()  # ids of the types that there are
+        self._alike = _Alike()
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+
+    def snapshot(self) -> Snapshot:
+        """The state that everyone's commits until now have led to."""
+        version = self.store.version()
+        if version != self._version:
+            with self._lock:
+                if version != self._version:
+                    self._refresh()
+                    self._version = version  # read before the rows: a commit between the two is looked for again
+        return self._snapshot
+
+    def _refresh(self):
+        with self.store.reading() as db:
+            event, = next(db.execute("SELECT coalesce(max(id), 0) FROM event"))
+            find, orientation, margin, created = next(db.execute(
+                "SELECT find, orientation, margin, created FROM collection WHERE id = ?", (self.id,)))
+            model_id, digest = next(db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
+                                               (self.id,)))
+            model, last = self.store.model(digest), self._snapshot
+            seen = 0 if last is None else last.event
+            if last is None or (last.model_hash, last.find, last.orientation) != (digest, find, orientation):
+                # Another model, or another way to look: all vectors are others.
+                self.close()
+                # Its name is unique for this store, wherever it is moved to.
+                name = hashlib.sha256(f"{created!r} {self.id} {digest} {find} {orientation}".encode()).hexdigest()[:24]
+                self._index = open_index(self.store.index, model.embedding_size, name)
+                self._alike.stale = True
+            for number, name, removed in db.execute(
+                    "SELECT id, name, removed FROM type WHERE collection = ? AND changed > ?", (self.id, seen)):
+                self._types[number] = name
+                (self._live.add if removed is None else self._live.discard)(number)
+            if event > self._index.event:
+                self._load(db, model_id, model.embedding_size, event)
+            chosen = self._thresholds(db, model_id, model, find, orientation)
+        self._snapshot = Snapshot(event, self._index.view(), self._types, model_id, digest, *chosen,
+                                  model.margin if margin is None else margin, find, orientation)
+
+    def _load(self, db, model_id, depth, event):
+        """Bring the index to `event`: what is in it of references that changed since goes, what they are now comes."""
+        seen = self._index.event
+        # CROSS JOIN keeps the order: through all vectors as they lie in the file, or from the few references that changed.
+        tables, since = (("reference r CROSS JOIN feature f", "AND r.changed > ?") if seen else
+                         ("feature f CROSS JOIN reference r", "AND ? = 0"))
+        rows = db.execute(f"""
+            SELECT r.id, r.type, f.parts, f.vectors, f.crc32 FROM {tables} ON r.id = f.reference
+            WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL {since}""", (model_id, self.id, seen))
+        blocks = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))]
+        while block := list(itertools.islice(rows, LOADED)):
+            blocks.append(self._rows(block, depth))
+        added = Rows(*(np.concatenate(columns) for columns in zip(*blocks))) if len(blocks) != 2 else blocks[1]
+        changed = np.empty(0, np.int64)
+        if seen:
+            changed = np.array([number for number, in db.execute(
+                "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))], np.int64)
+            self._alike.stale |= not self._alike.references.isdisjoint(changed.tolist())
+        # A reference that was embedded again may have fewer vectors than before: all that it can have go first.
+        gone = np.setdiff1d((changed[:, None] * PARTS + np.arange(PARTS)).ravel(), added.ids)
+        self._index.apply(event, added, gone)
+
+    def _rows(self, block, depth):
+        """Rows of the database, [(reference, type or None, parts, vectors, crc32)], as those of the index."""
+        for number, _, parts, vectors, crc in block:
+            if zlib.crc32(vectors) != crc or len(vectors) != parts * depth * 4:
+                raise Damaged(f"{self.store.database}: the vectors of reference {number} are damaged; docmetric check "
+                              f"{self.store.path} --rebuild makes them again from the picture")
+        counts = np.array([row[2] for row in block])
+        references = np.repeat(np.array([row[0] for row in block], np.int64), counts)
+        types = np.repeat(np.array([-row[0] if row[1] is None else row[1] for row in block], np.int64), counts)
+        part = np.concatenate([np.arange(count) for count in counts]) if counts.max() > 1 else 0
+        vectors = np.frombuffer(b"".join(row[3] for row in block), "<f4").reshape(-1, depth)
+        return Rows(references * PARTS + part, types, vectors)
+
+    def _thresholds(self, db, model_id, model: Model, find, orientation):
+        """(threshold, whether it is automatic, {type: threshold of its own}, pairs of types that look alike, warnings)"""
+        given = list(db.execute("SELECT type, value FROM threshold WHERE model = ? AND removed IS NULL", (model_id,)))
+        own = {number: value for number, value in given if number is not None}
+        compared = max(1, len(self._live)) * (2 if find == "auto" else 1)
+        threshold, warnings = choose_threshold(model, next((value for number, value in given if number is None), None), None,
+                                               orientation, compared)
+        automatic = len(own) == len(given)
+        pairs = self._alike.pairs(db, model_id, threshold)
+        raises = {}
+        if automatic:
+            for first, second, score in pairs:
+                for number in (first, second):
+                    raises[number] = max(raises.get(number, threshold), raised(threshold, score))
+        return threshold, automatic, raises | own, tuple(pairs), tuple(warnings)
+
+
+class _Alike:
+    """The pairs of types that look alike, read again only where one of their references changed."""
+
+    def __init__(self):
+        self.stale, self.references = True, set()
+        self._key, self._pairs = None, []
+
+    def pairs(self, db, model_id, threshold):
+        """[(type, type, score)], the highest score first: types with references that score `threshold` with each other."""
+        last, = next(db.execute("SELECT coalesce(max(id), 0) FROM look_alike"))
+        key = model_id, threshold, last
+        if self.stale or key != self._key:
+            self._pairs = list(db.execute("""
+                SELECT min(a.type, b.type) AS one, max(a.type, b.type) AS two, max(l.score) FROM look_alike l
+                JOIN reference a ON a.id = l.reference JOIN reference b ON b.id = l.other
+                WHERE l.model = ? AND l.score >= ? AND a.removed IS NULL AND b.removed IS NULL AND a.type != b.type
+                GROUP BY one, two ORDER BY max(l.score) DESC""", (model_id, threshold)))
+            self.references = {number for pair in db.execute(
+                "SELECT reference, other FROM look_alike WHERE model = ?", (model_id,)) for number in pair}
+            self.stale, self._key = False, key
+        return self._pairs

@@ -1,0 +1,240 @@
+"""A store: a folder with the database of registered types, their pictures, and the models that embed them.
+
+    STORE/registry.sqlite    the truth: collections, models, types, references, features, thresholds, events, keys
+    STORE/blobs/             the registered pictures, by their SHA-256
+    STORE/models/            a copy of each model that is in use
+    STORE/traffic.sqlite, STORE/unknown/    decisions and unknown pictures: bounded, and may vanish without harm
+"""
+import contextlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import apsw
+
+from ..errors import UserError, printable
+from ..files import replacing
+from ..model import TABLES, Model, load_model
+from .blobs import Blobs
+from .errors import Conflict, Invalid, NotFound
+from .graph import graph_hash
+from .schema import TABLES as SQL
+from .schema import check_local, open_database, transaction, translated
+
+DATABASE = "registry.sqlite"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.onnx"
+DEFAULT_COLLECTION = "default"
+FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
+LONGEST_NAME = 200
+NAMED = "a word of letters, digits, '-' and '_', at most 64"
+
+
+def is_store(path) -> bool:
+    return isinstance(path, (str, os.PathLike)) and os.path.isfile(os.path.join(path, DATABASE))
+
+
+class Store:
+    """The store in the folder `path`. create: makes the folder and an empty store where there is none.
+
+    Any number of threads and processes on one machine may use it at the same time. `path` is the folder, `blobs` holds the
+    registered pictures; `threads` is how many work on many images. Raises UserError where there is no store, or it is on
+    a network disk, of another version, or damaged.
+    """
+
+    def __init__(self, path, create: bool = False, threads: int = 0, backend: str = "cpu", index: str | None = None):
+        self.path, self.threads, self.backend, self.index = Path(path), threads, backend, index
+        if create:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{path}: a store cannot be made there ({error.strerror}); give a new folder") from None
+        elif not is_store(path):
+            raise UserError(f"{path}: no store there; make one with docmetric init {printable(path)}")
+        check_local(self.path)
+        self.database = self.path / DATABASE
+        self.blobs = Blobs(self.path / "blobs")
+        # Two connections: what others, and our own writer, commit is seen by the reader's data_version.
+        self._writer = open_database(self.database, create=SQL if create else "")
+        self._reader = open_database(self.database)
+        self._writing, self._reading = threading.RLock(), threading.RLock()
+        self._models: dict[str, Model] = {}
+        self._registries: dict = {}
+        self._loading = threading.RLock()
+
+    def close(self) -> None:
+        """Further use is an error."""
+        for registry in self._registries.values():
+            registry._release()
+        self._registries.clear()
+        with self._writing, self._reading:
+            self._reader.close()
+            self._writer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # ---- rows ----
+
+    def read(self, sql: str, bindings=()) -> list[tuple]:
+        """The rows of a query, as last committed."""
+        with self._reading, translated(self.database):
+            return self._reader.execute(sql, bindings).fetchall()
+
+    @contextlib.contextmanager
+    def reading(self):
+        """`with store.reading() as db`: queries that all see the same state."""
+        with self._reading, translated(self.database):
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                if self._reader.in_transaction:
+                    self._reader.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def write(self):
+        """`with store.write() as db`: a transaction, on the disk when the block ends; nothing of it where the block raises.
+        Raises Busy, StoreFull, Damaged."""
+        with self._writing, translated(self.database), transaction(self._writer):
+            yield self._writer
+
+    def version(self) -> int:
+        """Another number after each commit of anyone: 3 us."""
+        with self._reading, translated(self.database):
+            return self._reader.pragma("data_version")
+
+    # ---- collections ----
+
+    def collections(self) -> list[dict]:
+        """[{name, find, orientation, created, types, references, model}], by name."""
+        rows = self.read("""
+            SELECT c.name, c.find, c.orientation, c.created,
+                (SELECT count(*) FROM type t WHERE t.collection = c.id AND t.removed IS NULL),
+                (SELECT count(*) FROM reference r WHERE r.collection = c.id AND r.removed IS NULL),
+                (SELECT hash FROM model m WHERE m.collection = c.id AND m.state = 'active')
+            FROM collection c ORDER BY c.name""")
+        names = ("name", "find", "orientation", "created", "types", "references", "model")
+        return [dict(zip(names, row)) for row in rows]
+
+    def create(self, name: str = DEFAULT_COLLECTION, model=None, find: str = "auto", orientation: str = "upright"):
+        """A new, empty collection as a `Registry`. model: the path of an exported one (None: the shipped one), which is
+        copied into the store; find, orientation: see `Registry.settings`. Raises Conflict where one has this name."""
+        check_settings(find, orientation)
+        if not (isinstance(name, str) and 0 < len(name) <= 64 and name.isascii()
+                and name.replace("-", "").replace("_", "").isalnum()):
+            raise Invalid(f"collection {printable(name)[:80]}: its name must be {NAMED}")
+        digest, title = self.keep_model(DEFAULT_MODEL if model is None else model)
+        now = time.time()
+        with self.write() as db:
+            try:
+                db.execute("INSERT INTO collection(name, find, orientation, created) VALUES (?, ?, ?, ?)",
+                           (name, find, orientation, now))
+            except apsw.ConstraintError:
+                raise Conflict(f"collection {name}: is there already; choose another name") from None
+            db.execute("INSERT INTO model(collection, hash, name, state, created) VALUES (?, ?, ?, 'active', ?)",
+                       (db.last_insert_rowid(), digest, title, now))
+        return self.collection(name)
+
+    def collection(self, name: str = DEFAULT_COLLECTION):
+        """The `Registry` of a collection; the same object each time. Raises NotFound."""
+        from .core import Registry
+        with self._loading:
+            if name not in self._registries:
+                found = self.read("SELECT id FROM collection WHERE name = ?", (name,)) if isinstance(name, str) else ()
+                if not found:
+                    there = ", ".join(row[0] for row in self.read("SELECT name FROM collection ORDER BY name LIMIT 20"))
+                    raise NotFound(f"collection {printable(name)[:80]}: there is none of this name"
+                                   + (f"; there are {there}" if there else ""))
+                self._registries[name] = Registry(self, found[0][0], name)
+            return self._registries[name]
+
+    # ---- models ----
+
+    def keep_model(self, path) -> tuple[str, str]:
+        """Copy an exported model into the store: (hash of its graph, its file's name). Raises UserError where it is none."""
+        model = load_model(path, self.backend, self.threads)  # checks it
+        with open(path, "rb") as file:
+            data = file.read()
+        digest = graph_hash(data)
+        kept = self.model_path(digest)
+        # The same graph with other metadata, such as newly calibrated thresholds, takes the place of the former file.
+        kept.parent.mkdir(exist_ok=True)
+        if not kept.exists() or kept.read_bytes() != data:
+            with replacing(kept) as partial, open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        with self._loading:
+            self._models[digest] = model
+        return digest, os.path.basename(os.fspath(path))
+
+    def model_path(self, digest: str) -> Path:
+        return self.path / "models" / f"{digest}.onnx"
+
+    def model(self, digest: str) -> Model:
+        """The model of this hash, loaded once. Raises UserError."""
+        with self._loading:
+            if digest not in self._models:
+                path = self.model_path(digest)
+                model = load_model(path, self.backend, self.threads)
+                if graph_hash(path.read_bytes()) != digest:
+                    raise UserError(f"{path}: is not the model that its name says; restore it from a backup, or export it "
+                                    "again and give it to docmetric model add")
+                self._models[digest] = model
+            return self._models[digest]
+
+
+class Change:
+    """What one mutation changes, row by row, so that it can be undone: `event` is its id."""
+
+    def __init__(self, db, collection: int, what: str, who, key, request):
+        self.db, self.collection, self.now, self.rows = db, collection, time.time(), []
+        db.execute("INSERT INTO event(collection, created, who, what, text, changes, result, key, request) "
+                   "VALUES (?, ?, ?, ?, '', '', '', ?, ?)", (collection, self.now, who, what, key, request))
+        self.event: int = db.last_insert_rowid()
+
+    def insert(self, table: str, **columns) -> int:
+        """The id of a new row. Undone, it counts as removed."""
+        columns |= dict(created=self.now, changed=self.event)
+        self.db.execute(f"INSERT INTO {table}({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                        tuple(columns.values()))
+        row = self.db.last_insert_rowid()
+        self.rows.append([table, row, {"removed": [self.now, None]}])
+        return row
+
+    def set(self, table: str, row: int, **columns) -> None:
+        old, = self.db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE id = ?", (row,))
+        changed = {name: [before, after] for (name, after), before in zip(columns.items(), old) if before != after}
+        if changed:
+            self._update(table, row, {name: after for name, (_, after) in changed.items()})
+            self.rows.append([table, row, changed])
+
+    def revert(self, rows) -> None:
+        """Set what an event changed back, the last change first. Raises Conflict where it was changed again since."""
+        for table, row, columns in reversed(rows):
+            now = next(self.db.execute(f"SELECT {', '.join(columns)}, changed FROM {table} WHERE id = ?", (row,)), None)
+            if now is None:
+                raise Conflict(f"the {table} was deleted for good since; this cannot be undone")
+            if any(value != after for value, (_, after) in zip(now, columns.values())):
+                raise Conflict(f"event {now[-1]} has changed the same {table} since; undo that one first", event=now[-1])
+            self.set(table, row, **{name: before for name, (before, _) in columns.items()})
+
+    def _update(self, table, row, columns):
+        self.db.execute(f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in columns)}, changed = ? WHERE id = ?",
+                        (*columns.values(), self.event, row))
+
+    def finish(self, text: str, result: dict) -> None:
+        self.db.execute("UPDATE event SET text = ?, changes = ?, result = ? WHERE id = ?",
+                        (text, json.dumps(self.rows), json.dumps(result), self.event))
+
+
+def check_settings(find: str, orientation: str) -> None:
+    if find not in FINDS:
+        raise Invalid(f"find {printable(find)[:40]}: unknown; use {', '.join(FINDS)}")
+    if orientation not in TABLES:
+        raise Invalid(f"orientation {printable(orientation)[:40]}: unknown; use {' or '.join(TABLES)}")
