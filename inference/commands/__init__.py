@@ -1,0 +1,144 @@
+"""The commands of `docmetric`, a module each, with `main(arguments)`; here what they share: STORE, the answer, the progress.
+
+STORE is the folder of a store, or the address of a server. Commands that say so work on both: `opened` gives a `Registry` or a
+`Client`, which have the same methods.
+"""
+import contextlib
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from ..cli import Parser
+from ..errors import UserError, printable
+from ..image import images_at
+
+KEY_VARIABLE = "DOCMETRIC_KEY"
+
+
+class CommandLine(Parser):
+    """Words may stand before and after the options, as in `docmetric ls types --references passport`."""
+    def parse_args(self, args=None, namespace=None):
+        return self.parse_intermixed_args(args, namespace)
+
+
+def parser(command: str, description: str, server: bool = True, collection: bool = True) -> Parser:
+    """Of a command whose first argument is STORE. server: whether STORE may be a server; collection: whether the command is about
+    one collection."""
+    made = CommandLine(prog=f"docmetric {command}", description=description)
+    made.add_argument("store", metavar="STORE", help="folder of the store" + (
+        f", or the address of a server, http://...; its key is in the variable {KEY_VARIABLE}" if server else ""))
+    if collection:
+        made.add_argument("--collection", default="default", metavar="NAME", help="collection of the store")
+    made.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
+    return made
+
+
+def is_address(store: str) -> bool:
+    return store.lower().startswith(("http://", "https://"))
+
+
+@contextlib.contextmanager
+def opened(args):
+    """The registry that the arguments name: a `Registry`, or the `Client` of a server."""
+    if is_address(args.store):
+        from ..client import Client
+        with Client(args.store, key=os.environ.get(KEY_VARIABLE) or None, collection=args.collection) as client:
+            yield client
+    else:
+        from ..registry import Registry
+        with Registry.open(args.store, args.collection) as registry:
+            yield registry
+
+
+@contextlib.contextmanager
+def opened_store(path: str):
+    """The `Store` in a folder, for commands that no server does."""
+    if is_address(path):
+        raise UserError(f"{path}: this command works on the folder of a store, not through a server")
+    from ..registry import Store
+    with Store(path) as store:
+        yield store
+
+
+def author(args) -> dict:
+    """{"who": the user's name} for the events of a store; a server takes the name of the key."""
+    if is_address(args.store):
+        return {}
+    try:
+        return {"who": getpass.getuser()}
+    except (KeyError, OSError):  # a user without a name, as containers have
+        return {}
+
+
+def tell(args, value, lines: Iterable[str]) -> int:
+    """Print `value` as JSON where that was asked for, otherwise the lines. Returns exit status 0."""
+    if args.json:
+        print(json.dumps(value, indent=2))
+    else:
+        for line in lines:
+            print(printable(line))
+    return 0
+
+
+def images_of(paths: list[str]) -> list[str]:
+    return [image for path in paths for image in images_at(path)]
+
+
+def every(page: Callable, identity: str, limit: int | None = None, **options):
+    """All entries of a listing such as `registry.types`, page by page; at most `limit`."""
+    after, given = 0, 0
+    while limit is None or given < limit:
+        entries = page(after=after, limit=min(500, 500 if limit is None else limit - given), **options)
+        if not entries:
+            return
+        yield from entries
+        given, after = given + len(entries), entries[-1][identity]
+
+
+def progress(what: str, total: int | None = None) -> Callable[[int], None]:
+    """A function that is called with how many are done. It shows them on stderr, if that is a terminal, after two seconds."""
+    began, shown = time.monotonic(), 0.0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        last = done == total and shown
+        if sys.stderr.isatty() and (last or now - began > 2 and now - shown > 0.2):
+            of = "" if total is None else f"/{total:,}"
+            print(f"\r{what} {done:,}{of}, {done / (now - began):.0f}/s ", end="\n" if last else "", file=sys.stderr, flush=True)
+            shown = now
+
+    return show
+
+
+def day(seconds: float) -> str:
+    """Of a time, as people here write it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def plural(number: int, what: str) -> str:
+    """1 picture, 2 pictures"""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def described(result: dict, top_k: int = 1) -> str:
+    """A result of `classify` as a line."""
+    if result["error"]:
+        return f"{result['image']}: cannot be used: {result['error']}"
+    if result["reason"] == "empty":
+        return f"{result['image']}: not registered (nothing is registered yet)"
+    line = f"{result['image']}: {result['label'] or 'not registered'} {result['score']:.4f}"
+    if result["orientation"]:
+        line += f" turned by {result['orientation']}"
+    best = [entry["label"] or "a known unknown" for entry in result["top_k"]]
+    if result["reason"] == "runner-up-gap":
+        line += f" (too close to {' and '.join(best[:2])})"
+    elif result["reason"] == "known-unknown":
+        line += " (nearest to a known unknown)"
+    if top_k > 1:
+        scored = (f"{label} {entry['score']:.4f}" for label, entry in zip(best, result["top_k"][:top_k]))
+        line += f" ({', '.join(scored)})"
+    return line

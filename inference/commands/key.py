@@ -1,0 +1,50 @@
+"""Make, list and revoke the keys that open a server.
+
+    docmetric key types                                            # the keys that there are
+    docmetric key types add scanner --scope classify               # prints the key, the only time that it can be read
+    docmetric key types add office --scope read write --only default --expires 365d
+    docmetric key types rm 2                                       # number 2 opens nothing from now on
+
+Scopes: classify (classify, search), read (look at all of a collection), write (register, remove, undo, review), admin (collections,
+keys, models, thresholds, export, import).
+"""
+import time
+
+from ..registry.keys import SCOPES, Keys
+from ..server.settings import duration
+from . import day, opened_store, parser, tell
+
+
+def main(arguments=None) -> int:
+    made = parser("key", __doc__, server=False, collection=False)
+    made.add_argument("action", nargs="?", choices=("ls", "add", "rm"), default="ls", metavar="ls|add|rm",
+                      help="list, make or revoke keys")
+    made.add_argument("key", nargs="?", metavar="NAME", help="add: the name by which changes with the key are known; rm: its number")
+    made.add_argument("--scope", nargs="+", choices=SCOPES, default=["classify", "read", "write"], metavar="SCOPE",
+                      help="what it opens (default: classify read write)")
+    made.add_argument("--only", nargs="+", metavar="COLLECTION", help="the collections that it opens (default: all)")
+    made.add_argument("--expires", type=duration, metavar="TIME", help="it opens nothing after this time, such as 90d")
+    args = made.parse_args(arguments)
+    if (args.action == "ls") != (args.key is None):
+        made.error(f"key {args.action}: " + ("takes no name" if args.key else "give its name" if args.action == "add" else
+                                             "give its number, see docmetric key STORE"))
+    with opened_store(args.store) as store, Keys(store) as keys:
+        if args.action == "add":
+            scopes = SCOPES if "admin" in args.scope else args.scope  # whoever can make keys can make any
+            expires = None if args.expires is None else time.time() + args.expires
+            key = keys.add(args.key, scopes, args.only, expires)
+            return tell(args, key, [key["key"]])
+        if args.action == "rm":
+            if not args.key.isdecimal():
+                made.error(f"key rm {args.key}: give its number, see docmetric key STORE")
+            found = [keys.revoke(int(args.key))]
+        else:
+            found = keys.list()
+    return tell(args, found, [line(key) for key in found] or ["no keys: docmetric key STORE add NAME makes one"])
+
+
+def line(key: dict) -> str:
+    state = f"revoked {day(key['revoked'])}" if key["revoked"] else (
+        f"expires {day(key['expires'])}" if key["expires"] else "does not expire")
+    return (f"{key['id']:4d}  {key['name']}  {' '.join(key['scopes'])}  "
+            f"{', '.join(key['collections']) if key['collections'] else 'all collections'}  {state}")

@@ -1,0 +1,31 @@
+"""Rename a type, merge it with another, or move references to another type.
+
+    docmetric mv types passport passport_2024            # a new name
+    docmetric mv types pasport passport --merge          # all references of the first become the other's
+    docmetric mv types passport_2024 --reference 12 13   # these references are of that type, a new or a known one
+"""
+from . import author, opened, parser, plural, tell
+
+
+def main(arguments=None) -> int:
+    made = parser("mv", __doc__)
+    made.add_argument("labels", nargs="+", metavar="LABEL", help="the type and its new name; with --reference only the latter")
+    made.add_argument("--merge", action="store_true", help="the second type is there already: it takes all references")
+    made.add_argument("--reference", nargs="+", type=int, metavar="ID", help="references to move")
+    args = made.parse_args(arguments)
+    if len(args.labels) != (1 if args.reference else 2):
+        made.error("mv: give the type and its new name, or one type and --reference ID")
+    if args.merge and args.reference:
+        made.error("--merge: is about types, --reference about single references")
+    with opened(args) as registry:
+        if args.reference:
+            results = [registry.move(number, args.labels[0], **author(args)) for number in args.reference]
+            lines = [f"moved reference {result['reference']} to {result['label']} (event {result['event']})" for result in results]
+        elif args.merge:
+            results = [registry.merge(*args.labels, **author(args))]
+            lines = [f"merged {args.labels[0]} into {result['label']}: {plural(len(result['references']), 'reference')} moved "
+                     f"(event {result['event']})" for result in results]
+        else:
+            results = [registry.rename(*args.labels, **author(args))]
+            lines = [f"renamed {args.labels[0]} to {result['label']} (event {result['event']})" for result in results]
+    return tell(args, results, lines)
