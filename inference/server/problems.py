@@ -2,7 +2,7 @@
 
     {"type": "about:blank", "title": "Not Found", "status": 404, "code": "not-found", "detail": "type 7: ..."}
 
-`code` is a word that programs can compare; what an error says beside its message (`RegistryError.details`) stands next to it.
+`code` is a word that programs can compare; what an error says beside its message, `RegistryError.details`, stands next to it.
 """
 import json
 import re

@@ -1,0 +1,48 @@
+"""The threshold: what is in use, another one, what it would change."""
+from typing import Annotated
+
+from fastapi import Query
+from starlette.requests import Request
+
+from ...registry.errors import Invalid
+from . import shapes
+from .common import COLLECTION, Collection, Idempotency, Routes, answer, call, changing, registry_of
+
+router = Routes("Threshold", COLLECTION)
+
+
+@router.add("GET", "/threshold", "read", shapes.Threshold)
+async def get_threshold(request: Request, collection: Collection):
+    """The lowest score at which a label is given."""
+    return answer(await call(request, _threshold, await registry_of(request, collection)))
+
+
+@router.add("PUT", "/threshold", "admin", shapes.ThresholdSet, errors=(409,))
+async def set_threshold(request: Request, collection: Collection, body: shapes.SetThreshold, key: Idempotency = None):
+    """Set it to a value, or to that of a false positive rate, or, with neither, to automatic: from the model's table and the
+    number of types."""
+    if body.threshold is not None and body.fpr is not None:
+        raise Invalid("give a threshold or an fpr, not both")
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.set_threshold, body.threshold, fpr=body.fpr, label=body.type,
+                             **changing(request, key)))
+
+
+@router.add("GET", "/threshold/suggestion", "read", shapes.Suggestion)
+async def suggest_threshold(request: Request, collection: Collection):
+    """A threshold from the references and the decisions with feedback."""
+    return answer(await call(request, (await registry_of(request, collection)).suggest_threshold))
+
+
+@router.add("GET", "/threshold/replay", "read", shapes.Replay)
+async def replay(request: Request, collection: Collection, threshold: Annotated[float, Query(ge=0, le=1)]):
+    """What another threshold would have made of the stored decisions."""
+    return answer(await call(request, (await registry_of(request, collection)).traffic.replay, threshold))
+
+
+def _threshold(registry):
+    snapshot = registry.snapshot()
+    own = [dict(type=number, label=snapshot.types[number], threshold=value)
+           for number, value in sorted(snapshot.thresholds.items()) if number > 0 and value != snapshot.threshold]
+    return dict(threshold=snapshot.threshold, automatic=snapshot.automatic, margin=snapshot.margin, types=own,
+                warnings=list(snapshot.warnings))
