@@ -16,16 +16,16 @@
     review      name what was not recognized                      purge       delete for good what was removed
     calibrate   see and set the threshold
 
-`docmetric COMMAND --help` explains a command and shows examples. STORE is a folder; for many commands also the address of a server,
-http://HOST:8080. `python -m inference` in the repository is the same program. A mistake is one line and exit status 2.
+`docmetric COMMAND --help` explains a command and shows examples. STORE is a folder; for most commands also the address of a
+server, http://HOST:8080. In the repository `python -m inference` is the same program. Mistakes: one line, exit status 2.
 """
 import importlib.metadata
 import sys
 
 from .cli import run_cli, run_command
 
-COMMANDS = ("init", "add", "rm", "mv", "ls", "undo", "classify", "search", "review", "calibrate", "check", "backup", "restore",
-            "export", "import", "model", "key", "purge")
+COMMANDS = ("init", "add", "rm", "mv", "ls", "undo", "classify", "search", "review", "calibrate", "check", "backup",
+            "restore", "export", "model", "key", "purge")
 MODULES = ({command: f"{__package__}.commands.{command}" for command in COMMANDS}
            | {"import": f"{__package__}.commands.import_", "serve": f"{__package__}.server.__main__"})
 
@@ -46,8 +46,8 @@ def both_runtimes() -> str | None:
             installed.append(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             return None
-    return (f"onnxruntime {installed[0]} and onnxruntime-gpu {installed[1]} are both installed and overwrite each other; keep one: "
-            "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu")
+    return (f"onnxruntime {installed[0]} and onnxruntime-gpu {installed[1]} are both installed and overwrite each other; "
+            "keep one: pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu")
 
 
 def run() -> None:

@@ -1,7 +1,7 @@
 """The commands of `docmetric`, a module each, with `main(arguments)`; here what they share: STORE, the answer, the progress.
 
-STORE is the folder of a store, or the address of a server. Commands that say so work on both: `opened` gives a `Registry` or a
-`Client`, which have the same methods.
+STORE is the folder of a store or, for most commands, the address of a server: `opened` gives a `Registry` or a `Client`,
+which have the same methods.
 """
 import contextlib
 import getpass
@@ -25,8 +25,8 @@ class CommandLine(Parser):
 
 
 def parser(command: str, description: str, server: bool = True, collection: bool = True) -> Parser:
-    """Of a command whose first argument is STORE. server: whether STORE may be a server; collection: whether the command is about
-    one collection."""
+    """Of a command whose first argument is STORE. server: whether that may be a server; collection: whether the command is
+    about one collection."""
     made = CommandLine(prog=f"docmetric {command}", description=description)
     made.add_argument("store", metavar="STORE", help="folder of the store" + (
         f", or the address of a server, http://...; its key is in the variable {KEY_VARIABLE}" if server else ""))
@@ -99,7 +99,7 @@ def every(page: Callable, identity: str, limit: int | None = None, **options):
 
 
 def progress(what: str, total: int | None = None) -> Callable[[int], None]:
-    """A function that is called with how many are done. It shows them on stderr, if that is a terminal, after two seconds."""
+    """A function that is called with how many are done. After two seconds it shows them on stderr, if that is a terminal."""
     began, shown = time.monotonic(), 0.0
 
     def show(done: int) -> None:
@@ -108,7 +108,8 @@ def progress(what: str, total: int | None = None) -> Callable[[int], None]:
         last = done == total and shown
         if sys.stderr.isatty() and (last or now - began > 2 and now - shown > 0.2):
             of = "" if total is None else f"/{total:,}"
-            print(f"\r{what} {done:,}{of}, {done / (now - began):.0f}/s ", end="\n" if last else "", file=sys.stderr, flush=True)
+            print(f"\r{what} {done:,}{of}, {done / (now - began):.0f}/s ", end="\n" if last else "", file=sys.stderr,
+                  flush=True)
             shown = now
 
     return show

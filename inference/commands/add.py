@@ -6,8 +6,8 @@
     docmetric add types photo.jpg --type passport --quad 310,120,1480,260,1350,1010,220,890
     docmetric add http://localhost:8080 passport.jpg --type passport
 
-An image that is blurred, too small, nearly the same as another reference, or like a reference of another type is refused, with
-the reason; --force registers it all the same. A folder is registered as it is, as one change.
+An image that is blurred, too small, nearly the same as another reference, or like a reference of another type is refused,
+with the reason; --force registers it all the same. A folder is registered as it is, as one change.
 """
 import os
 import sys
@@ -23,7 +23,7 @@ def main(arguments=None) -> int:
     made.add_argument("images", nargs="+", metavar="IMAGE", help="image, or a folder of images")
     what = made.add_mutually_exclusive_group()
     what.add_argument("--type", metavar="LABEL", help="type that the images show (default: the folder of each image)")
-    what.add_argument("--unknown", action="store_true", help="register as known unknowns: what is nearest to one is rejected")
+    what.add_argument("--unknown", action="store_true", help="register known unknowns: what is nearest to one is rejected")
     made.add_argument("--force", action="store_true", help="register what would be refused")
     made.add_argument("--quad", metavar="X0,Y0,...", help="the corners of the document, clockwise from its own top left, in "
                                                           "pixels of the upright image (default: they are found)")
@@ -76,8 +76,9 @@ def add_folder(args, items) -> int:
     results = [dict(image=str(item[0]), error=None) | result for item, result in zip(items, results)]
     types = {result["type"] for result in results}
     new = {result["type"] for result in results if result["new_type"]}
-    return tell(args, results, [f"registered {plural(len(results), 'image')} of {plural(len(types), 'type')}, {len(new)} of them "
-                                "new" + ("" if is_address(args.store) else f" (event {results[-1]['event']})")])
+    event = "" if is_address(args.store) else f" (event {results[-1]['event']})"
+    return tell(args, results, [f"registered {plural(len(results), 'image')} of {plural(len(types), 'type')}, {len(new)} of "
+                                f"them new{event}"])
 
 
 def in_folder(folder: str) -> list[tuple[str, str, dict]]:

@@ -15,8 +15,8 @@ def main(arguments=None) -> int:
     made.add_argument("folder", nargs="?", metavar="FOLDER", help="images to register: a folder for each type, or one image")
     made.add_argument("--model", metavar="M.onnx", help="model that onnx_export.py wrote (default: the shipped one)")
     made.add_argument("--find", default="auto", choices=("auto", "always", "never"),
-                      help="never: images are compared as they are; always: the document that is found in them; auto: both, and "
-                           "the better score decides")
+                      help="never: images are compared as they are; always: the document that is found in them; auto: "
+                           "both, and the better score decides")
     made.add_argument("--orientation", default="upright", choices=("upright", "any"),
                       help="any: documents may lie any of four ways up, and the answer says which")
     args = made.parse_args(arguments)

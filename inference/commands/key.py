@@ -5,8 +5,8 @@
     docmetric key types add office --scope read write --only default --expires 365d
     docmetric key types rm 2                                       # number 2 opens nothing from now on
 
-Scopes: classify (classify, search), read (look at all of a collection), write (register, remove, undo, review), admin (collections,
-keys, models, thresholds, export, import).
+Scopes: classify (classify, search), read (look at all of a collection), write (register, remove, undo, review), admin
+(collections, keys, models, thresholds, export, import, and all the others).
 """
 import time
 
@@ -19,7 +19,8 @@ def main(arguments=None) -> int:
     made = parser("key", __doc__, server=False, collection=False)
     made.add_argument("action", nargs="?", choices=("ls", "add", "rm"), default="ls", metavar="ls|add|rm",
                       help="list, make or revoke keys")
-    made.add_argument("key", nargs="?", metavar="NAME", help="add: the name by which changes with the key are known; rm: its number")
+    made.add_argument("key", nargs="?", metavar="NAME", help="add: a name, beside what the key changes; rm: its "
+                                                             "number")
     made.add_argument("--scope", nargs="+", choices=SCOPES, default=["classify", "read", "write"], metavar="SCOPE",
                       help="what it opens (default: classify read write)")
     made.add_argument("--only", nargs="+", metavar="COLLECTION", help="the collections that it opens (default: all)")

@@ -9,7 +9,7 @@ from . import author, opened, parser, plural, tell
 
 def main(arguments=None) -> int:
     made = parser("mv", __doc__)
-    made.add_argument("labels", nargs="+", metavar="LABEL", help="the type and its new name; with --reference only the latter")
+    made.add_argument("labels", nargs="+", metavar="LABEL", help="the type and its new name; with --reference one type")
     made.add_argument("--merge", action="store_true", help="the second type is there already: it takes all references")
     made.add_argument("--reference", nargs="+", type=int, metavar="ID", help="references to move")
     args = made.parse_args(arguments)
@@ -20,12 +20,13 @@ def main(arguments=None) -> int:
     with opened(args) as registry:
         if args.reference:
             results = [registry.move(number, args.labels[0], **author(args)) for number in args.reference]
-            lines = [f"moved reference {result['reference']} to {result['label']} (event {result['event']})" for result in results]
+            lines = [f"moved reference {result['reference']} to {result['label']} (event {result['event']})"
+                     for result in results]
         elif args.merge:
-            results = [registry.merge(*args.labels, **author(args))]
-            lines = [f"merged {args.labels[0]} into {result['label']}: {plural(len(result['references']), 'reference')} moved "
-                     f"(event {result['event']})" for result in results]
+            result = registry.merge(*args.labels, **author(args))
+            moved = plural(len(result["references"]), "reference")
+            results, lines = [result], [f"merged {args.labels[0]} into {result['label']}: {moved} (event {result['event']})"]
         else:
-            results = [registry.rename(*args.labels, **author(args))]
-            lines = [f"renamed {args.labels[0]} to {result['label']} (event {result['event']})" for result in results]
+            result = registry.rename(*args.labels, **author(args))
+            results, lines = [result], [f"renamed {args.labels[0]} to {result['label']} (event {result['event']})"]
     return tell(args, results, lines)

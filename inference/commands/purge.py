@@ -13,8 +13,10 @@ from . import author, opened, parser, plural, tell
 
 def main(arguments=None) -> int:
     made = parser("purge", __doc__, server=False)
-    made.add_argument("--older", type=duration, required=True, metavar="TIME", help="removed longer ago than this, such as 30d")
+    made.add_argument("--older", type=duration, required=True, metavar="TIME",
+                      help="what was removed longer ago than this, such as 30d")
     args = made.parse_args(arguments)
     with opened(args) as registry:
         result = registry.purge(time.time() - args.older, **author(args))
-    return tell(args, result, [f"deleted {plural(result['references'], 'reference')} and {plural(result['pictures'], 'picture')}"])
+    return tell(args, result, [f"deleted {plural(result['references'], 'reference')} and "
+                               f"{plural(result['pictures'], 'picture')}"])
