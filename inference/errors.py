@@ -6,6 +6,10 @@ class UserError(Exception):
     """A mistake that the user can correct. A command prints it as one line and ends with exit status 2."""
 
 
+class ImageError(UserError):
+    """One image cannot be used; the message names the reason."""
+
+
 def printable(text) -> str:
     """`text` as one safe line for a terminal or a log.
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import cv2
 import numpy as np
 
-from .errors import UserError
+from .errors import ImageError, UserError
 from .header import png_pixels, read_header
 
 MIN_SIDE = 8  # pixels; less shows nothing
@@ -36,10 +36,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # There are threads enough (`map_ahead`); with OpenCV's own beside them, each of ours that resizes would leave 872 bytes
 # behind when it ends (https://github.com/opencv/opencv/issues/9745).
 cv2.setNumThreads(1)
-
-
-class ImageError(UserError):
-    """One image cannot be used; the message names the reason."""
 
 
 class _Room:

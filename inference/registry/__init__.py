@@ -1,5 +1,12 @@
 """The durable registry: `Registry.open(STORE)`. Needs apsw beside numpy, OpenCV and ONNX Runtime."""
-from .core import Registry
-from .store import Store, is_store
-
 __all__ = ["Registry", "Store", "is_store"]
+
+
+def __getattr__(name):  # lazy, so that a client, which needs `registry.errors` alone, loads nothing else
+    if name == "Registry":
+        from .core import Registry
+        return Registry
+    if name in __all__:
+        from . import store
+        return getattr(store, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

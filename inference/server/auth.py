@@ -81,8 +81,8 @@ def _from_this_machine(scope):
         elif name in FORWARDED:
             raise _unauthorized("a request through a proxy needs a key; make one with docmetric key add")
     if not is_local(host.decode("latin-1")):
-        raise Problem(403, "foreign-host", "without keys this server answers as localhost alone; use http://localhost, or make "
-                      "a key with docmetric key add")
+        raise Problem(403, "foreign-host", "without keys this server answers as localhost alone; use http://localhost, or "
+                      "make a key with docmetric key add")
 
 
 def is_local(host: str) -> bool:

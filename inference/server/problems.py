@@ -2,7 +2,7 @@
 
     {"type": "about:blank", "title": "Not Found", "status": 404, "code": "not-found", "detail": "type 7: ..."}
 
-`code` is a word that programs can compare; what an error says beside its message, `RegistryError.details`, stands next to it.
+`code` is a word that programs can compare; what else an error says, `RegistryError.details`, stands next to it.
 """
 import json
 import re
@@ -18,7 +18,7 @@ PATH = re.compile(r"(?<![\w:/.<>~%-])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\",;()]+[/\\
 OURS = ("/v1/", "/page/", "/docs")  # paths of this API, which a message may name
 NO_IMAGE = ("not an image", "empty file")  # how ImageError's reasons begin where the content is of another kind
 RETRY_AFTER = 1  # seconds, for 503
-LONGEST = 500  # characters of a message
+LONGEST = 2000  # characters of a message
 
 
 class Problem(Exception):

@@ -24,7 +24,7 @@ FORM = "multipart/form-data"
 ERRORS = {400: "The request cannot be understood", 401: "No key, or one that is wrong, expired or revoked",
           403: "The key does not allow this", 404: "There is no such thing", 408: "The body came too slowly",
           409: "It stands against what is there", 413: "The body is too large", 415: "This is no image",
-          422: "A value cannot be used", 500: "The server failed", 503: "Too much to do: try again after Retry-After seconds",
+          422: "A value cannot be used", 500: "The server failed", 503: "Too much to do: again after Retry-After seconds",
           507: "The disk is full; nothing was changed"}
 
 
