@@ -194,8 +194,8 @@ def open_session(path, backend: str = "cpu") -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.load_model_format", "ONNX")
     content = _read(path)
-    chatter = io.StringIO()  # what CUDA lacks is printed to stdout
-    with contextlib.redirect_stdout(chatter):
+    chatter = io.StringIO()  # what CUDA lacks is printed to stdout, which all threads of the process share
+    with contextlib.redirect_stdout(chatter) if backend == "cuda" else contextlib.nullcontext():
         providers = _providers(backend)
         try:
             session = onnxruntime.InferenceSession(content, options, providers=providers)

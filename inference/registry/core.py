@@ -11,6 +11,7 @@ something (3 us) and reads the rows that have changed since: every process sees 
 import hashlib
 import json
 import os
+import threading
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +74,7 @@ class Registry:
         self.store, self.id, self.name = store, number, name
         self.state = State(store, number)
         self.snapshot = self.state.snapshot  # () -> `state.Snapshot`
-        self._own_store, self._views = False, {}
+        self._own_store, self._views, self._viewing = False, {}, threading.Lock()
 
     @classmethod
     def open(cls, path, collection: str = DEFAULT_COLLECTION, *, create: bool = False, model=None, find: str = "auto",
@@ -191,12 +192,13 @@ class Registry:
 
     def _view_of(self, digest, find, reference=False) -> Views:
         key = digest, find, reference
-        if key not in self._views:
-            choice = FINDS[find]
-            finder = next((views.finder for views in self._views.values() if views.finder), None)
-            self._views[key] = Views(self.store.model(digest), find_in_references(choice) if reference else choice, finder,
-                                     self.store.backend)
-        return self._views[key]
+        with self._viewing:  # the finder is loaded once, by whichever thread comes first
+            if key not in self._views:
+                choice = FINDS[find]
+                finder = next((views.finder for views in self._views.values() if views.finder), None)
+                self._views[key] = Views(self.store.model(digest), find_in_references(choice) if reference else choice,
+                                         finder, self.store.backend)
+            return self._views[key]
 
     def look(self, image, quad=None) -> Look:
         """An image (a path, a file's content as bytes, or an array as `cv2.imread` returns it) as the network sees it:
