@@ -18,6 +18,7 @@ from .common import (
     Strict,
     answer,
     image_body,
+    is_form,
     merged,
     quad_of,
     read_images,
@@ -41,15 +42,15 @@ class Search(Strict):
 @router.add("POST", "/classify", "classify", shapes.Results, errors=(415,),
             body=image_body(MOST_IMAGES, {name: {"type": "string"} for name in Classify.model_fields}))
 async def classify(request: Request, collection: Collection, query: Annotated[Classify, Query()]):
-    """Which registered type does the image show, if any? Of several images in a form, one that cannot be used has an
-    `error`; where it is the only one, that is the error of the request."""
+    """Which registered type does the image show, if any? A form has a result for each of its images, with an `error` where
+    one cannot be used; an image that is the body itself and cannot be used is an error of the request."""
     registry = await registry_of(request, collection)
     images, fields = await read_images(request, MOST_IMAGES)
     given = merged(query, fields)
     quad = quad_of(given.quad)
     if quad and len(images) > 1:
         raise Invalid("quad: is of one image; send the images one by one")
-    if len(images) == 1:
+    if not is_form(request):
         looks, results = await work(request).classify(registry, images, given.top_k, quad)
     else:
         looks, results = await _classify_each(request, registry, images, given.top_k, quad)

@@ -123,9 +123,13 @@ def image_body(most: int = 1, fields: dict | None = None) -> dict:
             "them)."}
 
 
+def is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith(FORM)
+
+
 async def read_images(request: Request, most: int = 1) -> tuple[list[bytes], dict[str, str]]:
     """(images, other fields of a form). A body of any type but a form is one image. Raises Problem."""
-    if not request.headers.get("content-type", "").lower().startswith(FORM):
+    if not is_form(request):
         return [await request.body()], {}
     images, fields = [], {}
     try:
@@ -184,8 +188,16 @@ async def registry_of(request: Request, name: str):
     """The collection's `Registry`. Raises NotFound. The first time takes as long as to load its model and its vectors."""
     known = request.app.state.registries
     if name not in known:
-        known[name] = await work(request).run_slow(request.app.state.store.collection, name)
+        known[name] = await call(request, _open, request.app.state.store, name, request.app.state.settings)
     return known[name]
+
+
+def _open(store, name, settings):
+    registry = store.collection(name)
+    registry.snapshot()
+    registry.traffic.keep_unknown = settings.keep_unknown
+    registry.traffic.file.keep_decisions = settings.keep_decisions
+    return registry
 
 
 def who(request: Request) -> str | None:

@@ -40,18 +40,24 @@ PICTURE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 SIZES = (16, 2048)  # pixels: of a thumbnail's longer side
 
 
+Turned = Annotated[int, Field(ge=0, le=270, multiple_of=90,
+                              description="By so many degrees the document is turned clockwise in the image")]
+
+
 class Register(Strict):
     """What can stand in the query, or in a form beside the image."""
     label: Label | None = Field(None, description="The type, a new or a known one")
     kind: Literal["type", "unknown"] = Field("type", description="unknown, and no label: what is nearest to it is rejected")
     force: bool = Field(False, description="Register although the gate finds something")
     quad: Quad | None = None
+    orientation: Turned = 0
     source: str | None = Field(None, max_length=500, description="Where it comes from, in your own words")
 
 
-class Look(Strict):
+class Inspect(Strict):
     label: Label | None = None
     quad: Quad | None = None
+    orientation: Turned = 0
 
 
 @router.add("POST", "/references", "write", shapes.Added, status=201, errors=(409, 415),
@@ -64,8 +70,8 @@ async def add_reference(request: Request, collection: Collection, query: Annotat
     images, fields = await read_images(request)
     given = merged(query, fields)
     quad = quad_of(given.quad)
-    added = await call(request, registry.add, images[0], given.label, kind=given.kind, quad=quad, source=given.source,
-                       force=given.force, **changing(request, key))
+    added = await call(request, registry.add, images[0], given.label, kind=given.kind, quad=quad,
+                       orientation=given.orientation, source=given.source, force=given.force, **changing(request, key))
     return answer(added, 201, {"Location": f"{request.url.path}/{added['reference']}"})
 
 
@@ -123,17 +129,18 @@ async def send_picture(request: Request, data: bytes, size: int | None) -> Respo
 
 
 @router.add("POST", "/inspect", "write", shapes.Inspected, errors=(415,),
-            body=image_body(fields={name: {"type": "string"} for name in Look.model_fields}))
-async def inspect(request: Request, collection: Collection, query: Annotated[Look, Query()]):
+            body=image_body(fields={name: {"type": "string"} for name in Inspect.model_fields}))
+async def inspect(request: Request, collection: Collection, query: Annotated[Inspect, Query()]):
     """What registering this image would say, without doing it: its corners, its quality, what looks like it, and how many
     stored unknowns it would explain."""
     registry = await registry_of(request, collection)
     images, fields = await read_images(request)
     given = merged(query, fields)
-    return answer(await work(request).run(_inspect, registry, images[0], given.label, quad_of(given.quad)))
+    return answer(await work(request).run(_inspect, registry, images[0], given.label, quad_of(given.quad),
+                                          given.orientation))
 
 
-def _inspect(registry, image, label, quad):
-    seen = registry.inspect(image, label, quad)
-    resolves = len(registry.unknowns.would_resolve(seen.pop("vectors")))
+def _inspect(registry, image, label, quad, orientation):
+    seen = registry.inspect(image, label, quad, orientation)
+    resolves = len(registry.unknowns.would_resolve(seen.pop("vectors"), label))
     return seen | dict(findings=[finding._asdict() for finding in seen["findings"]], resolves=resolves)

@@ -181,6 +181,11 @@ class Merge(Strict):
     into: Number = Field(description="The id of the type that all references go to")
 
 
+class MergeTypes(Strict):
+    source: Number | Label
+    into: Number | Label
+
+
 class Merged(Changed):
     type: int
     label: str
@@ -259,17 +264,33 @@ class Feedback(Strict):
     label: Label | None = Field(None, description="The right one, where it is known")
 
 
+class Unknown(BaseModel):
+    id: int
+    when: Time
+    expires: Time
+    score: float | None = Field(description="Of the best type; null: there was none")
+    seen: int = Field(description="So often exactly this picture came")
+    decision: int
+    bytes: int
+
+
 class Unknowns(BaseModel):
-    items: list[dict[str, Any]]
+    items: list[Unknown]
     next: Next
+
+
+class NearestType(BaseModel):
+    type: int
+    label: str
+    score: Score
 
 
 class Cluster(BaseModel):
     ids: list[int]
     size: int
-    cover: int
-    score: float | None = Field(description="Of the two that are least alike")
-    suggestion: Any
+    cover: int = Field(description="The most central one")
+    score: float | None = Field(description="Of the two that are least alike; null: there is one")
+    suggestion: NearestType | None
 
 
 class Clusters(BaseModel):
@@ -282,19 +303,30 @@ class Resolve(Strict):
     kind: Kind = "type"
     references: int = Field(1, ge=1, le=100, description="So many pictures are registered, the most central ones")
     dry_run: bool = Field(False, description="Say only what would be resolved")
+    force: bool = Field(False, description="Register although the gate finds something")
 
 
 class Resolved(BaseModel):
-    """What was registered and resolved."""
+    references: list[int] = Field(description="The new ones")
+    pictures: list[int] = Field(description="The unknowns that became references")
+    resolved: list[int] = Field(description="The unknowns that are explained and gone")
+    left: list[int] = Field(description="Those of `ids` that the references do not explain")
+    events: list[int]
 
 
 # ---- thresholds ----
+
+class TypeThreshold(BaseModel):
+    type: int
+    label: str
+    threshold: Score
+
 
 class Threshold(BaseModel):
     threshold: Score
     automatic: bool
     margin: float
-    types: list[dict[str, Any]] = Field(description="Types with another threshold: {type, label, threshold}")
+    types: list[TypeThreshold] = Field(description="Types with another threshold")
     warnings: list[str]
 
 
@@ -303,6 +335,7 @@ class SetThreshold(Strict):
     threshold: float | None = Field(None, ge=0, le=1)
     fpr: float | None = Field(None, gt=0, le=1, description="The false positive rate of pairs, from the model's table")
     type: Number | None = Field(None, description="The id of the type that it is for; null: all others")
+    label: Label | None = Field(None, description="Its label instead")
 
 
 class ThresholdSet(Changed):
@@ -310,8 +343,25 @@ class ThresholdSet(Changed):
     type: int | None
 
 
+class Rate(BaseModel):
+    rate: float
+    low: float
+    high: float
+    count: int
+    of: int
+
+
 class Suggestion(BaseModel):
-    threshold: float | None
+    threshold: float
+    source: Literal["references", "model"]
+    target: float
+    unknown_labeled: Rate | None
+    right_rejected: Rate | None
+    now: dict[str, Any] = Field(description="The same for the threshold in use")
+    based_on: dict[str, Any]
+    needed: int = Field(description="So many unknown pictures at least are needed for this target")
+    types: list[TypeThreshold] = Field(description="Types that look like another one")
+    message: str
 
 
 class Examples(BaseModel):

@@ -5,10 +5,13 @@ from fastapi import Query
 from starlette.requests import Request
 
 from ...registry.errors import Invalid
+from ...thresholds import UNKNOWN_LABELED
 from . import shapes
 from .common import COLLECTION, Collection, Idempotency, Routes, answer, call, changing, registry_of
 
 router = Routes("Threshold", COLLECTION)
+
+Target = Annotated[float, Query(gt=0, lt=1, description="The share of the pictures of unknown types that may get a label")]
 
 
 @router.add("GET", "/threshold", "read", shapes.Threshold)
@@ -23,15 +26,19 @@ async def set_threshold(request: Request, collection: Collection, body: shapes.S
     number of types."""
     if body.threshold is not None and body.fpr is not None:
         raise Invalid("give a threshold or an fpr, not both")
+    if body.type is not None and body.label is not None:
+        raise Invalid("give a type or a label, not both")
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.set_threshold, body.threshold, fpr=body.fpr, label=body.type,
+    whose = body.label if body.type is None else body.type
+    return answer(await call(request, registry.set_threshold, body.threshold, fpr=body.fpr, label=whose,
                              **changing(request, key)))
 
 
 @router.add("GET", "/threshold/suggestion", "read", shapes.Suggestion)
-async def suggest_threshold(request: Request, collection: Collection):
-    """A threshold from the references and the decisions with feedback."""
-    return answer(await call(request, (await registry_of(request, collection)).suggest_threshold))
+async def suggest_threshold(request: Request, collection: Collection, target: Target = UNKNOWN_LABELED):
+    """A threshold from the references and the decisions with feedback. Nothing is changed."""
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.suggest_threshold, target=target))
 
 
 @router.add("GET", "/threshold/replay", "read", shapes.Replay)

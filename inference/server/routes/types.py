@@ -9,13 +9,33 @@ from .common import COLLECTION, After, Collection, Id, Idempotency, Limit, Route
 
 router = Routes("Types", COLLECTION)
 
+OfLabel = Annotated[str, Query(min_length=1, max_length=200)]
+
 
 @router.add("GET", "/types", "read", shapes.Types)
 async def list_types(request: Request, collection: Collection, after: After = 0, limit: Limit = 100,
-                     text: Annotated[str | None, Query(max_length=200, description="Only labels that contain it")] = None):
+                     text: Annotated[str | None, Query(max_length=200, description="Only labels that contain it")] = None,
+                     label: Annotated[str | None, Query(max_length=200, description="Only the type of this label")] = None):
     """Types by id."""
     registry = await registry_of(request, collection)
+    if label is not None:
+        return answer({"items": [await call(request, registry.type, label)], "next": None})
     return answer(page(await call(request, registry.types, after, limit + 1, text), limit, "type"))
+
+
+@router.add("PATCH", "/types", "write", shapes.Renamed, errors=(404, 409))
+async def rename_labeled_type(request: Request, collection: Collection, label: OfLabel, body: shapes.Rename,
+                              key: Idempotency = None):
+    """The same as `PATCH .../types/{id}`, for the type that has this label."""
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.rename, label, body.label, **changing(request, key)))
+
+
+@router.add("DELETE", "/types", "write", shapes.Removed, errors=(404, 409))
+async def remove_labeled_type(request: Request, collection: Collection, label: OfLabel, key: Idempotency = None):
+    """The same as `DELETE .../types/{id}`, for the type that has this label."""
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.remove, label, **changing(request, key)))
 
 
 @router.add("GET", "/types/{id}", "read", shapes.Type)
@@ -36,6 +56,13 @@ async def remove_type(request: Request, collection: Collection, id: Id, key: Ide
     """Remove a type with all its references; `undo` brings them back."""
     registry = await registry_of(request, collection)
     return answer(await call(request, registry.remove, type=id, **changing(request, key)))
+
+
+@router.add("POST", "/types/merge", "write", shapes.Merged, errors=(404, 409))
+async def merge_types(request: Request, collection: Collection, body: shapes.MergeTypes, key: Idempotency = None):
+    """Give all references of the type `source` to the type `into`; each is a label or an id."""
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.merge, body.source, body.into, **changing(request, key)))
 
 
 @router.add("POST", "/types/{id}/merge", "write", shapes.Merged, errors=(409,))
