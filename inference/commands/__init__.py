@@ -45,7 +45,8 @@ def opened(args):
     """The registry that the arguments name: a `Registry`, or the `Client` of a server."""
     if is_address(args.store):
         from ..client import Client
-        with Client(args.store, key=os.environ.get(KEY_VARIABLE) or None, collection=args.collection) as client:
+        collection = getattr(args, "collection", "default")  # not all commands are about one
+        with Client(args.store, os.environ.get(KEY_VARIABLE) or None, collection) as client:
             yield client
     else:
         from ..registry import Registry
@@ -98,18 +99,18 @@ def every(page: Callable, identity: str, limit: int | None = None, **options):
         given, after = given + len(entries), entries[-1][identity]
 
 
-def progress(what: str, total: int | None = None) -> Callable[[int], None]:
-    """A function that is called with how many are done. After two seconds it shows them on stderr, if that is a terminal."""
+def progress(what: str, total: int | None = None) -> Callable:
+    """A function to call with how many are done, of so many. It shows them on stderr, if that is a terminal, from the third
+    second on."""
     began, shown = time.monotonic(), 0.0
 
-    def show(done: int) -> None:
+    def show(done: int, of: int | None = total) -> None:
         nonlocal shown
         now = time.monotonic()
-        last = done == total and shown
+        last = done == of and shown
         if sys.stderr.isatty() and (last or now - began > 2 and now - shown > 0.2):
-            of = "" if total is None else f"/{total:,}"
-            print(f"\r{what} {done:,}{of}, {done / (now - began):.0f}/s ", end="\n" if last else "", file=sys.stderr,
-                  flush=True)
+            print(f"\r{what} {done:,}{'' if of is None else f'/{of:,}'}, {done / (now - began):.0f}/s ",
+                  end="\n" if last else "", file=sys.stderr, flush=True)
             shown = now
 
     return show

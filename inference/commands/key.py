@@ -8,15 +8,16 @@
 Scopes: classify (classify, search), read (look at all of a collection), write (register, remove, undo, review), admin
 (collections, keys, models, thresholds, export, import, and all the others).
 """
+import contextlib
 import time
 
 from ..registry.keys import SCOPES, Keys
 from ..server.settings import duration
-from . import day, opened_store, parser, tell
+from . import day, is_address, opened, opened_store, parser, tell
 
 
 def main(arguments=None) -> int:
-    made = parser("key", __doc__, server=False, collection=False)
+    made = parser("key", __doc__, collection=False)
     made.add_argument("action", nargs="?", choices=("ls", "add", "rm"), default="ls", metavar="ls|add|rm",
                       help="list, make or revoke keys")
     made.add_argument("key", nargs="?", metavar="NAME", help="add: a name, beside what the key changes; rm: its "
@@ -29,7 +30,7 @@ def main(arguments=None) -> int:
     if (args.action == "ls") != (args.key is None):
         made.error(f"key {args.action}: " + ("takes no name" if args.key else "give its name" if args.action == "add" else
                                              "give its number, see docmetric key STORE"))
-    with opened_store(args.store) as store, Keys(store) as keys:
+    with opened_keys(args) as keys:
         if args.action == "add":
             scopes = SCOPES if "admin" in args.scope else args.scope  # whoever can make keys can make any
             expires = None if args.expires is None else time.time() + args.expires
@@ -42,6 +43,16 @@ def main(arguments=None) -> int:
         else:
             found = keys.list()
     return tell(args, found, [line(key) for key in found] or ["no keys: docmetric key STORE add NAME makes one"])
+
+
+@contextlib.contextmanager
+def opened_keys(args):
+    if is_address(args.store):
+        with opened(args) as client:
+            yield client.keys
+    else:
+        with opened_store(args.store) as store, Keys(store) as keys:
+            yield keys
 
 
 def line(key: dict) -> str:
