@@ -23,6 +23,7 @@ GROWTH = 4  # segments of sizes within this factor are merged: each row is copie
 DEAD = 1 / 8  # share of removed rows from which a segment is written anew: a removed row costs as much as another
 DIRECT = 512  # rows x queries up to which plain sums in float64 are faster than a matmul and its selection
 CHUNK = 1 << 16  # rows copied at a time
+NOISE = 0.6  # length of the noise on a vector of length 1
 
 
 class Rows(NamedTuple):
@@ -106,27 +107,58 @@ def checked(depth: int, added: Rows, removed) -> tuple[Rows, np.ndarray]:
 
 
 def best_of(found: list[Hits], k: int, distinct: bool) -> Hits:
-    """The k best of all hits, each `[N, any]`; with `distinct`, the best hit alone of each type."""
-    if len(found) == 1:  # distinct, and in order
-        cosines, types, ids = found[0]
-    else:
-        cosines, types, ids = (np.concatenate(values, axis=1) for values in zip(*found))
-        if distinct:
-            order = np.lexsort((ids, -cosines, types), axis=1)
-            cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
-            cosines[:, 1:][types[:, 1:] == types[:, :-1]] = -np.inf
-        order = np.lexsort((ids, types, -cosines), axis=1)[:, :k]
-        cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
-        types[cosines == -np.inf] = ids[cosines == -np.inf] = 0
-    if (short := k - cosines.shape[1]) > 0:
-        wide = ((0, 0), (0, short))
-        cosines, types, ids = np.pad(cosines, wide, constant_values=-np.inf), np.pad(types, wide), np.pad(ids, wide)
-    return Hits(cosines[:, :k], types[:, :k], ids[:, :k])
+    """The k best of several searches' hits, each `[N, any]`; with `distinct`, the best hit alone of each type."""
+    best = found[0] if len(found) == 1 else ordered(Hits(*(np.concatenate(values, axis=1) for values in zip(*found))),
+                                                    k, distinct)
+    if (short := k - best.ids.shape[1]) <= 0:
+        return Hits(*(values[:, :k] for values in best))
+    return Hits(*(np.pad(values, ((0, 0), (0, short)), constant_values=empty)
+                  for values, empty in zip(best, (-np.inf, 0, 0))))
+
+
+def no_hits(count: int) -> Hits:
+    """For `count` queries, no place: `[count, 0]`."""
+    return Hits(*(np.zeros((count, 0), dtype) for dtype in (np.float32, np.int64, np.int64)))
+
+
+def ordered(hits: Hits, k: int, distinct: bool) -> Hits:
+    """The k best of hits in any order; equal ones by type, then id."""
+    cosines, types, ids = hits
+    if distinct:
+        order = np.lexsort((ids, -cosines, types), axis=1)
+        cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in hits)
+        cosines[:, 1:][types[:, 1:] == types[:, :-1]] = -np.inf
+    order = np.lexsort((ids, types, -cosines), axis=1)[:, :k]
+    cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
+    empty = cosines == -np.inf
+    types[empty] = ids[empty] = 0
+    return Hits(cosines, types, ids)
+
+
+def scored(query: np.ndarray, rows: Rows, k: int, distinct: bool) -> Hits:
+    """The k best of rows that an engine proposes for one query, `[1, k]`, by cosines from float64 sums."""
+    cosines = np.einsum("d,kd->k", query.astype(np.float64), rows.vectors.astype(np.float64)).astype(np.float32)
+    return best_of([ordered(Hits(cosines[None], rows.types[None], rows.ids[None]), k, distinct)], k, distinct)
+
+
+def captures_of(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Queries to measure the recall with: the vectors and noise, cosine .86, as captures of registered types are."""
+    noise = rng.standard_normal(vectors.shape, np.float32)
+    queries = vectors + NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return queries / np.linalg.norm(queries, axis=1, keepdims=True)
+
+
+def share_found(found: np.ndarray, best: np.ndarray) -> float:
+    """The share of the places of `best`, cosines `[N, k]` of the best types, that `found` fills with as good ones. -inf: no
+    place."""
+    filled = best > -np.inf
+    least = np.where(filled, best, np.inf).min(axis=1, initial=np.inf)[:, None]
+    return float((found >= least)[filled].mean()) if filled.any() else 1.0
 
 
 class Segment:
-    """M rows that never change: `vectors` float32 `[M, D]` and `ids` int64 `[M]`, sorted by type and id; `labels`, the T types,
-    ascending, and `starts`, where they begin (None: one row each). Beside the vectors at most 32 bytes a row."""
+    """M rows that never change, sorted by type and id: `vectors` float32 `[M, D]`, `ids` int64 `[M]`; `labels`, the T types,
+    and `starts`, where they begin (None: one row each). Beside the vectors at most 32 bytes a row."""
     exact, recall = True, None
 
     def __init__(self, ids: np.ndarray, types: np.ndarray, vectors: np.ndarray):
@@ -234,22 +266,18 @@ class View:
     def search(self, queries: np.ndarray, k: int) -> Hits:
         # A type that is among the k best is among the k best of the part that holds its best row.
         queries = self._checked(queries, k)
-        return best_of([part.segment.search(queries, k, part.dead) for part in self.parts] or [self._nothing(queries)],
+        return best_of([part.segment.search(queries, k, part.dead) for part in self.parts] or [no_hits(len(queries))],
                        k, distinct=True)
 
     def search_rows(self, queries: np.ndarray, k: int) -> Hits:
         queries = self._checked(queries, k)
-        return best_of([part.segment.search_rows(queries, k, part.dead) for part in self.parts] or [self._nothing(queries)],
+        return best_of([part.segment.search_rows(queries, k, part.dead) for part in self.parts] or [no_hits(len(queries))],
                        k, distinct=False)
 
     def _checked(self, queries, k):
         if queries.ndim != 2 or queries.shape[1] != self.depth or k < 1:
             raise ValueError(f"queries {queries.shape} and k {k}: expected [N, {self.depth}] and at least 1")
         return np.ascontiguousarray(queries, np.float32)
-
-    @staticmethod
-    def _nothing(queries):
-        return Hits(*(np.zeros((len(queries), 0), dtype) for dtype in (np.float32, np.int64, np.int64)))
 
 
 class MemoryIndex:
@@ -338,9 +366,15 @@ class MemoryIndex:
         for part in parts:
             if len(part.dead) > DEAD * len(part.segment):
                 return [part]
-        for small, large in zip(parts, parts[1:]):
-            if len(large) < GROWTH * len(small) and len(small) + len(large) <= self._most:
-                return [small, large]
+        for first, part in enumerate(parts):
+            chosen, total = [part], len(part)
+            for larger in parts[first + 1:]:
+                if len(larger) >= GROWTH * total or total + len(larger) > self._most:
+                    break
+                chosen.append(larger)
+                total += len(larger)
+            if len(chosen) > 1:
+                return chosen
         return []
 
     def _merged(self, sources: list[Part]) -> Segment:

@@ -25,8 +25,8 @@ def rows_of(ids, types, values):
 
 
 def change(rng, state, whole, most):
-    """A random event on `state`, {id: (type, vector)}: rows that are added, replaced (perhaps by another type), removed, removed
-    and added again at once, and ids that are not there. Returns (added, removed) and changes `state`."""
+    """A random event on `state`, {id: (type, vector)}: rows that are added, replaced (perhaps by another type), removed,
+    removed and added again at once, and ids that are not there. Returns (added, removed) and changes `state`."""
     known = np.array(sorted(state), np.int64)
     removed = np.unique(np.concatenate((rng.choice(known, min(len(known), rng.integers(0, most // 2 + 1)), replace=False)
                                         if len(known) else known, rng.integers(1, 5000, 2) * 8 + 7)))
