@@ -315,32 +315,29 @@ class ClientUpgrade:
     def __init__(self, client):
         self._client = client
 
-    def add(self, path, name: str | None = None) -> str:
-        """The hash of the model, an ONNX file."""
+    def add(self, path, name: str | None = None, who: str | None = None) -> str:
         name = os.path.basename(os.fspath(path)) if name is None else name
         return self._client._call("POST", "/models", dict(name=name), Path(path), once=True)["hash"]
 
-    def build(self, hash: str, progress: Callable[[int], None] | None = None) -> None:
-        """Returns when all references are embedded. progress: called with the number of those that are."""
-        self._client._call("POST", f"/models/{_hash(hash)}/build")
+    def build(self, hash: str, progress: Callable[[int, int], None] | None = None) -> dict:
+        """Returns when all references are embedded: {hash, state}. progress: called with (references done, of so many)."""
+        total = next(one["references"] for one in self._client.collections() if one["name"] == self._client.name)
         while True:
-            model = next((one for one in self._client.models() if one["hash"] == hash), None)
-            if model is None:
-                raise NotFound(f"model {hash}: there is none of this hash")
+            built = self._client._call("POST", f"/models/{_hash(hash)}/build")  # a server that was started anew resumes
             if progress:
-                progress(model["references"])
-            if model["state"] != "building":
-                return
+                progress(built["references"], max(total, built["references"]))
+            if built["state"] != "building":
+                return {"hash": hash, "state": built["state"]}
             time.sleep(.5)
 
     def report(self, hash: str) -> dict:
         return self._client._call("GET", f"/models/{_hash(hash)}/report")
 
-    def activate(self, hash: str, who: str | None = None) -> dict:
-        return self._client._call("POST", f"/models/{_hash(hash)}/activate")
+    def activate(self, hash: str, who: str | None = None, threshold: float | str | None = None) -> dict:
+        return self._client._call("POST", f"/models/{_hash(hash)}/activate", body=_given(threshold=threshold))
 
-    def remove(self, hash: str) -> None:
-        self._client._call("DELETE", f"/models/{_hash(hash)}", once=True)
+    def remove(self, hash: str, who: str | None = None) -> dict:
+        return self._client._call("DELETE", f"/models/{_hash(hash)}", once=True)
 
 
 class ClientKeys:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import Path, Query
 from starlette.requests import Request
-from starlette.responses import Response
 
 from ...errors import UserError, printable
 from ...registry.errors import NotFound
@@ -34,31 +33,43 @@ async def add_model(request: Request, collection: Collection,
     registry = await registry_of(request, collection)
     path = await received(request, registry.store, ".onnx")
     try:
-        digest = await call(request, registry.upgrade.add, path, printable(name))
+        digest = await call(request, registry.upgrade.add, path, printable(name), who(request))
     finally:
         os.unlink(path)
     return answer({"hash": digest}, 201, {"Location": f"{request.url.path}/{digest}"})
 
 
-@router.add("POST", "/models/{hash}/build", "admin", shapes.Building, status=202, errors=(409,))
+@router.add("POST", "/models/{hash}/build", "admin", shapes.Model, status=202, errors=(409, 500))
 async def build_model(request: Request, collection: Collection, hash: Hash):
-    """Embed all references with it, in the background; `GET .../models` says how far it is. Ask again to resume."""
-    registry = await registry_of(request, collection)
-    if hash not in [model["hash"] for model in await call(request, registry.models)]:
+    """Embed all references with it, in the background, and say how far that is. Ask again until it is `ready`: that does no
+    harm, tells why it failed, and resumes it where the server was started anew."""
+    registry, builds = await registry_of(request, collection), request.app.state.builds
+    build = builds.get((collection, hash))
+    if build and not build.is_alive() and build.error:
+        del builds[collection, hash]
+        raise build.error
+    found = next((one for one in await call(request, registry.models) if one["hash"] == hash), None)
+    if found is None:
         raise NotFound(f"model {hash}: there is none of this hash")
-    builds = request.app.state.builds
-    if not (hash in builds and builds[hash].is_alive()):
-        builds[hash] = threading.Thread(target=_build, args=(registry, hash), name="build", daemon=True)
-        builds[hash].start()
-    return answer({"hash": hash}, 202)
+    if found["state"] in ("building", "retired") and not (build and build.is_alive()):
+        builds[collection, hash] = _Build(registry, hash)
+        builds[collection, hash].start()
+    return answer(found, 202)
 
 
-def _build(registry, hash):
-    # A thread of its own: it may take hours, and it can be cut off at any time, since asking again resumes it.
-    try:
-        registry.upgrade.build(hash)
-    except Exception as error:
-        log.error("model %s was not built: %s", hash, error if isinstance(error, UserError) else repr(error))
+class _Build(threading.Thread):
+    """It may take hours, and may be cut off at any time, since asking again resumes it."""
+
+    def __init__(self, registry, hash):
+        super().__init__(name="build", daemon=True)
+        self.registry, self.hash, self.error = registry, hash, None
+
+    def run(self):
+        try:
+            self.registry.upgrade.build(self.hash)
+        except Exception as error:
+            self.error = error
+            log.error("model %s was not built: %s", self.hash, error if isinstance(error, UserError) else repr(error))
 
 
 @router.add("GET", "/models/{hash}/report", "read", shapes.Report, errors=(409,))
@@ -68,14 +79,14 @@ async def report(request: Request, collection: Collection, hash: Hash):
 
 
 @router.add("POST", "/models/{hash}/activate", "admin", shapes.Activated, errors=(409,))
-async def activate(request: Request, collection: Collection, hash: Hash):
-    """Use it from now on, in one step; activate the former one to go back."""
+async def activate(request: Request, collection: Collection, hash: Hash, body: shapes.Activate | None = None):
+    """Use it from now on, in one step; activate the former one to go back. It has thresholds of its own."""
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.upgrade.activate, hash, who=who(request)))
+    return answer(await call(request, registry.upgrade.activate, hash, who(request), body.threshold if body else None))
 
 
-@router.add("DELETE", "/models/{hash}", "admin", status=204, errors=(409,), description="It is gone")
+@router.add("DELETE", "/models/{hash}", "admin", shapes.ModelRemoved, errors=(409,))
 async def remove_model(request: Request, collection: Collection, hash: Hash):
     """Delete a model that is not in use, with its vectors."""
-    await call(request, (await registry_of(request, collection)).upgrade.remove, hash)
-    return Response(status_code=204)
+    registry = await registry_of(request, collection)
+    return answer(await call(request, registry.upgrade.remove, hash, who(request)))

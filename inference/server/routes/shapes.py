@@ -427,16 +427,32 @@ class ModelAdded(BaseModel):
     hash: str
 
 
-class Building(BaseModel):
-    hash: str
-
-
 class Report(BaseModel):
-    """Both models on the same images."""
+    """Both models on the same pictures: the one in use (`active`), and the `new` one."""
+    hash: str
+    active: str
+    threshold: dict[str, float]
+    references: dict[str, Any] = Field(description="Each asked about as if it were not registered itself")
+    unknowns: dict[str, Any]
+    look_alikes: dict[str, Any]
+    warnings: list[str]
+
+
+class Activate(Strict):
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["suggestion"] | None = Field(
+        None, description="null: the one that was set for this model, else automatic")
 
 
 class Activated(BaseModel):
-    """What was switched."""
+    hash: str
+    event: int | None = Field(description="null: it was in use already")
+    former: str | None
+    threshold: float | None = Field(description="null: not changed")
+    embedded: int
+
+
+class ModelRemoved(Changed):
+    hash: str
 
 
 class Imported(BaseModel):
