@@ -31,6 +31,7 @@ from .errors import UserError, printable  # noqa: E402
 from .gallery import COMPARED, Gallery  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
 from .model import TABLES, Model, load_model  # noqa: E402
+from .registry.files import is_store  # noqa: E402
 from .segments import read_segments  # noqa: E402
 from .show import draw, show_folder, write_drawing  # noqa: E402
 from .thresholds import choose_threshold, raised  # noqa: E402
@@ -50,7 +51,8 @@ class DocClassifier:
     """Recognizes the types registered in a folder and rejects everything else.
 
     `model` is the path of an exported model (or a loaded `Model`), `register_root` the folder of reference images. None
-    takes the shipped ones, DEFAULT_MODEL and DEFAULT_REGISTRY.
+    takes the shipped ones, DEFAULT_MODEL and DEFAULT_REGISTRY. `register_root` may also be a store (`docmetric init`): its
+    default collection as it is now, with the store's model, threshold, runner-up gap, `find` and `orientation`.
     `threshold` is the lowest score, 0..1, at which a label is given. Without one, the threshold of the model's own table for
     the false positive rate `fpr` of pairs is taken. If neither is given, the rate is that at which 5 % of the images of
     unknown types would get a label: 0.05 / number of types (half of that with find="auto", which compares two views), at
@@ -79,33 +81,48 @@ class DocClassifier:
             raise UserError(f"margin {margin}: must be between 0 and 1, the difference of two scores; 0 switches it off")
         if orientation not in TABLES:
             raise UserError(f"orientation {orientation}: unknown; use {' or '.join(TABLES)}")
-        if model is None:
-            model = _shipped(DEFAULT_MODEL, "model")
-        if register_root is None:
-            register_root = _shipped(DEFAULT_REGISTRY, "registry")
-        self.model = model if isinstance(model, Model) else load_model(model, backend, threads)
-        self.orientation = orientation
+        folder = register_root is None or not is_store(register_root)
+        if folder:
+            if model is None:
+                model = _shipped(DEFAULT_MODEL, "model")
+            self.model = model if isinstance(model, Model) else load_model(model, backend, threads)
+        else:
+            if find_references is not None:
+                raise UserError(f"{register_root}: a store has embedded its references already; leave find_references away")
+            from .registry.static import read_store  # with apsw, which folders do not need
+            self.registry, self.model, state, own_find = read_store(register_root, model, orientation, backend, threads,
+                                                                    gallery)
+            find, orientation = own_find if find is DEFAULT_FIND else find, state.orientation
+        self.orientation, self.progress = orientation, progress
         given = threshold is not None or fpr is not None
         if given:  # told before the references are read
             self.threshold, notes = choose_threshold(self.model, threshold, fpr, orientation)
-        self.margin: float = self.model.margin if margin is None else margin
         self.views = Views(self.model, find, finder, backend, corners)
         if find_references is None:
             find_references = find_in_references(find)
         self._views_of_references = Views(self.model, find_references, self.views.finder or finder, backend, corners)
-        self.registry = Gallery(register_root, self.model, gallery, progress, self._views_of_references,
-                                 any_way_up=orientation == "any")
-        self.progress = progress
-        if not given:
-            compared = len(self.registry.labels) * (2 if find == "auto" else 1)
-            self.threshold, notes = choose_threshold(self.model, None, None, orientation, compared)
-        alike = self.registry.look_alikes(self.threshold)
+        if folder:
+            if register_root is None:
+                register_root = _shipped(DEFAULT_REGISTRY, "registry")
+            self.registry = Gallery(register_root, self.model, gallery, progress, self._views_of_references,
+                                    any_way_up=orientation == "any")
+            if not given:
+                compared = len(self.registry.labels) * (2 if find == "auto" else 1)
+                self.threshold, notes = choose_threshold(self.model, None, None, orientation, compared)
+            alike = self.registry.look_alikes(self.threshold)
+        elif not given:
+            self.threshold, notes = state.threshold, list(state.warnings)
+        self.margin: float = margin if margin is not None else self.model.margin if folder else state.margin
         self.thresholds: dict[str, float] = dict.fromkeys(self.registry.labels, self.threshold)
+        if not folder:
+            self.thresholds |= {} if given else {state.types[number]: own for number, own in state.thresholds.items()}
+            self.warnings: list[str] = notes
+            return
         if threshold is None:
             for first, second, score in alike or ():
                 for label in (first, second):
                     self.thresholds[label] = max(self.thresholds[label], raised(self.threshold, score))
-        self.warnings: list[str] = notes + self.registry.warnings + _look_alikes(alike, self.thresholds)
+        self.warnings = notes + self.registry.warnings + _look_alikes(alike, self.thresholds)
 
     @property
     def bank(self) -> dict[str, np.ndarray]:
@@ -179,9 +196,9 @@ class DocClassifier:
                 if index not in best or score > best[index][0]:
                     best[index] = score, view, turn
         ranked = sorted(best, key=lambda index: -best[index][0]) if len(seen.views) > 1 else list(best)
-        ranking = [dict(label=self.registry.labels[index], score=float(best[index][0])) for index in ranked]
+        ranking = [dict(label=self.registry.labels[index] or None, score=float(best[index][0])) for index in ranked]
         score, others = ranking[0]["score"], ranking[1:]
-        accepted = (score >= self.thresholds[ranking[0]["label"]]
+        accepted = (ranking[0]["label"] is not None and score >= self.thresholds[ranking[0]["label"]]
                     and not (others and score - others[0]["score"] < self.margin))
         _, view, turn = best[ranked[0]]
         return dict(image=_name(image), label=ranking[0]["label"] if accepted else None, score=score,
@@ -322,8 +339,11 @@ def _line(result, top_k, thresholds):
     line = f"{result['image']}: {result['label'] or 'not registered'} {result['score']:.4f}"
     if result.get("orientation"):
         line += f" turned by {result['orientation']}"
-    if result["label"] is None and result["score"] >= thresholds[result["top_k"][0]["label"]]:
-        line += " (too close to {} and {})".format(*(entry["label"] for entry in result["top_k"][:2]))
+    best = result["top_k"][0]["label"]
+    if best is None:
+        line += " (a known unknown)"
+    elif result["label"] is None and result["score"] >= thresholds[best]:
+        line += " (too close to {} and {})".format(*(entry["label"] or "a known unknown" for entry in result["top_k"][:2]))
     if top_k > 1:
         line += " (" + ", ".join(f"{entry['label']} {entry['score']:.4f}" for entry in result["top_k"][:top_k]) + ")"
     return line

@@ -47,6 +47,17 @@ class Gallery:
         references = {}  # label: features
         for file, of_file in features.items():
             references.setdefault(type_label(file), []).extend(of_file)
+        self._hold(references, turns, gallery)
+
+    @classmethod
+    def of(cls, references: dict[str, np.ndarray], turns: int = 1, gallery: str = "cpu") -> "Gallery":
+        """Of features that are there already: {label: float32 `[R, turns, D]`}, R >= 1."""
+        self = cls.__new__(cls)
+        self.warnings = []
+        self._hold(references, turns, gallery)
+        return self
+
+    def _hold(self, references, turns, gallery):
         self.labels = sorted(references)
         # (M, turns, D), the references of a type side by side, and (T,), the first reference of each type
         stacked = np.concatenate([references[label] for label in self.labels])

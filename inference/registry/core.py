@@ -29,10 +29,11 @@ from ..rectify import as_quad
 from ..thresholds import choose_threshold
 from ..views import Views, find_in_references
 from .errors import Conflict, Invalid, NotFound, Refused
+from .files import is_store
 from .formats import usable
 from .gate import Finding, findings, inspect
 from .state import PARTS, State
-from .store import DEFAULT_COLLECTION, FINDS, LONGEST_NAME, Change, Store, check_settings, is_store
+from .store import DEFAULT_COLLECTION, FINDS, LONGEST_NAME, Change, Store, check_settings
 
 NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
 GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that

@@ -91,17 +91,7 @@ class State:
     def _load(self, db, model_id, depth, event):
         """Bring the index to `event`: what is in it of references that changed since goes, what they are now comes."""
         seen = self._index.event
-        # CROSS JOIN keeps the order: through all vectors as they lie in the file, or from the few references that changed.
-        tables, since = (("reference r CROSS JOIN feature f", "AND r.changed > ?") if seen else
-                         ("feature f CROSS JOIN reference r", "AND ? = 0"))
-        rows = db.execute(f"""
-            SELECT r.id, r.type, f.parts, f.vectors, f.crc32 FROM {tables} ON r.id = f.reference
-            WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL {since}""", (model_id, self.id, seen))
-        blocks = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))]
-        while block := list(itertools.islice(rows, LOADED)):
-            blocks.append(self._rows(block, depth))
-        added = Rows(*(np.concatenate(columns) for columns in zip(*blocks))) if len(blocks) != 2 else blocks[1]
-        changed = np.empty(0, np.int64)
+        added, changed = self.rows(db, model_id, depth, seen), np.empty(0, np.int64)
         if seen:
             changed = np.array([number for number, in db.execute(
                 "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))], np.int64)
@@ -109,6 +99,19 @@ class State:
         # A reference that was embedded again may have fewer vectors than before: all that it can have go first.
         gone = np.setdiff1d((changed[:, None] * PARTS + np.arange(PARTS)).ravel(), added.ids)
         self._index.apply(event, added, gone)
+
+    def rows(self, db, model_id: int, depth: int, since: int = 0) -> Rows:
+        """The vectors of a model, of references that are not removed and changed after the event `since`."""
+        # CROSS JOIN keeps the order: through all vectors as they lie in the file, or from the few references that changed.
+        tables, condition = (("reference r CROSS JOIN feature f", "AND r.changed > ?") if since else
+                             ("feature f CROSS JOIN reference r", "AND ? = 0"))
+        rows = db.execute(f"""
+            SELECT r.id, r.type, f.parts, f.vectors, f.crc32 FROM {tables} ON r.id = f.reference
+            WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL {condition}""", (model_id, self.id, since))
+        blocks = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))]
+        while block := list(itertools.islice(rows, LOADED)):
+            blocks.append(self._rows(block, depth))
+        return Rows(*(np.concatenate(columns) for columns in zip(*blocks))) if len(blocks) != 2 else blocks[1]
 
     def _rows(self, block, depth):
         """Rows of the database, [(reference, type or None, parts, vectors, crc32)], as those of the index."""

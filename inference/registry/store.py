@@ -19,20 +19,16 @@ from ..files import replacing
 from ..model import TABLES, Model, load_model
 from .blobs import Blobs
 from .errors import Conflict, Invalid, NotFound
+from .files import DATABASE, is_store
 from .graph import graph_hash
 from .schema import TABLES as SQL
 from .schema import check_local, open_database, transaction, translated
 
-DATABASE = "registry.sqlite"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.onnx"
 DEFAULT_COLLECTION = "default"
 FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
 LONGEST_NAME = 200
 NAMED = "a word of letters, digits, '-' and '_', at most 64"
-
-
-def is_store(path) -> bool:
-    return isinstance(path, (str, os.PathLike)) and os.path.isfile(os.path.join(path, DATABASE))
 
 
 class Store:
