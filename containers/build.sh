@@ -87,7 +87,7 @@ serve() {
     inside docmetric init /store
     ! inside docmetric serve /store --host 0.0.0.0 --port $port 2>"$work/refused" || fail "it serves all networks without a key"
     grep -q '^error: ' "$work/refused" || fail "serve without a key said: $(cat "$work/refused")"
-    key=$(inside docmetric key /store add check --scope admin --json | sed -nE 's/.*"key": "(dm_[^"]*)".*/\1/p')
+    key=$(inside docmetric key add /store check --scopes admin --json | sed -nE 's/.*"key": "(dm_[^"]*)".*/\1/p')
     inside docmetric serve /store --host 0.0.0.0 --port $port &
     server=$!
     for _ in $(seq 100); do ! healthy $port || break; kill -0 $server 2>/dev/null || fail "the server ended"; sleep 0.2; done

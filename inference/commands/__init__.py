@@ -24,10 +24,12 @@ class CommandLine(Parser):
         return self.parse_intermixed_args(args, namespace)
 
 
-def parser(command: str, description: str, server: bool = True, collection: bool = True) -> Parser:
-    """Of a command whose first argument is STORE. server: whether that may be a server; collection: whether the command is
-    about one collection."""
+def parser(command: str, description: str, actions: tuple = (), server: bool = True, collection: bool = True) -> Parser:
+    """Of a command whose first argument is STORE, behind one of its `actions`. server: whether STORE may be a server;
+    collection: whether the command is about one collection."""
     made = CommandLine(prog=f"docmetric {command}", description=description)
+    if actions:
+        made.add_argument("action", choices=actions, metavar="|".join(actions), help="what to do")
     made.add_argument("store", metavar="STORE", help="folder of the store" + (
         f", or the address of a server, http://...; its key is in the variable {KEY_VARIABLE}" if server else ""))
     if collection:

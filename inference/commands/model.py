@@ -1,25 +1,23 @@
 """Change the model without registering anything again: embed beside, compare, switch, and go back.
 
-    docmetric model types                          # the models that there are
-    docmetric model types add NEW.onnx             # embeds all references beside those in use; after a break, build resumes
-    docmetric model types build 3fa2               # HASH may be shortened
-    docmetric model types report 3fa2              # what would change
-    docmetric model types activate 3fa2            # from now on; activate the former one to go back
-    docmetric model types rm 14ff
+    docmetric model ls types                       # the models that there are
+    docmetric model add types NEW.onnx             # embeds all references with it too; after a break, build resumes
+    docmetric model build types 3fa2               # HASH may be shortened
+    docmetric model report types 3fa2              # what would change
+    docmetric model activate types 3fa2            # from now on; activate the former one to go back
+    docmetric model rm types 14ff
 """
 from ..errors import UserError, printable
 from . import author, day, opened, parser, plural, progress, tell
 
 
 def main(arguments=None) -> int:
-    made = parser("model", __doc__)
-    made.add_argument("action", nargs="?", choices=("ls", "add", "build", "report", "activate", "rm"), default="ls",
-                      metavar="ls|add|build|report|activate|rm", help="what to do")
+    made = parser("model", __doc__, ("ls", "add", "build", "report", "activate", "rm"))
     made.add_argument("model", nargs="?", metavar="M.onnx|HASH", help="add: file that onnx_export.py wrote; else a hash")
     args = made.parse_args(arguments)
     if (args.action == "ls") != (args.model is None):
         made.error(f"model {args.action}: " + ("takes nothing more" if args.model else "give a file" if args.action == "add"
-                                               else "give a hash, see docmetric model STORE"))
+                                               else "give a hash, see docmetric model ls STORE"))
     with opened(args) as registry:
         if args.action == "ls":
             found = registry.models()
@@ -31,7 +29,7 @@ def main(arguments=None) -> int:
         if args.action in ("add", "build"):
             registry.upgrade.build(digest, progress("embedding"))
             model = next(one for one in registry.models() if one["hash"] == digest)
-            after = [] if model["state"] == "active" else [f"next: docmetric model {args.store} report {digest[:8]}"]
+            after = [] if model["state"] == "active" else [f"next: docmetric model report {args.store} {digest[:8]}"]
             return tell(args, model, [line(model), *after])
         if args.action == "report":
             report = registry.upgrade.report(digest)
@@ -49,7 +47,7 @@ def whole(registry, prefix: str) -> str:
     found = [one["hash"] for one in registry.models() if one["hash"].startswith(prefix.lower())]
     if len(prefix) < 4 or len(found) != 1:
         raise UserError(f"model {printable(prefix)}: must be the beginning, four digits at least, of one model's hash; see "
-                        "docmetric model STORE")
+                        "docmetric model ls STORE")
     return found[0]
 
 
