@@ -1,0 +1,1 @@
+"""The registry over HTTP: `python -m inference.server STORE`. FastAPI and uvicorn."""

@@ -1,0 +1,184 @@
+"""What is let in, and how long it may take: the outermost ASGI middleware, around everything else.
+
+A request takes a place in the queue and room for its body before anything of the body is read; where there is none it gets
+503 with Retry-After. A body without a length takes more room as it grows. Too large a body gets 413, too slow a one 408. The
+application reads the body when it wants to (it checks the key first), and learns of a refused one as of a client that is
+gone. What waits is bounded, so memory is, and so is the time that an admitted request takes.
+"""
+import sys
+import time
+
+from ..errors import printable
+from . import metrics
+from .problems import MEDIA_TYPE, RETRY_AFTER, problem
+from .settings import Settings
+
+FREE = ("/healthz", "/readyz", "/metrics")  # answered always: whoever watches the server must see what is wrong
+STREAMED = "/import"    # ends a path whose body goes to a file while it arrives
+STREAMED_ROOM = 1 << 20
+ROOM = 1 << 20          # what a body without a length takes at a time
+HURRY = 1.0             # seconds that take the place of `body_timeout` while all places are taken
+GONE = {"type": "http.disconnect"}
+
+
+class Admission:
+    """The middleware around `app`. `sweep` must be called every half second or so, see serve.py."""
+
+    def __init__(self, app, settings: Settings):
+        self.app, self.settings = app, settings
+        self.requests, self.bytes, self.open = 0, 0, set()  # `open`: those whose body is under way
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = _Request(self, scope, receive, send)
+        free = scope["path"] in FREE
+        self.requests += not free
+        try:
+            if free or not await request.refused_at_once():
+                await request.serve()
+        finally:
+            self.requests -= not free
+            self.open.discard(request)
+            request.take(-request.taken)
+            request.count()
+
+    @property
+    def state(self):
+        """The application's own, whatever stands between."""
+        app = self.app
+        while not hasattr(app, "state"):
+            app = app.app
+        return app.state
+
+    @property
+    def full(self) -> bool:
+        return self.requests >= self.settings.queue_each
+
+    def sweep(self) -> list:
+        """Coroutines that refuse the requests whose bodies come too slowly. Brings the gauges up to date as well."""
+        metrics.IN_WORK.set(self.requests)
+        metrics.BYTES.set(self.bytes)
+        now, grace = time.monotonic(), min(HURRY, self.settings.body_timeout) if self.full else self.settings.body_timeout
+        return [request.refuse(408, "too-slow", f"the body came too slowly, {request.arrived} bytes in "
+                               f"{request.waited(now):.0f} s; send it faster, or a smaller image", close=True)
+                for request in list(self.open)
+                if request.arrived < self.settings.body_rate * (request.waited(now) - grace)]
+
+
+class _Request:
+    """One request: `receive` and `send` stand between the server's and the application's."""
+    __slots__ = ("admission", "scope", "_receive", "_send", "began", "status", "refused", "streamed", "most", "taken",
+                 "arrived", "_waited", "_since")
+
+    def __init__(self, admission, scope, receive, send):
+        self.admission, self.scope, self._receive, self._send = admission, scope, receive, send
+        self.began, self.status, self.refused = time.monotonic(), None, False
+        self.streamed = scope["path"].endswith(STREAMED)
+        self.most = admission.settings.max_import if self.streamed else admission.settings.max_body
+        self.taken = self.arrived = 0     # bytes: room that is taken, body that has arrived
+        self._waited, self._since = 0.0, None  # seconds that the application waited for the body, and since when it does
+
+    async def refused_at_once(self):
+        """Take room for the body as its headers announce it; True where the request was refused."""
+        admission, length, waits, unknown = self.admission, 0, False, False
+        if admission.requests > admission.settings.queue_each:
+            await self.refuse(503, "overloaded", "all places are taken; try again")
+            return True
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                unknown = True
+            elif name == b"expect":
+                waits = True  # the body does not come unless it is asked for, so nothing may follow on this connection
+        if length > self.most:
+            await self.refuse(413, "too-large", self._too_large(), close=waits)
+        elif not self._room(length):
+            await self.refuse(503, "overloaded", "there is no room for this body at the moment; try again", close=waits)
+        elif length or unknown:
+            admission.open.add(self)
+        return self.refused
+
+    def _too_large(self):
+        return f"the body is larger than the limit of {self.most:,} bytes; send a smaller image"
+
+    def _room(self, size):
+        """Take room for a body of `size` bytes; False where there is none."""
+        more = (min(size, STREAMED_ROOM) if self.streamed else size) - self.taken
+        if more > 0:
+            if self.admission.bytes + more > self.admission.settings.bytes_each:
+                return False
+            self.take(more)
+        return True
+
+    def take(self, more):
+        if more:
+            self.taken += more
+            self.admission.bytes += more
+
+    async def serve(self):
+        """Let the application answer."""
+        try:
+            await self.admission.app(self.scope, self.receive, self.send)
+        except Exception:
+            # Of a refused request the application may say what it likes; other errors it has logged and answered.
+            if not self.refused and self.status is None:
+                raise
+
+    def waited(self, now: float) -> float:
+        """Seconds that the body has kept the application waiting."""
+        return self._waited + (now - self._since if self._since is not None else 0)
+
+    async def receive(self):
+        if self.refused:
+            return GONE
+        self._since = time.monotonic()
+        message = await self._receive()
+        self._waited, self._since = self.waited(time.monotonic()), None
+        if self.refused or message["type"] != "http.request":
+            return GONE if self.refused else message
+        self.arrived += len(message["body"])
+        if not message["more_body"]:
+            self.admission.open.discard(self)
+        if self.arrived > self.most:
+            await self.refuse(413, "too-large", self._too_large())
+        elif self.arrived > self.taken and not self._room(min(-(-self.arrived // ROOM) * ROOM, self.most)):
+            await self.refuse(503, "overloaded", "there is no room for the rest of this body; try again")
+        return GONE if self.refused else message
+
+    async def send(self, message):
+        if self.refused:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    async def refuse(self, status, code, detail, close=False):
+        """Answer in place of the application. What still comes of the body is thrown away, unless `close`: a client that has
+        not stopped sending could not read the answer from a connection that is closed."""
+        self.admission.open.discard(self)
+        if self.refused or self.status is not None:  # the application has answered already
+            return
+        self.refused, self.status = True, status
+        metrics.REJECTED.labels(code).inc()
+        body = problem(status, code, detail)
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        if status == 503:
+            headers.append((b"retry-after", str(RETRY_AFTER).encode()))
+        if close:
+            headers.append((b"connection", b"close"))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def count(self):
+        scope, seconds = self.scope, time.monotonic() - self.began
+        if "route" in scope:
+            route = scope["route"].path
+        else:  # of the pages FastAPI tells the function alone
+            route = getattr(scope["endpoint"], "__name__", "page") if "endpoint" in scope else "none"
+        metrics.answered(scope["method"], route, self.status or 499, seconds)  # 499: the client left
+        if self.admission.settings.log_requests:
+            # No address, no query and no path: a log is kept longer, and read by more people, than what was sent.
+            print(f"{printable(scope['method'])} {route} {self.status or 499} {1000 * seconds:.1f} ms {self.arrived} bytes",
+                  file=sys.stderr, flush=True)
