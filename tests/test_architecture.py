@@ -75,7 +75,7 @@ def test_there_are_no_circles():
 def test_inference_is_alone_and_imports_itself_relatively():
     allowed = {"": {"numpy", "cv2", "onnxruntime"}, "registry": {"numpy", "cv2", "onnxruntime", "apsw"},
                "commands": {"numpy", "cv2"}, "server": {"numpy", "fastapi", "starlette", "pydantic", "uvicorn", "anyio",
-                                                        "prometheus_client", "python_multipart", "swagger_ui_bundle"}}
+                                                        "prometheus_client", "python_multipart", "fastapi_offline"}}
     on_demand = {"torch": "search_cuda.py", "rapidocr": "segments.py", "tokenizers": "classifier.py",
                  "faiss": "approximate.py", "psycopg": "postgres.py", "pgvector": "postgres.py",
                  "qdrant_client": "qdrant.py", "sklearn": "unknowns.py", "pillow_heif": "convert.py",

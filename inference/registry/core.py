@@ -645,6 +645,7 @@ class Registry:
             if undone_by is not None:
                 raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
             change.revert(json.loads(changes))
+            self._check_types(change)
             change.db.execute("UPDATE event SET undone_by = ? WHERE id = ?", (change.event, number))
             # What an undo undid is done again: it may be undone once more.
             change.db.execute("UPDATE event SET undone_by = NULL WHERE undone_by = ? AND id < ?", (number, number))
@@ -652,6 +653,18 @@ class Registry:
             return f"undone: {text}", dict(event=change.event, undone=number)
 
         return self._mutate("undo", body, who, key, request)
+
+    @staticmethod
+    def _check_types(change):
+        """Raises Conflict where what was set back leaves a reference of a removed type."""
+        for table, row, _ in change.rows:
+            found = next(change.db.execute(f"""
+                SELECT t.name, r.id FROM reference r JOIN type t ON t.id = r.type
+                WHERE r.removed IS NULL AND t.removed IS NOT NULL AND {table[0]}.id = ? LIMIT 1""", (row,)), None) if (
+                    table in ("reference", "type")) else None
+            if found:
+                raise Conflict(f"type {printable(found[0])[:80]} would be removed, but reference {found[1]} belongs to it: "
+                               "undo the later events first", reference=found[1])
 
     def set_threshold(self, value: float | None = None, *, fpr: float | None = None, label: str | int | None = None,
                       who: str | None = None, key: str | None = None) -> dict:
@@ -753,13 +766,12 @@ class Registry:
             unused = [name for name in pictures
                       if not list(db.execute("SELECT 1 FROM reference WHERE picture = ? LIMIT 1", (name,)))]
             db.executemany("DELETE FROM picture WHERE sha256 = ?", [(name,) for name in unused])
-            return f"deleted {len(gone)} removed pictures for good", dict(event=change.event, references=len(gone),
-                                                                           pictures=unused)
+            return f"deleted {len(gone)} removed pictures for good", dict(event=change.event, deleted=gone, pictures=unused)
 
         result = self._mutate("purge", body, who)
         for name in result["pictures"]:
             self.store.blobs.delete(name)
-        return result | dict(pictures=len(result["pictures"]))
+        return dict(event=result["event"], references=len(result["deleted"]), pictures=len(result["pictures"]))
 
     # ---- listing ----
 

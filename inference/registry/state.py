@@ -1,6 +1,7 @@
 """What a process knows of a collection: the index that it searches, labels, thresholds; up to date before each answer."""
 import hashlib
 import itertools
+import json
 import threading
 import zlib
 from typing import NamedTuple
@@ -93,8 +94,12 @@ class State:
         seen = self._index.event
         added, changed = self.rows(db, model_id, depth, seen), np.empty(0, np.int64)
         if seen:
-            changed = np.array([number for number, in db.execute(
-                "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))], np.int64)
+            changed = [number for number, in db.execute(
+                "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))]
+            for deleted, in db.execute("SELECT result FROM event WHERE collection = ? AND id > ? AND what = 'purge'",
+                                       (self.id, seen)):
+                changed += json.loads(deleted)["deleted"]
+            changed = np.array(changed, np.int64)
             self._alike.stale |= not self._alike.references.isdisjoint(changed.tolist())
         # A reference that was embedded again may have fewer vectors than before: all that it can have go first.
         gone = np.setdiff1d((changed[:, None] * PARTS + np.arange(PARTS)).ravel(), added.ids)
