@@ -9,6 +9,7 @@ import numpy as np
 GROUP = 64  # references that share a maximum
 BLOCK_BYTES = 8 << 20  # scores held at once: small enough for the cache, large enough for few and long matmuls
 QUERIES = 64  # queries at once: enough for the matmul to be bound by arithmetic
+FIRST = 4096  # references whose best scores bound those that are worth a look
 SPARE = 8  # candidates kept beyond k for the re-scoring
 
 
@@ -94,8 +95,10 @@ def _hits(block, size, first, best):
         query, column = np.nonzero(scores == np.repeat(maxima, np.diff(np.append(begins, size)), axis=1))
         return query, first + column, scores[query, column]
 
-    if (best.floor == -np.inf).any():  # the first block: nothing to compare with yet
-        best.raise_floor(block[:, :size] if begins is None else np.maximum.reduceat(block[:, :size], begins, axis=1))
+    for sample in (max(size // 8, FIRST), size):  # the first block; a part of it will do, unless that has too few types
+        if (best.floor == -np.inf).any():
+            scores = block[:, :min(sample, size)]
+            best.raise_floor(scores if begins is None else np.maximum.reduceat(scores, begins[begins < sample], axis=1))
     groups = block.reshape(count, GROUP, width // GROUP)  # a group: columns g, g + width / GROUP, ...
     query, group = np.nonzero(groups.max(axis=1) >= best.floor[:, None])
     inside = groups[query, :, group]  # (hits, GROUP)
