@@ -1,18 +1,15 @@
 """Standalone recognition with numpy, OpenCV, ONNX Runtime and the standard library. This folder works on its own.
 
-    from inference import AdvertClassifier, DocClassifier, LineReader
+    from inference import AdvertClassifier, Client, DocClassifier, LineReader, Registry
 """
-__all__ = ["AdvertClassifier", "DocClassifier", "LineReader"]
+import importlib
+
+_HOMES = {"AdvertClassifier": ".classifier", "Client": ".client", "DocClassifier": ".classify", "LineReader": ".reader",
+          "Registry": ".registry.core"}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name):  # lazy, so that importing `inference.errors` or `inference.cli` does not load ONNX Runtime
-    if name == "AdvertClassifier":
-        from .classifier import AdvertClassifier
-        return AdvertClassifier
-    if name == "DocClassifier":
-        from .classify import DocClassifier
-        return DocClassifier
-    if name == "LineReader":
-        from .reader import LineReader
-        return LineReader
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
