@@ -1,0 +1,391 @@
+"""Another model for a collection: embedded beside the one in use, compared with it, switched to in one transaction.
+
+    digest = registry.upgrade.add("new.onnx")
+    registry.upgrade.build(digest)                  # hours for millions; after a kill it goes on where it was
+    print(registry.upgrade.report(digest))          # what would change
+    registry.upgrade.activate(digest)               # the former model: activate it again, and nothing is embedded again
+
+While a model is built, and until another one is active, every new reference is embedded by both. Nothing is registered
+again: the pictures are in the store.
+"""
+import json
+import random
+
+import numpy as np
+
+from ..errors import first_line
+from ..image import ImageError, map_ahead
+from ..model import TURNS
+from ..thresholds import choose_threshold, raised
+from .compare import decided, pictures, pictures_of, rank, registered
+from .errors import Conflict, Damaged, Invalid, NotFound
+from .formats import usable as opened
+from .threshold import suggest
+
+BATCH = 64         # references in a transaction: what a kill loses at most
+SAMPLED = 2_000    # references, and unknowns, that a report compares
+COMPARED = 20_000  # most references that are compared with each other for look-alikes, as in `gallery.Gallery`
+LISTED = 100       # pictures, and look-alikes, that a report names
+
+
+class Upgrade:
+    """Models of a `Registry`. Several processes may call it at the same time."""
+
+    def __init__(self, registry):
+        self.registry, self.store = registry, registry.store
+
+    def add(self, path, name: str | None = None, who: str | None = None) -> str:
+        """Keep a copy of an exported model in the store, to be built; returns its hash (`graph.graph_hash`).
+
+        A file with the graph of a model that the collection has already, such as a newly calibrated one, brings new
+        thresholds and no new vectors. Raises UserError for what is no such model.
+        """
+        digest, title = self.store.keep_model(path)
+        name = title if name is None else name
+
+        def body(change):
+            row = self._row(digest, change.db)
+            if row:
+                change.db.execute("UPDATE model SET name = ?, changed = ? WHERE id = ?", (name, change.event, row[0]))
+                return f"updated the thresholds of the model {name}", dict(event=change.event, hash=digest, new=False)
+            change.db.execute("INSERT INTO model(collection, hash, name, state, created, changed) "
+                              "VALUES (?, ?, ?, 'building', ?, ?)",
+                              (self.registry.id, digest, name, change.now, change.event))
+            return f"added the model {name}", dict(event=change.event, hash=digest, new=True)
+
+        self.registry._mutate("model", body, who)
+        return digest
+
+    def build(self, digest: str, progress=None) -> dict:
+        """Embed all references that the model has not embedded yet; then it is ready. After a kill, call it again.
+
+        progress: called with (references done, of so many). -> {hash, state, embedded: so many now}. Raises Damaged where
+        the picture of a reference cannot be read: all others are embedded, and the model stays as it was.
+        """
+        model, state = self._found(digest)
+        if state == "retired":  # so that from now on new references are embedded by it, too
+            with self.store.write() as db:
+                db.execute("UPDATE model SET state = 'building' WHERE id = ? AND state = 'retired'", (model,))
+        embedded, failed, last = 0, {}, 0
+        total = len(self._missing(model, limit=-1))
+        while True:
+            batch = self._missing(model, last, BATCH)
+            if not batch:
+                if last == 0 or failed or self._ready(model):
+                    break
+                last = 0  # one came that another process embedded by the models of before
+                continue
+            last = batch[-1]
+            embedded += self._embed(model, batch, failed)
+            if progress:
+                progress(embedded, max(total, embedded))
+        if failed:
+            reference, reason = next(iter(failed.items()))
+            raise Damaged(f"{len(failed)} references cannot be embedded, such as {reference} ({reason}); restore their "
+                          "pictures from a backup, or remove them, then build again", references=list(failed))
+        if not self._ready(model):
+            return self.build(digest, progress)
+        return dict(hash=digest, state=self._found(digest)[1], embedded=embedded)
+
+    def _missing(self, model, after=0, limit=BATCH):
+        """References without vectors of a model. Removed ones too, since an undo brings them back."""
+        return [number for number, in self.store.read("""
+            SELECT r.id FROM reference r WHERE r.collection = ? AND r.id > ? AND NOT EXISTS
+            (SELECT 1 FROM feature f WHERE f.model = ? AND f.reference = r.id) ORDER BY r.id LIMIT ?""",
+                                                      (self.registry.id, after, model, limit))]
+
+    def _embed(self, model, batch, failed):
+        """Vectors of some references, in one transaction; -> how many. failed: {reference: reason}, added to."""
+        settings = self.registry.settings
+
+        def work(reference):
+            try:
+                return reference, self.registry.features_of(reference, model), None
+            except NotFound:  # deleted for good meanwhile
+                return reference, None, None
+            except (Damaged, ImageError) as error:
+                return reference, None, first_line(error)
+
+        made = list(map_ahead(work, batch, threads=self.store.threads))
+        with self.store.write() as db:
+            now = next(db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.registry.id,)))
+            if now != (settings["find"], settings["orientation"]):
+                return 0  # they were looked at in another way than what counts now
+            for reference, vectors, reason in made:
+                row = next(db.execute("SELECT removed FROM reference WHERE id = ?", (reference,)), None)
+                there = row and not list(db.execute("SELECT 1 FROM feature WHERE model = ? AND reference = ?",
+                                                    (model, reference)))
+                if vectors is not None and there:
+                    self.registry.write_feature(db, reference, model, vectors)
+                elif reason and row and row[0] is None:
+                    failed[reference] = reason
+        return sum(vectors is not None for _, vectors, _ in made)
+
+    def _ready(self, model):
+        """Mark a model as ready, where it has embedded all references; -> whether it has."""
+        with self.store.write() as db:
+            if self._lacks(db, model):
+                return False
+            db.execute("UPDATE model SET state = 'ready' WHERE id = ? AND state = 'building'", (model,))
+        return True
+
+    def _lacks(self, db, model):
+        return next(db.execute("""
+            SELECT count(*) FROM reference r WHERE r.collection = ? AND r.removed IS NULL AND NOT EXISTS
+            (SELECT 1 FROM feature f WHERE f.model = ? AND f.reference = r.id)""", (self.registry.id, model)))[0]
+
+    # ---- the report ----
+
+    def report(self, digest: str) -> dict:
+        """What would change, decided by both models, exactly, on a random sample where there is much (always the same one).
+
+        References: each picture of a type with several is asked about as if it were not registered itself. Unknowns: the
+        newest that were kept. -> {hash, active (the hash of the one in use), threshold: {active, new}, references: {asked,
+        of (live references of types), agree, active: {right, wrong, rejected}, new: the same, changed: [{reference, label,
+        active: {label, score}, new: {label, score}}]}, unknowns: {asked, agree, active: {labeled, rejected}, new, changed:
+        [{id, ...}]}, look_alikes: {active, new: [{label, other, score}]} (types whose references the threshold does not
+        tell apart), warnings}. Raises Conflict where the model is not built yet.
+        """
+        number, state = self._found(digest)
+        snapshot = self.registry.snapshot()
+        if number != snapshot.model_id and state in ("building", "retired") and self._lacks_now(number):
+            raise Conflict(f"model {digest[:16]}: has not embedded all references yet; build it first")
+        rows = self.store.read("SELECT id, type FROM reference WHERE collection = ? AND removed IS NULL "
+                               "AND type IS NOT NULL ORDER BY id", (self.registry.id,))
+        of_type = {}
+        for reference, kind in rows:
+            of_type.setdefault(kind, []).append(reference)
+        several = [reference for reference, kind in rows if len(of_type[kind]) > 1]
+        asked = several if len(several) <= SAMPLED else sorted(random.Random(0).sample(several, SAMPLED))
+        sides = {"active": self._side(snapshot.model_id, snapshot.model_hash, snapshot),
+                 "new": self._side(number, digest, snapshot)}
+        unknowns = self._unknown_pictures()
+        answers = {name: self._references(side, asked, snapshot) for name, side in sides.items()}
+        kinds = dict(rows)
+        found = {name: self._unknowns(side, unknowns, snapshot) for name, side in sides.items()}
+        both = sorted(set(found["active"]) & set(found["new"]))
+        return dict(
+            hash=digest, active=snapshot.model_hash, threshold={name: side["threshold"] for name, side in sides.items()},
+            references=_compared(answers, asked, "reference", snapshot.types, kinds) | {"of": len(rows)},
+            unknowns=_compared(found, both, "id", snapshot.types, None),
+            look_alikes={name: [dict(label=snapshot.types[first], other=snapshot.types[second], score=score)
+                                for first, second, score in _pairs(side["alike"])[:LISTED]] for name, side in sides.items()},
+            warnings=[f"{name}: {line}" for name, side in sides.items() for line in side["warnings"]])
+
+    def _lacks_now(self, model):
+        with self.store.reading() as db:
+            return self._lacks(db, model)
+
+    def _side(self, number, digest, snapshot):
+        """What a model needs to decide: as it is in use, or as it would be."""
+        model = self.store.model(digest)
+        if number == snapshot.model_id:
+            alike, note = self._look_alikes(number, model, snapshot.threshold, snapshot)
+            return dict(number=number, model=model, hash=digest, threshold=snapshot.threshold,
+                        thresholds=snapshot.thresholds, alike=alike, margin=snapshot.margin,
+                        warnings=list(snapshot.warnings) + note)
+        own = dict(self.store.read("SELECT type, value FROM threshold WHERE model = ? AND removed IS NULL", (number,)))
+        threshold, warnings = own.pop(None, None), []
+        given = threshold is not None
+        if not given:
+            compared = max(1, len(self.registry.labels)) * (2 if snapshot.find == "auto" else 1)
+            threshold, warnings = choose_threshold(model, None, None, snapshot.orientation, compared)
+        alike, note = self._look_alikes(number, model, threshold, snapshot)
+        thresholds = {}
+        for _, _, first, second, score in () if given else alike:
+            for kind in (first, second):
+                thresholds[kind] = max(thresholds.get(kind, threshold), raised(threshold, score))
+        margin = self.registry.settings["margin"]
+        return dict(number=number, model=model, hash=digest, threshold=threshold, thresholds=thresholds | own, alike=alike,
+                    margin=model.margin if margin is None else margin, warnings=warnings + note)
+
+    def _look_alikes(self, number, model, threshold, snapshot):
+        """([(reference, other, type, type of the other, score)], warnings): of each reference the nearest one of another
+        type, where it scores `threshold` or more."""
+        references = [row for row, in self.store.read("SELECT id FROM reference WHERE collection = ? AND removed IS NULL "
+                                                      "AND type IS NOT NULL ORDER BY id", (self.registry.id,))]
+        if len(references) > COMPARED:
+            return [], [f"more than {COMPARED:,} references: types that look alike were not searched for"]
+        depth, found = model.embedding_size, []
+        for first in range(0, len(references), SAMPLED):
+            asked = pictures_of(self.registry, number, depth, _turns(snapshot), references[first:first + SAMPLED])
+            hits = rank(_only_types(registered(self.registry, number, depth)), asked, 1, without="type")
+            for reference, kind, other, of_other, score in zip(asked.references.tolist(), asked.types.tolist(),
+                                                               hits.ids[:, 0].tolist(), hits.types[:, 0].tolist(),
+                                                               hits.cosines[:, 0].tolist()):
+                if of_other > 0 and score >= threshold:
+                    found.append((reference, other, kind, of_other, score))
+        return found, []
+
+    def _references(self, side, asked, snapshot):
+        """{reference: (type or 0, score)}"""
+        depth = side["model"].embedding_size
+        queries = pictures_of(self.registry, side["number"], depth, _turns(snapshot), asked)
+        hits = rank(registered(self.registry, side["number"], depth), queries, 3, without="reference")
+        return _answers(queries.references.tolist(), hits, side)
+
+    def _unknown_pictures(self):
+        """{id: (picture, quad)} of the newest; empty where none are kept."""
+        rows = self.registry.unknowns.newest(SAMPLED)
+        return {number: (picture, json.loads(quad) if quad else None) for number, picture, quad in rows}
+
+    def _unknowns(self, side, unknowns, snapshot):
+        """{unknown: (type or 0, score)}; those whose picture is gone are not in it."""
+        views = self.registry._view_of(side["hash"], snapshot.find)
+
+        def look(item):
+            number, (name, quad) = item
+            try:
+                squares, _ = views(opened(self.registry.traffic.file.pictures.get(name)), quad)
+            except (Damaged, ImageError):
+                return number, None
+            return number, side["model"].embed(np.stack(squares))
+
+        looked = [(number, features) for number, features in map_ahead(look, unknowns.items(), threads=self.store.threads)
+                  if features is not None]
+        if not looked:
+            return {}
+        depth = side["model"].embedding_size
+        hits = rank(registered(self.registry, side["number"], depth), pictures([features for _, features in looked]), 3,
+                    without="reference")
+        return _answers([number for number, _ in looked], hits, side)
+
+    # ---- the switch ----
+
+    def activate(self, digest: str, who: str | None = None, threshold: float | str | None = None) -> dict:
+        """Use the model from now on. One transaction: every answer is one model's. Its thresholds are its own: those that
+        were set for it, else automatic ones from its table; threshold: another one, or "suggestion" (`threshold.suggest`).
+
+        A model that was in use before has the references that came since to embed, and no other. -> {hash, event, former,
+        threshold (None: automatic), embedded}. Raises Conflict where the model was never built.
+        """
+        number, state = self._found(digest)
+        if state == "active":
+            return dict(hash=digest, event=None, former=None, threshold=None, embedded=0)
+        if state == "building" and self._lacks_now(number):
+            raise Conflict(f"model {digest[:16]}: has not embedded all references yet; build it first")
+        embedded = self.build(digest)["embedded"]
+        snapshot = self.registry.snapshot()
+        types = []
+        if threshold == "suggestion":
+            suggestion = suggest(self.registry, digest=digest)
+            value, source = suggestion["threshold"], "suggestion"
+            types = [(entry["type"], entry["threshold"]) for entry in suggestion["types"]]
+        elif threshold is None or isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
+            value, source = threshold, "given"
+        else:
+            raise Invalid(f"threshold {threshold}: must be between 0 and 1, or \"suggestion\"")
+        model = self.store.model(digest)
+        least = choose_threshold(model, None, None, snapshot.orientation, 1)[0]
+        alike, _ = self._look_alikes(number, model, min(least, 1 if value is None else value), snapshot)
+
+        def body(change):
+            db = change.db
+            if self._lacks(db, number):
+                raise _CameMeanwhile
+            former = next(db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
+                                     (self.registry.id,)))
+            for row, now in ((former[0], "retired"), (number, "active")):
+                db.execute("UPDATE model SET state = ?, changed = ? WHERE id = ?", (now, change.event, row))
+            db.execute("DELETE FROM look_alike WHERE model = ?", (number,))
+            db.executemany("INSERT INTO look_alike(model, reference, other, score) VALUES (?, ?, ?, ?)",
+                           [(number, reference, other, score) for reference, other, _, _, score in alike])
+            if value is not None:
+                db.execute("UPDATE threshold SET removed = ?, changed = ? WHERE model = ? AND removed IS NULL",
+                           (change.now, change.event, number))
+                for kind, of_type in [(None, value), *types]:
+                    change.insert("threshold", collection=self.registry.id, model=number, type=kind, value=of_type,
+                                  source=source)
+                change.rows.clear()  # the way back is to activate the former model
+            return f"switched to the model {self._name(db, number)}", dict(
+                hash=digest, event=change.event, former=former[1], threshold=value, embedded=embedded)
+
+        while True:
+            try:
+                return self.registry._mutate("activate", body, who)
+            except _CameMeanwhile:  # a reference, of a process that knew no second model
+                embedded += self.build(digest)["embedded"]
+
+    def remove(self, digest: str, who: str | None = None) -> dict:
+        """Delete a model that is not in use, with its vectors and thresholds. -> {event, hash}. Raises Conflict for the one
+        in use."""
+        def body(change):
+            number, state = self._found(digest, change.db)
+            if state == "active":
+                raise Conflict(f"model {digest[:16]}: is in use; activate another one first")
+            name = self._name(change.db, number)
+            for table in ("feature", "look_alike", "threshold"):
+                change.db.execute(f"DELETE FROM {table} WHERE model = ?", (number,))
+            change.db.execute("DELETE FROM model WHERE id = ?", (number,))
+            return f"removed the model {name}", dict(event=change.event, hash=digest)
+
+        answer = self.registry._mutate("model", body, who)
+        if not self.store.read("SELECT 1 FROM model WHERE hash = ? LIMIT 1", (digest,)):
+            self.store.model_path(digest).unlink(missing_ok=True)
+        return answer
+
+    # ---- rows ----
+
+    def _row(self, digest, db=None):
+        query = "SELECT id, state FROM model WHERE collection = ? AND hash = ?", (self.registry.id, digest)
+        rows = self.store.read(*query) if db is None else list(db.execute(*query))
+        return rows[0] if rows else None
+
+    def _found(self, digest, db=None):
+        row = self._row(digest, db) if isinstance(digest, str) else None
+        if row is None:
+            raise NotFound(f"model {str(digest)[:64]}: there is none of this hash")
+        return row
+
+    @staticmethod
+    def _name(db, number):
+        return next(db.execute("SELECT name FROM model WHERE id = ?", (number,)))[0]
+
+
+class _CameMeanwhile(Exception):
+    """A reference without vectors of the model that is to be active."""
+
+
+def _turns(snapshot):
+    return TURNS if snapshot.orientation == "any" else 1
+
+
+def _only_types(blocks):
+    """Without known unknowns."""
+    for rows in blocks:
+        types = rows.types > 0
+        if types.any():
+            yield type(rows)(*(values[types] for values in rows))
+
+
+def _answers(names, hits, side):
+    found = decided(hits, side["threshold"], side["thresholds"], side["margin"])
+    return {name: (int(kind), max(0.0, float(score))) for name, kind, score in zip(names, found, hits.cosines[:, 0])}
+
+
+def _pairs(alike):
+    """[(type, type, score)], each pair once, the most alike first."""
+    best = {}
+    for _, _, *kinds, score in alike:
+        pair = tuple(sorted(kinds))
+        best[pair] = max(best.get(pair, 0.0), score)
+    return sorted(((*pair, score) for pair, score in best.items()), key=lambda entry: (-entry[2], entry))
+
+
+def _compared(answers, asked, name, labels, kinds):
+    """What two models say of the same pictures. kinds: {picture: its type}, None where it is not registered."""
+    said = lambda answer: dict(label=labels[answer[0]] if answer[0] else None, score=answer[1])
+    counts, changed, agree = {}, [], 0
+    for side, of_side in answers.items():
+        labeled = sum(of_side[one][0] > 0 for one in asked if one in of_side)
+        right = sum(of_side[one][0] == kinds[one] for one in asked if one in of_side) if kinds else 0
+        counts[side] = dict(right=right, wrong=labeled - right) if kinds else dict(labeled=labeled)
+        counts[side]["rejected"] = len(asked) - labeled
+    for one in asked:
+        active, new = answers["active"][one], answers["new"][one]
+        if active[0] == new[0]:
+            agree += 1
+        elif len(changed) < LISTED:
+            changed.append({name: one} | ({"label": labels[kinds[one]]} if kinds else {})
+                           | dict(active=said(active), new=said(new)))
+    return dict(asked=len(asked), agree=agree, **counts, changed=changed)
