@@ -1,0 +1,130 @@
+/** Classify: the answer, how sure it is, what is near, and what to do when it is wrong. */
+import {api} from "./api.js";
+import {busy, h, icon, put} from "./dom.js";
+import {score, t} from "./i18n.js";
+import {bitmap, referenceImage, shown} from "./images.js";
+import {imageInput} from "./input.js";
+import {done, errorBox, failed, labelOf, nameField, scoreBar, toast} from "./parts.js";
+import {outlined} from "./stage.js";
+
+const NEIGHBORS = 3, KEPT = 20;
+const shownResults = [];  // newest first; they outlive the view
+
+export function view(root) {
+  const list = h("div.results", {"data-test": "results"});
+
+  const area = imageInput(take);
+
+  async function take(files) {
+    area.classList.add("used");
+    for (const file of files) {
+      const item = {file, pixels: await bitmap(file), result: null, error: null, judged: null, before: null};
+      item.card = h("article.card.result", {"aria-busy": "true"});
+      shownResults.unshift(item);
+      while (shownResults.length > KEPT) shownResults.pop().card.remove();
+      list.prepend(item.card);
+      await classify(item);
+    }
+  }
+
+  async function classify(item) {
+    paint(item);
+    try {
+      item.result = (await api.upload("classify", item.file, {top_k: NEIGHBORS})).results[0];
+      item.error = null;
+    } catch (error) {
+      item.error = error;
+    }
+    paint(item);
+  }
+
+  function paint(item) {
+    const {file, pixels, result, error, card} = item;
+    const preview = pixels ? outlined(pixels, result?.found !== null ? result?.quad : null, t("classify.image", {name: file.name})) : h("div.frame.small.blank", {}, icon("types"));
+    card.toggleAttribute("aria-busy", !result && !error);
+    if (error || !result) {
+      put(card, preview, h("div.grow", {}, error ? errorBox(error) : h("p.quiet", {role: "status"}, t("classify.wait"))));
+      return;
+    }
+    const accepted = result.label !== null;
+    const why = result.error ? result.error : t(`reason.${result.reason}`, {
+      label: result.top_k[0] ? labelOf(result.top_k[0]) : "", second: result.top_k[1] ? labelOf(result.top_k[1]) : "",
+      score: score(result.score ?? 0), threshold: score(result.threshold), margin: score(result.margin)});
+    put(card, preview, h("div.grow", {},
+      h(accepted ? "p.verdict.good" : "p.verdict", {role: "status", "data-test": "verdict"}, icon(accepted ? "check" : "unknown"), h("strong", {}, accepted ? result.label : t("classify.rejected"))),
+      h("p.why", {"data-reason": result.reason}, why),
+      result.search === "approximate" ? h("p.quiet", {}, t("classify.approximate", {recall: result.recall ?? 0})) : null,
+      result.score === null ? null : h("div.score-line", {}, scoreBar(result.score, result.threshold, accepted), h("span.numeral", {}, score(result.score))),
+      item.before ? h("p.learned", {role: "status"}, icon("check"), item.before) : null,
+      neighbors(result), judge(item)));
+  }
+
+  function neighbors(result) {
+    if (!result.top_k.length) return null;
+    return h("details.near", {open: !matchMedia("(max-width: 640px)").matches}, h("summary", {}, t("classify.near")), h("ol", {}, result.top_k.map(one => h("li", {},
+      referenceImage(one.reference, labelOf(one), 128),
+      h("div.grow", {}, h("span.tile-name", {}, one.type ? h("a", {href: `#types/${one.type}`}, one.label) : labelOf(one)),
+        h("div.score-line", {}, scoreBar(one.score, result.threshold, one.score >= result.threshold && one.kind === "type"), h("span.numeral", {}, score(one.score))))))));
+  }
+
+  /** "Right" and "wrong", and how to mend what is wrong. */
+  function judge(item) {
+    const {result} = item, more = h("div.mend", {hidden: true});
+    if (result.reason === "unusable") return null;
+    if (item.judged) return h("p.quiet", {role: "status"}, t(`classify.${item.judged}`));
+    const say = async (correct, label) => {
+      if (result.decision !== null) await api.post("feedback", {decision: result.decision, correct, ...(label ? {label} : {})});
+    };
+    const right = h("button", {type: "button", "data-test": "right", onclick: () => busy(right, async () => {
+      try {
+        await say(true, result.label);
+        item.judged = "thanks";
+        paint(item);
+      } catch (error) {
+        failed(error);
+      }
+    })}, icon("check"), t("classify.right"));
+    const wrong = h("button", {type: "button", "data-test": "wrong", "aria-expanded": "false", onclick: () => {
+      more.hidden = !more.hidden;
+      wrong.setAttribute("aria-expanded", String(!more.hidden));
+      if (!more.hidden) more.querySelector("input, button").focus();
+    }}, icon("cross"), t("classify.wrong"));
+
+    /** Registers the image as what it is, says so, and classifies it again. */
+    const learn = async (button, query, label, text) => busy(button, async () => {
+      try {
+        const made = await api.upload("references", item.file, {...query, force: "true", source: t("classify.source")});
+        await say(false, label).catch(() => {});  // the decision may be gone; the reference is what counts
+        const event = made.event;
+        item.before = t("classify.before", {answer: result.label ?? t("classify.rejected")});
+        item.judged = "learned";
+        done(text, event, () => { item.before = item.judged = null; classify(item); });
+        await classify(item);
+      } catch (error) {
+        failed(error);
+      }
+    });
+    const name = nameField({label: t("classify.what")});
+    const register = h("button.main", {type: "submit", "data-test": "wrong-name"}, t("classify.register"));
+    const unknown = h("button", {type: "button", "data-test": "wrong-unknown", onclick: () => learn(unknown, {kind: "unknown"}, null, t("classify.remembered"))}, icon("unknown"), t("classify.unknown"));
+    more.append(
+      h("form.inline", {onsubmit: event => { event.preventDefault(); learn(register, {label: name.value}, name.value, t("register.added", {label: name.value})); }}, name.element, register),
+      result.label === null ? "" : h("div", {}, h("p.quiet", {}, t("classify.or")), unknown));
+    return h("div.judge", {}, h("div.buttons", {}, h("span.quiet", {}, t("classify.ask")), right, wrong), more);
+  }
+
+  area.classList.toggle("used", shownResults.length > 0);
+  root.append(area, h("div", {"aria-live": "polite"}, list));
+  for (const item of shownResults) {
+    list.append(item.card);
+    paint(item);
+  }
+  api.get("types", {limit: 1}).then(({items}) => {
+    if (!items.length) list.before(h("div.note", {}, icon("register"), h("p", {}, t("classify.empty"), " ", h("a", {href: "#register"}, t("classify.first")))));
+  }).catch(error => list.before(errorBox(error)));
+}
+
+/** Results belong to a collection. */
+export function forget() {
+  shownResults.length = 0;
+}
