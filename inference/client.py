@@ -249,12 +249,13 @@ class Client:
         return self._call("POST", "/undo", body=_given(event=event), key=key)
 
     def export(self, target) -> dict:
+        """target: a path, which is complete or stays as it was."""
         with replacing(target) as partial, open(partial, "wb") as file:
             return json.loads(self._call("GET", "/export", into=file)["docmetric-result"])
 
     def import_(self, source, on_conflict: str = "skip", who: str | None = None) -> dict:
-        """source: a ZIP file of `export`."""
-        return self._call("POST", "/import", dict(on_conflict=on_conflict), Path(source), once=True)
+        """source: the path of a ZIP file of `export`."""
+        return self._call("POST", "/import", dict(on_conflict=on_conflict), _file(source), once=True)
 
     @cached_property
     def unknowns(self) -> "ClientUnknowns":
@@ -317,7 +318,7 @@ class ClientUpgrade:
 
     def add(self, path, name: str | None = None, who: str | None = None) -> str:
         name = os.path.basename(os.fspath(path)) if name is None else name
-        return self._client._call("POST", "/models", dict(name=name), Path(path), once=True)["hash"]
+        return self._client._call("POST", "/models", dict(name=name), _file(path), once=True)["hash"]
 
     def build(self, hash: str, progress: Callable[[int, int], None] | None = None) -> dict:
         """Returns when all references are embedded: {hash, state}. progress: called with (references done, of so many)."""
@@ -581,6 +582,12 @@ def _content(image) -> bytes:
         raise ImageError("is a folder, not an image") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _file(path) -> Path:
+    if not os.path.isfile(path):
+        raise UserError(f"{printable(path)}: no such file; give one that can be sent")
+    return Path(path)
 
 
 def _parts(images) -> Iterator[list]:

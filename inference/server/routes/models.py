@@ -1,6 +1,5 @@
 """Another model: embed all references beside the one in use, compare, switch, and go back."""
 import logging
-import os
 import threading
 from typing import Annotated
 
@@ -31,11 +30,8 @@ async def add_model(request: Request, collection: Collection,
                     name: Annotated[str, Query(min_length=1, max_length=200)] = "model.onnx"):
     """Add an exported model (ONNX). It is not in use until it is built and activated."""
     registry = await registry_of(request, collection)
-    path = await received(request, registry.store, ".onnx")
-    try:
+    async with received(request, registry.store, printable(name)) as path:
         digest = await call(request, registry.upgrade.add, path, printable(name), who(request))
-    finally:
-        os.unlink(path)
     return answer({"hash": digest}, 201, {"Location": f"{request.url.path}/{digest}"})
 
 

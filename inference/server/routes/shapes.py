@@ -456,7 +456,10 @@ class ModelRemoved(Changed):
 
 
 class Imported(BaseModel):
-    """What was registered and what was skipped."""
+    event: int | None = Field(description="null: there was nothing to do")
+    types: int = Field(description="New ones")
+    references: int = Field(description="New ones")
+    skipped: int
 
 
 # ---- keys ----

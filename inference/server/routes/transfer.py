@@ -1,4 +1,6 @@
 """Export and import of a collection as one ZIP file."""
+import contextlib
+import json
 import os
 import tempfile
 from typing import Literal
@@ -7,12 +9,14 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse
 
+from ...errors import UserError
 from . import shapes
 from .common import COLLECTION, INCOMING, Collection, Routes, answer, call, registry_of, who
 
 router = Routes("Transfer", COLLECTION)
 
 ZIP = "application/zip"
+COUNTS = "Docmetric-Result"  # a header: what is in the file
 _ARCHIVE = {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -20,43 +24,44 @@ _ARCHIVE = {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}
 async def export(request: Request, collection: Collection):
     """The collection with its pictures, for `import`."""
     registry = await registry_of(request, collection)
-    path = await call(request, _temporary, registry.store, ".zip")
+    path = await call(request, _temporary, registry.store)
     try:
-        await call(request, registry.export, path)
+        counts = await call(request, registry.export, path)
     except BaseException:
         os.unlink(path)
         raise
-    return FileResponse(path, media_type=ZIP, filename=f"{collection}.zip", background=BackgroundTask(os.unlink, path))
+    return FileResponse(path, media_type=ZIP, filename=f"{collection}.zip", headers={COUNTS: json.dumps(counts)},
+                        background=BackgroundTask(os.unlink, path))
 
 
 @router.add("POST", "/import", "admin", shapes.Imported, errors=(409, 415), body={"required": True, **_ARCHIVE})
 async def import_(request: Request, collection: Collection, on_conflict: Literal["skip", "merge"] = "skip"):
     """Register what an export holds. on_conflict: what happens to a type that is there already."""
     registry = await registry_of(request, collection)
-    path = await received(request, registry.store, ".zip")
-    try:
+    async with received(request, registry.store, "archive") as path:
         return answer(await call(request, registry.import_, path, on_conflict, who=who(request)))
-    finally:
-        os.unlink(path)
 
 
-def _temporary(store, suffix):
+def _temporary(store):
     """On the disk of the store, which is meant to hold that much; a memory file system is not."""
     folder = store.path / INCOMING
     folder.mkdir(exist_ok=True)
-    descriptor, path = tempfile.mkstemp(suffix, dir=folder)
+    descriptor, path = tempfile.mkstemp(dir=folder)
     os.close(descriptor)
     return path
 
 
-async def received(request: Request, store, suffix: str) -> str:
-    """The body in a temporary file, which the caller deletes."""
-    path = await call(request, _temporary, store, suffix)
+@contextlib.asynccontextmanager
+async def received(request: Request, store, name: str):
+    """The body in a file, which is gone when the block ends. What is said of the file, is said of `name`."""
+    path = await call(request, _temporary, store)
     try:
         with open(path, "wb") as file:
             async for block in request.stream():
                 await call(request, file.write, block)
-    except BaseException:
-        os.unlink(path)
+        yield path
+    except UserError as error:
+        error.args = (str(error).replace(path, name), *error.args[1:])
         raise
-    return path
+    finally:
+        os.unlink(path)
