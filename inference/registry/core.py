@@ -787,9 +787,9 @@ class Registry:
     def _types_where(self, condition, bindings, limit):
         snapshot = self.snapshot()
         rows = self.store.read(f"""
-            SELECT t.id, t.name, count(r.id), min(r.id), t.created
-            FROM type t LEFT JOIN reference r ON r.type = t.id AND r.removed IS NULL
-            WHERE t.collection = ? AND t.removed IS NULL AND {condition} GROUP BY t.id ORDER BY t.id LIMIT ?""",
+            SELECT t.id, t.name, (SELECT count(*) FROM reference r WHERE r.type = t.id AND r.removed IS NULL),
+                (SELECT min(r.id) FROM reference r WHERE r.type = t.id AND r.removed IS NULL), t.created
+            FROM type t WHERE t.collection = ? AND t.removed IS NULL AND {condition} ORDER BY t.id LIMIT ?""",
                                (self.id, *bindings, limit))
         types = [dict(zip(("type", "label", "references", "cover", "created"), row)) for row in rows]
         for one in types:

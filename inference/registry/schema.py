@@ -5,7 +5,9 @@ SQLite comes with `apsw`, whatever Python was built with: releases 3.7.0 to 3.51
 bit on the disk is an error and never an answer. Times are seconds since 1970.
 """
 import contextlib
+import errno
 import os
+import re
 
 import apsw
 
@@ -17,8 +19,10 @@ APPLICATION = 0x444D5247  # "DMRG", in the header of registry.sqlite
 VERSION = 1
 WAITS = 30_000  # milliseconds for another process's transaction
 CHECKSUM = 8  # bytes of each page
-NETWORK = ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "9p", "ceph", "lustre", "glusterfs", "fuse.sshfs",
-           "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, the size that a file may have
+NETWORK = ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "9p", "ceph", "lustre", "glusterfs", "beegfs", "gpfs",
+           "orangefs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.juicefs",
+           "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse")
 CHECK = "docmetric check STORE says more, and docmetric check STORE --rebuild saves what can be saved"
 
 TABLES = """
@@ -34,7 +38,8 @@ CREATE TABLE type(
     id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collection(id), name TEXT NOT NULL, created REAL NOT NULL,
     removed REAL, changed INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE UNIQUE INDEX one_type_of_a_name ON type(collection, name) WHERE removed IS NULL;
-CREATE INDEX changed_type ON type(changed);
+CREATE INDEX type_of_collection ON type(collection, id);
+CREATE INDEX changed_type ON type(collection, changed);
 CREATE TABLE picture(
     sha256 TEXT PRIMARY KEY, bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE reference(
@@ -43,10 +48,10 @@ CREATE TABLE reference(
     quad TEXT, found REAL, orientation INTEGER NOT NULL DEFAULT 0, quality TEXT, source TEXT, who TEXT,
     created REAL NOT NULL, removed REAL, changed INTEGER NOT NULL DEFAULT 0,
     CHECK ((kind = 'unknown') = (type IS NULL))) STRICT;
-CREATE INDEX changed_reference ON reference(changed);
+CREATE INDEX changed_reference ON reference(collection, changed);
 CREATE INDEX reference_of_type ON reference(type, id);
 CREATE INDEX reference_of_collection ON reference(collection, id);
-CREATE INDEX reference_of_picture ON reference(picture);
+CREATE INDEX reference_of_picture ON reference(picture, collection);
 CREATE TABLE feature(
     reference INTEGER NOT NULL REFERENCES reference(id), model INTEGER NOT NULL REFERENCES model(id), parts INTEGER NOT NULL,
     vectors BLOB NOT NULL, crc32 INTEGER NOT NULL, UNIQUE (model, reference)) STRICT;
@@ -63,6 +68,7 @@ CREATE TABLE event(
     who TEXT, what TEXT NOT NULL, text TEXT NOT NULL, changes TEXT NOT NULL, result TEXT NOT NULL, key TEXT, request TEXT,
     undoes INTEGER REFERENCES event(id), undone_by INTEGER REFERENCES event(id)) STRICT;
 CREATE UNIQUE INDEX one_event_of_a_key ON event(collection, key) WHERE key IS NOT NULL;
+CREATE INDEX event_of_collection ON event(collection, id);
 CREATE TABLE api_key(
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, scopes TEXT NOT NULL, collections TEXT,
     created REAL NOT NULL, expires REAL, revoked REAL) STRICT;
@@ -82,6 +88,8 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
         db = apsw.Connection(os.fspath(path), flags=flags, vfs=_checksummed())
         try:
+            # What is found to be another's file, or damaged, is left as it is: also its -wal.
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             db.set_busy_timeout(WAITS)
             if create:
                 _make(db, create, application, version)
@@ -91,19 +99,26 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
             if found[1] != version:
                 raise UserError(f"{path}: its format is {found[1]}, this program reads {version}; install the docmetric "
                                 "that wrote it, or a newer one")
+            if db.reserve_bytes() != CHECKSUM:  # this byte of the header says whether there are checksums, so it has none
+                raise Damaged(f"{path}: its pages have no checksums; {CHECK}")
+            check_log(db, path)
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
             db.pragma("synchronous", synchronous)
             db.pragma("foreign_keys", True)
             db.pragma("trusted_schema", False)
             db.pragma("cell_size_check", True)
             db.pragma("journal_size_limit", 64 << 20)
-        except BaseException:
+        except BaseException as error:
+            full = is_full(db, error)
             db.close()
+            if full:
+                raise apsw.FullError(str(error)) from None
             raise
     return db
 
 
 def _make(db, tables, application, version):
-    """The tables, where the file has none yet. Several processes may come at the same time."""
+    """The tables, where the file has none yet. Several processes may come at the same time, or be killed at any moment."""
     if db.pragma("application_id") == application:
         return
     if db.pragma("page_count") == 0:
@@ -111,11 +126,52 @@ def _make(db, tables, application, version):
             db.reserve_bytes(reserve=CHECKSUM)
             db.pragma("journal_mode", "wal")
     with transaction(db):
-        if db.pragma("page_count") > 1 or db.pragma("application_id"):
+        if db.pragma("page_count") > 1 or db.pragma("application_id") or db.pragma("user_version"):
             return  # another process was faster, or it is another program's file
         db.execute(tables)
         db.pragma("application_id", application)
         db.pragma("user_version", version)
+
+
+def check_log(db: apsw.Connection, path) -> None:
+    """Raises Damaged where the file `path`-wal holds commits that SQLite does not see.
+
+    After a kill SQLite reads this file as far as its checksums are right, and takes the rest for a transaction that a power
+    cut has left unfinished (https://sqlite.org/fileformat2.html#walformat). But a commit with frames behind it was on the
+    disk before those were written: what hides it is damage. (A flip in the last transaction of all cannot be told from a
+    power cut.) No locks are on this file, so that it may be opened here.
+    """
+    while True:
+        try:
+            with open(f"{os.fspath(path)}-wal", "rb") as file:
+                head, last = file.read(32), 0
+                salts, size = head[16:24], int.from_bytes(head[8:12], "big") + 24
+                known = len(head) == 32 and any(head)  # else nothing was ever committed to it
+                commit = 0  # the last commit seen; `last`: the last that more frames follow
+                for number in range(1, (os.fstat(file.fileno()).st_size - 32) // size + 1 if known and size > 24 else 1):
+                    frame = os.pread(file.fileno(), 16, 32 + (number - 1) * size)
+                    if frame[8:16] == salts:
+                        last = commit
+                        if frame[4:8] != bytes(4):  # pages of the database after this commit
+                            commit = number
+                seen = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0]  # after the file: never behind it
+                again = os.pread(file.fileno(), 32, 0)
+        except FileNotFoundError:
+            return
+        if head == again:
+            break
+    if known and not _is_log(head) or last > max(seen, 0):
+        raise Damaged(f"{path}-wal: damaged, so that the last changes are missing; {CHECK}")
+
+
+def _is_log(head) -> bool:
+    """Whether the header of a -wal file has the checksum that it says."""
+    order = {0x377F0682: "little", 0x377F0683: "big"}.get(int.from_bytes(head[:4], "big"))
+    first = second = 0
+    for at in range(0, 24, 8) if order else ():
+        first = first + int.from_bytes(head[at:at + 4], order) + second & 0xFFFFFFFF
+        second = second + int.from_bytes(head[at + 4:at + 8], order) + first & 0xFFFFFFFF
+    return order is not None and head[24:] == first.to_bytes(4, "big") + second.to_bytes(4, "big")
 
 
 @contextlib.contextmanager
@@ -125,10 +181,18 @@ def transaction(db: apsw.Connection):
     try:
         yield db
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException as error:
+        full = is_full(db, error)
         if db.in_transaction:
             db.execute("ROLLBACK")
+        if full:
+            raise apsw.FullError(str(error)) from None
         raise
+
+
+def is_full(db: apsw.Connection, error: BaseException) -> bool:
+    """Whether an error means that a quota, or the size that a file may have, is used up: SQLite knows the full disk alone."""
+    return isinstance(error, apsw.IOError) and db.system_errno in FULL
 
 
 @contextlib.contextmanager
@@ -140,12 +204,14 @@ def translated(path):
         raise Damaged(f"{path}: damaged ({first_line(error)}); {CHECK}") from None
     except apsw.FullError:
         raise StoreFull(f"{path}: no room on the disk; nothing was changed; make room, or move the store") from None
-    except (apsw.BusyError, apsw.LockedError):
+    except (apsw.BusyError, apsw.LockedError, apsw.ProtocolError):
         raise Busy(f"{path}: another process has been writing for {WAITS // 1000} s; try again") from None
     except apsw.CantOpenError:
         raise UserError(f"{path}: no such database, or it cannot be opened; check the path and its permissions") from None
     except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError):
         raise UserError(f"{path}: cannot be written; check the permissions of its folder") from None
+    except apsw.ConnectionClosedError:
+        raise UserError(f"{path}: was closed; open the store again") from None
     except apsw.IOError as error:
         if error.extendedresult == apsw.SQLITE_IOERR_DATA:
             raise Damaged(f"{path}: a page has not the checksum it was written with; {CHECK}") from None
@@ -171,7 +237,8 @@ def check_local(folder, mounts: str = "/proc/self/mounts") -> None:
     real = os.path.realpath(folder)
     kind, longest = "", -1
     for row in rows:
-        place = row[1].encode("utf-8", "surrogateescape").decode("unicode_escape", "replace") if "\\" in row[1] else row[1]
+        # A blank, a tab, a line break and a backslash are written as three octal digits.
+        place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), row[1])
         if (real == place or real.startswith(place.rstrip("/") + "/")) and len(place) >= longest:
             kind, longest = row[2], len(place)
     if kind in NETWORK:
@@ -179,19 +246,19 @@ def check_local(folder, mounts: str = "/proc/self/mounts") -> None:
                         "disk, and let others use it through docmetric serve")
 
 
-_vfs = None
+_vfs = ""
 
 
-def _checksummed():
-    """The name of the file layer with checksums. An apsw that was not installed as PyPI's wheel may lack it: then pages have
-    none, and a database with them is read all the same."""
+def _checksummed() -> str:
+    """The name of the file layer with checksums. What wrote pages without them would leave wrong ones in them."""
     global _vfs
-    if _vfs is None:
+    if not _vfs:
         try:
             import apsw.sqlite_extra
             with contextlib.closing(apsw.Connection(":memory:")) as memory:
                 apsw.sqlite_extra.load(memory, "cksumvfs")  # stays for the whole process
-            _vfs = "cksmvfs"
-        except Exception:  # whatever way it is missing
-            _vfs = ""
-    return _vfs or None
+        except Exception as error:  # whatever way it is missing
+            raise UserError(f"this apsw has no checksums for pages ({first_line(error)}); install that of PyPI: pip install "
+                            "--force-reinstall apsw") from None
+        _vfs = "cksmvfs"
+    return _vfs
