@@ -25,9 +25,9 @@ import sys
 from .cli import run_cli, run_command
 
 COMMANDS = ("init", "add", "rm", "mv", "ls", "undo", "classify", "search", "review", "calibrate", "check", "backup",
-            "restore", "export", "model", "key", "purge")
-MODULES = ({command: f"{__package__}.commands.{command}" for command in COMMANDS}
-           | {"import": f"{__package__}.commands.import_", "serve": f"{__package__}.server.__main__"})
+            "restore", "export", "model", "key", "serve", "purge")
+MODULES = {command: f"{__package__}.commands.{command}" for command in COMMANDS}
+MODULES["import"] = f"{__package__}.commands.import_"
 
 
 def main(arguments=None) -> int:

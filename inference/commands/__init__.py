@@ -56,13 +56,18 @@ def opened(args):
             yield registry
 
 
-@contextlib.contextmanager
-def opened_store(path: str):
-    """The `Store` in a folder, for commands that no server does."""
+def local_store(path: str) -> str:
+    """The folder that STORE names. Raises UserError for a server, which does not do this command."""
     if is_address(path):
         raise UserError(f"{path}: this command works on the folder of a store, not through a server")
+    return path
+
+
+@contextlib.contextmanager
+def opened_store(path: str):
+    """The `Store` in a folder."""
     from ..registry import Store
-    with Store(path) as store:
+    with Store(local_store(path)) as store:
         yield store
 
 
@@ -116,6 +121,11 @@ def progress(what: str, total: int | None = None) -> Callable:
             shown = now
 
     return show
+
+
+def steps() -> Callable[[str], None]:
+    """A function that shows a line about what is being done, on stderr, if that is a terminal."""
+    return lambda line: sys.stderr.isatty() and print(printable(line), file=sys.stderr, flush=True)
 
 
 def day(seconds: float) -> str:

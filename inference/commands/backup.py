@@ -3,17 +3,17 @@
     docmetric backup types backups/2026-11-22
     docmetric restore backups/2026-11-22 types-again
 
-Decisions and kept pictures of unknowns are not in it. Pictures that another backup beside it holds take no further room on
-the disk.
+Decisions and kept pictures of unknowns are not in it. Pictures that the store, or another backup beside FOLDER, has on the
+same disk take no further room: copy the folder to another disk, too.
 """
-from . import opened_store, parser, tell
+from . import local_store, parser, plural, steps, tell
 
 
 def main(arguments=None) -> int:
     made = parser("backup", __doc__, server=False, collection=False)
     made.add_argument("folder", metavar="FOLDER", help="new folder to write")
     args = made.parse_args(arguments)
-    with opened_store(args.store) as store:
-        from ..registry.check import backup
-        result = backup(store, args.folder)
-    return tell(args, result, [f"{args.folder}: written and verified"])
+    from ..registry.check import backup
+    result = backup(local_store(args.store), args.folder, steps())
+    return tell(args, result, [f"{args.folder}: written and verified, {plural(result['pictures'], 'picture')}, "
+                               f"{result['linked']:,} of them shared"])

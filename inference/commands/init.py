@@ -7,7 +7,7 @@
 
 A collection is a registry by itself, with its own types, model and threshold.
 """
-from . import author, parser, plural, progress, tell
+from . import author, local_store, parser, plural, progress, tell
 
 
 def main(arguments=None) -> int:
@@ -24,7 +24,7 @@ def main(arguments=None) -> int:
     from ..registry import Store, is_store
     from .add import in_folder
     items = in_folder(args.folder) if args.folder else []  # a mistake in the folder leaves no store behind
-    with Store(args.store, create=not is_store(args.store)) as store:
+    with Store(local_store(args.store), create=not is_store(args.store)) as store:
         registry = store.create(args.collection, args.model, args.find, args.orientation)
         if items:
             registry.add_many(items, progress=progress("registering", len(items)), **author(args))

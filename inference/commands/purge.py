@@ -8,7 +8,7 @@ Backups that were made before still hold it.
 import time
 
 from ..server.settings import duration
-from . import author, opened, parser, plural, tell
+from . import author, local_store, opened, parser, plural, tell
 
 
 def main(arguments=None) -> int:
@@ -16,6 +16,7 @@ def main(arguments=None) -> int:
     made.add_argument("--older", type=duration, required=True, metavar="TIME",
                       help="what was removed longer ago than this, such as 30d")
     args = made.parse_args(arguments)
+    local_store(args.store)
     with opened(args) as registry:
         result = registry.purge(time.time() - args.older, **author(args))
     return tell(args, result, [f"deleted {plural(result['references'], 'reference')} and "

@@ -2,7 +2,7 @@
 
     docmetric restore backups/2026-11-22 types
 """
-from . import CommandLine, tell
+from . import CommandLine, local_store, steps, tell
 
 
 def main(arguments=None) -> int:
@@ -12,5 +12,5 @@ def main(arguments=None) -> int:
     made.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
     args = made.parse_args(arguments)
     from ..registry.check import restore
-    result = restore(args.backup, args.store)
+    result = restore(local_store(args.backup), local_store(args.store), steps())
     return tell(args, result, [f"{args.store}: restored and verified"])

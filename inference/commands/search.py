@@ -3,6 +3,7 @@
     docmetric search types photo.jpg
     docmetric search types photo.jpg -k 3 --json
 """
+from ..image import ImageError
 from . import opened, parser, tell
 
 
@@ -12,6 +13,9 @@ def main(arguments=None) -> int:
     made.add_argument("-k", type=int, default=10, metavar="K", help="number of references to list")
     args = made.parse_args(arguments)
     with opened(args) as registry:
-        found = registry.search(args.image, args.k)
+        try:
+            found = registry.search(args.image, args.k)
+        except ImageError as error:
+            raise ImageError(f"{args.image}: {error}") from None
     return tell(args, found, [f"{one['score']:.4f}  reference {one['reference']}  {one['label'] or '(known unknown)'}"
                               for one in found] or ["nothing is registered yet"])

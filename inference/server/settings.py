@@ -123,8 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-requests", action="store_true", help="write one line for each request to stderr")
 
 
-def parse(description: str, arguments=None) -> Settings:
+def parse(description: str, arguments=None, program: str = "python -m inference.server") -> Settings:
     """The command line -> Settings. Raises UserError."""
-    parser = Parser(prog="python -m inference.server", description=description)
+    parser = Parser(prog=program, description=description)
     add_arguments(parser)
     return Settings(**vars(parser.parse_args(arguments)))
