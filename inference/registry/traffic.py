@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -105,8 +105,8 @@ class Traffic:
         self.file.flush()
 
     def close(self) -> None:
-        """Write what waits; the file stays open for other collections of this process."""
-        self.file.flush()
+        """Write what waits. Whoever uses the file again, another collection say, opens it again."""
+        self.file.close()
 
     def decisions(self, after: int = 0, limit: int = 100, newest: bool = False, feedback: bool = False) -> list[dict]:
         """Those that came after the decision `after` (0: from the first), the oldest first; `newest`: those before it, the
@@ -308,6 +308,11 @@ class TrafficFile:
                            "seen = seen + 1, expires = excluded.expires",
                            (collection, decision, created, expires, name, len(image), quad, score, model, parts, vectors))
 
+    def close(self) -> None:
+        self.flush()
+        with self._lock:
+            self._close()
+
     # ---------------------------------------------------------------- what has expired
     def sweep(self, now: float | None = None) -> bool:
         """Delete what has expired or is too much, rows and pictures; returns whether anything is left that will expire.
@@ -381,18 +386,12 @@ class TrafficFile:
         return self._on_database(work)
 
     def _on_database(self, work):
-        with self._closed_on_error(), translated(self.path):
-            return work(self._open())
-
-    @contextmanager
-    def _closed_on_error(self):
         try:
-            yield
+            with translated(self.path):
+                return work(self._open())
         except UserError as error:
-            if not isinstance(error, NotFound) and self._db is not None:
-                with suppress(apsw.Error):
-                    self._db.close()
-                self._db = None
+            if not isinstance(error, NotFound):
+                self._close()
             raise
 
     def _open(self):
@@ -400,10 +399,8 @@ class TrafficFile:
             inode = os.stat(self.path).st_ino
         except OSError:
             inode = None
-        if self._db is not None and inode != self._inode:  # deleted, or made anew by another process
-            with suppress(apsw.Error):
-                self._db.close()
-            self._db = None
+        if inode != self._inode:  # deleted, or made anew by another process
+            self._close()
         if self._db is None:
             self._db = open_database(self.path, create=TABLES, application=APPLICATION, version=VERSION,
                                      synchronous="NORMAL")
@@ -411,6 +408,12 @@ class TrafficFile:
             self._db.pragma("secure_delete", True)  # of what was deleted nothing stays in the file
             self._inode = os.stat(self.path).st_ino
         return self._db
+
+    def _close(self):
+        if self._db is not None:
+            with suppress(apsw.Error):
+                self._db.close()
+            self._db = None
 
     def _is_useless(self, error):
         """Whether it is the file that is wrong, and neither the disk nor a permission."""
