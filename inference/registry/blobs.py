@@ -1,7 +1,6 @@
 """Pictures by their content: FOLDER/ab/<SHA-256 in hexadecimal>. A name says nothing that a user gave, so it cannot lead out
 of the folder; the same picture lies there once; whoever reads one knows that it is whole."""
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -11,8 +10,36 @@ from pathlib import Path
 
 from ..errors import UserError
 from .errors import Damaged, StoreFull
+from .schema import FULL
 
 NAME = re.compile("[0-9a-f]{64}")
+
+
+def write_durably(path: Path, data: bytes, what: str) -> None:
+    """Write a file that is whole or absent, and, when this returns, on the disk; in the place of one that is there. Several
+    threads and processes may write the same one. Raises StoreFull, UserError."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        for folder in list(path.parents)[:3]:  # the new names in them: two of these may be new themselves
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if error.errno in FULL:
+            raise StoreFull(f"{path.parent}: no room on the disk for {what} of {len(data):,} bytes; nothing was changed; "
+                            "make room, or move the store") from None
+        raise UserError(f"{path.parent}: cannot be written ({error.strerror}); check its permissions") from None
 
 
 class Blobs:
@@ -31,33 +58,19 @@ class Blobs:
         at most, which `sweep` takes away. Raises StoreFull."""
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
-        if path.exists():
+        if path.exists() and self._intact(path, data):
             with contextlib.suppress(OSError):  # a picture that is put again is no orphan of long ago (`check`)
                 os.utime(path)
-            return name
-        partial = path.with_name(f".{name}.{secrets.token_hex(8)}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(partial, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-            for folder in (path.parent, self.folder):  # the new names in them
-                descriptor = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise StoreFull(f"{self.folder}: no room on the disk for a picture of {len(data):,} bytes; nothing was "
-                                "changed; make room, or move the store") from None
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); check its permissions") from None
+        else:
+            write_durably(path, data, "a picture")
         return name
+
+    @staticmethod
+    def _intact(path, data):
+        try:
+            return path.read_bytes() == data
+        except OSError:
+            return False
 
     def get(self, name: str) -> bytes:
         """Raises Damaged where the picture is missing or is not what was put there."""

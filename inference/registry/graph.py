@@ -12,6 +12,7 @@ import json
 from ..errors import UserError
 from ..model import MAX_BYTES, MAX_METADATA, METADATA_KEY, not_ours
 
+SEAL = b"docmetric_sha256"
 GRAPH, OPSETS, METADATA, FUNCTIONS = 7, 8, 14, 25  # fields of ModelProto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 MAX_FIELDS = 10_000  # of a file; real ones have some 10
 BLOCK = 1 << 20
@@ -31,6 +32,25 @@ def graph_hash(model) -> str:
             return _hash(model, file)
     except OSError as error:
         raise UserError(f"{model}: cannot be read ({error.strerror}); give the path of an exported model") from None
+
+
+def sealed(content: bytes) -> bytes:
+    """An ONNX file's content with one more entry of its metadata, at its end: the SHA-256 of all before it. It is an ONNX
+    file as before. What has a seal gets no second one."""
+    return content if is_sealed(content) else content + _seal(content)
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a file has a seal that is right: not a bit of it, its thresholds included, is another than it was."""
+    body = content[:-len(_seal(b""))]
+    return len(body) < len(content) and content[len(body):] == _seal(body)
+
+
+def _seal(body):
+    digest = hashlib.sha256(body).hexdigest().encode()
+    entry = b"".join((number << 3 | BYTES).to_bytes(1, "big") + len(text).to_bytes(1, "big") + text
+                     for number, text in ((1, SEAL), (2, digest)))
+    return (METADATA << 3 | BYTES).to_bytes(1, "big") + len(entry).to_bytes(1, "big") + entry
 
 
 def _hash(name, file):

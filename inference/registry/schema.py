@@ -191,7 +191,7 @@ def transaction(db: apsw.Connection):
 
 
 def is_full(db: apsw.Connection, error: BaseException) -> bool:
-    """Whether an error means that a quota, or the size that a file may have, is used up: SQLite knows the full disk alone."""
+    """Whether a quota, or the size that a file may have, is used up: SQLite knows the full disk alone."""
     return isinstance(error, apsw.IOError) and db.system_errno in FULL
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 import apsw
 
 from ..errors import UserError, printable
-from ..files import replacing
 from ..model import TABLES, Model, load_model
-from .blobs import Blobs
-from .errors import Conflict, Invalid, NotFound
+from .blobs import Blobs, write_durably
+from .errors import Conflict, Damaged, Invalid, NotFound
 from .files import DATABASE, is_store
-from .graph import graph_hash
+from .graph import graph_hash, is_sealed, sealed
 from .schema import TABLES as SQL
 from .schema import check_local, open_database, transaction, translated
 
@@ -28,6 +27,7 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.o
 DEFAULT_COLLECTION = "default"
 FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
 LONGEST_NAME = 200
+AGAIN = "restore it from a backup, or export it again and give it to docmetric model add"
 NAMED = "a word of letters, digits, '-' and '_', at most 64"
 
 
@@ -50,17 +50,33 @@ class Store:
             raise UserError(f"{path}: no store there; make one with docmetric init {printable(path)}")
         check_local(self.path)
         self.database = self.path / DATABASE
+        self._check_there()
         self.blobs = Blobs(self.path / "blobs")
         # Two connections: what others, and our own writer, commit is seen by the reader's data_version.
         self._writer = open_database(self.database, create=SQL if create else "")
         self._reader = open_database(self.database)
         self._writing, self._reading = threading.RLock(), threading.RLock()
+        self._process = os.getpid()
         self._models: dict[str, Model] = {}
         self._registries: dict = {}
         self._loading = threading.RLock()
 
+    def _check_there(self):
+        """A store whose making was interrupted has an empty database, or none, and nothing else."""
+        if not (self.database.is_file() and self.database.stat().st_size):
+            for name in (f"{DATABASE}-wal", "models", "blobs"):
+                if (place := self.path / name).is_dir() or place.is_file() and place.stat().st_size:
+                    raise Damaged(f"{self.database}: empty or gone, but {name} is there; restore it from a backup")
+
+    def _check_process(self):
+        # Neither SQLite's locks nor its view of the file survive a fork.
+        if os.getpid() != self._process:
+            raise UserError(f"{self.path}: was opened before this process was forked; open it again here")
+
     def close(self) -> None:
         """Further use is an error."""
+        if os.getpid() != self._process:  # it is the parent's
+            return
         for registry in self._registries.values():
             registry._release()
         self._registries.clear()
@@ -78,12 +94,14 @@ class Store:
 
     def read(self, sql: str, bindings=()) -> list[tuple]:
         """The rows of a query, as last committed."""
+        self._check_process()
         with self._reading, translated(self.database):
             return self._reader.execute(sql, bindings).fetchall()
 
     @contextlib.contextmanager
     def reading(self):
         """`with store.reading() as db`: queries that all see the same state."""
+        self._check_process()
         with self._reading, translated(self.database):
             self._reader.execute("BEGIN")
             try:
@@ -96,11 +114,13 @@ class Store:
     def write(self):
         """`with store.write() as db`: a transaction, on the disk when the block ends; nothing of it where the block raises.
         Raises Busy, StoreFull, Damaged."""
+        self._check_process()
         with self._writing, translated(self.database), transaction(self._writer):
             yield self._writer
 
     def version(self) -> int:
         """Another number after each commit of anyone: 3 us."""
+        self._check_process()
         with self._reading, translated(self.database):
             return self._reader.pragma("data_version")
 
@@ -139,15 +159,17 @@ class Store:
     def collection(self, name: str = DEFAULT_COLLECTION):
         """The `Registry` of a collection; the same object each time. Raises NotFound."""
         from .core import Registry
-        with self._loading:
-            if name not in self._registries:
-                found = self.read("SELECT id FROM collection WHERE name = ?", (name,)) if isinstance(name, str) else ()
-                if not found:
-                    there = ", ".join(row[0] for row in self.read("SELECT name FROM collection ORDER BY name LIMIT 20"))
-                    raise NotFound(f"collection {printable(name)[:80]}: there is none of this name"
-                                   + (f"; there are {there}" if there else ""))
-                self._registries[name] = Registry(self, found[0][0], name)
-            return self._registries[name]
+        registry = self._registries.get(name) if isinstance(name, str) else None
+        if registry is None:
+            # Not under the lock: who reads holds another lock, and may wait for this one to get a model.
+            found = self.read("SELECT id FROM collection WHERE name = ?", (name,)) if isinstance(name, str) else ()
+            if not found:
+                there = ", ".join(row[0] for row in self.read("SELECT name FROM collection ORDER BY name LIMIT 20"))
+                raise NotFound(f"collection {printable(name)[:80]}: there is none of this name"
+                               + (f"; there are {there}" if there else ""))
+            with self._loading:
+                registry = self._registries.setdefault(name, Registry(self, found[0][0], name))
+        return registry
 
     # ---- models ----
 
@@ -157,14 +179,8 @@ class Store:
         with open(path, "rb") as file:
             data = file.read()
         digest = graph_hash(data)
-        kept = self.model_path(digest)
         # The same graph with other metadata, such as newly calibrated thresholds, takes the place of the former file.
-        kept.parent.mkdir(exist_ok=True)
-        if not kept.exists() or kept.read_bytes() != data:
-            with replacing(kept) as partial, open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write_durably(self.model_path(digest), sealed(data), "a model")
         with self._loading:
             self._models[digest] = model
         return digest, os.path.basename(os.fspath(path))
@@ -177,11 +193,13 @@ class Store:
         with self._loading:
             if digest not in self._models:
                 path = self.model_path(digest)
-                model = load_model(path, self.backend, self.threads)
-                if graph_hash(path.read_bytes()) != digest:
-                    raise UserError(f"{path}: is not the model that its name says; restore it from a backup, or export it "
-                                    "again and give it to docmetric model add")
-                self._models[digest] = model
+                try:
+                    data = path.read_bytes()
+                except OSError as error:
+                    raise Damaged(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
+                if not is_sealed(data) or graph_hash(data) != digest:
+                    raise Damaged(f"{path}: damaged, or not the model that its name says; {AGAIN}")
+                self._models[digest] = load_model(path, self.backend, self.threads)
             return self._models[digest]
 
 
