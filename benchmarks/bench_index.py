@@ -11,7 +11,8 @@ import time
 import numpy as np
 from side_by_side import Report, medians, peak_memory, run_cli
 
-from inference.registry.index import MemoryIndex, Rows, captures_of, open_index
+from inference.registry.approximate import BUILD, FaissIndex
+from inference.registry.index import MemoryIndex, Rows, captures_of
 
 DEPTH, BEST, CHANGES, HIDDEN = 256, 5, 1000, 48
 COLUMNS = 32_768  # references of a matmul, as many as the search takes at 64 queries
@@ -108,7 +109,7 @@ def large(report, total, rounds, approximate):
 
 
 def faiss(report, rows, queries, rounds):
-    index = open_index("faiss", DEPTH, "bench")
+    index = FaissIndex(DEPTH, build=min(BUILD, len(rows.ids)))
     began = time.perf_counter()
     index.apply(1, rows, NONE)
     index.compact()
@@ -122,11 +123,11 @@ def faiss(report, rows, queries, rounds):
 
 
 def main():
-    report = Report(__doc__, ("--rows", {"type": int, "help": "references (default: 1,000,000; with --quick 40,000)"}),
+    report = Report(__doc__, ("--rows", {"type": int, "help": "references (default: 1,000,000; with --quick 4,000)"}),
                     ("--approximate", {"action": "store_true", "help": "faiss's default structure too"}))
     rounds = 3 if report.quick else 9
     small(report, rounds)
-    large(report, report.args.rows or (40_000 if report.quick else 1_000_000), rounds,
+    large(report, report.args.rows or (4_000 if report.quick else 1_000_000), rounds,
           report.args.approximate or report.quick)
     report.end()
 

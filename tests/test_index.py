@@ -148,6 +148,19 @@ def test_sizes_stay_bounded():
     index.close()
 
 
+def test_a_segment_with_many_removed_rows_is_written_anew():
+    index, rng = MemoryIndex(DEPTH, tail=16), np.random.default_rng(0)
+    index.apply(1, rows_of(np.arange(1000), np.arange(1000), vectors(rng, 1000, False)), np.zeros(0))
+    segment = index.view().parts[0].segment
+    index.apply(2, nothing(), np.arange(125))  # an eighth: passed over
+    index.compact()
+    assert index.view().parts[0].segment is segment and len(index) == 875
+    index.apply(3, nothing(), np.array([125]))
+    index.compact()
+    assert [(len(part.segment), len(part.dead)) for part in index.view().parts] == [(874, 0)]
+    index.close()
+
+
 def test_beside_the_vectors_there_is_little():
     """At most 32 bytes a row: 10 million rows of 256 values are 10.2 GB, and at most .3 GB beside."""
     rng = np.random.default_rng(0)

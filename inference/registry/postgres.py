@@ -141,19 +141,19 @@ class PostgresIndex:
 
     def _candidates(self, connection, queries, wanted, by_type, approximate):
         """For each query a list of (id, type, vector): the best rows, or rows of the best types, and some more."""
+        # An approximate index, where there is one, cannot be used for a sum.
         nearest = self._sql("SELECT id, type, vector FROM {rows} ORDER BY vector <#> %s LIMIT %s" if approximate else
-                            "SELECT id, type, vector FROM {rows} ORDER BY vector <#> %s, type, id LIMIT %s")
+                            "SELECT id, type, vector FROM {rows} ORDER BY (vector <#> %s) + 0, type, id LIMIT %s")
         best_types = self._sql("""
             WITH best AS (SELECT type FROM {rows} GROUP BY type ORDER BY min(vector <#> %s), type LIMIT %s)
             SELECT DISTINCT ON (type) id, type, vector FROM {rows} JOIN best USING (type)
             ORDER BY type, vector <#> %s, id""")
         limit, found = wanted * MANY if by_type else wanted, []
         with connection.transaction():
-            # One state for all queries. The planner may take an approximate index, if there is one, only where asked to.
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            connection.execute("SELECT set_config('enable_indexscan', %s, true), set_config('hnsw.iterative_scan', "
-                               "'relaxed_order', true), set_config('hnsw.ef_search', %s, true)",
-                               ("on" if approximate else "off", str(self._ef)))
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")  # one state for all queries
+            if approximate:
+                connection.execute("SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), "
+                                   "set_config('hnsw.ef_search', %s, true)", (str(self._ef),))
             for query in queries:
                 rows = connection.execute(nearest, (query, limit), binary=True).fetchall()
                 if by_type and len(rows) == limit and len({kind for _, kind, _ in rows}) < wanted:
