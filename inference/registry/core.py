@@ -8,6 +8,7 @@ Every mutation is one transaction and one event, which can be undone. Vectors ar
 store for each model; they are searched in memory. Before each answer the registry looks whether anyone has committed
 something (3 us) and reads the rows that have changed since: every process sees every committed change.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -28,8 +29,7 @@ from ..model import TURNS, Model
 from ..rectify import as_quad
 from ..thresholds import choose_threshold
 from ..views import Views, find_in_references
-from .errors import Conflict, Invalid, NotFound, Refused
-from .files import is_store
+from .errors import Busy, Conflict, Invalid, NotFound, Refused
 from .formats import usable
 from .gate import Finding, findings, inspect
 from .state import PARTS, State
@@ -52,7 +52,8 @@ class Look(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An image that is ready to be registered: `vectors` are float32 `[n, D]` for each model, by the model's id."""
+    """An image that is ready to be registered: `vectors` are float32 `[n, D]` for each model, by the model's id; `settings`
+    are the collection's `find` and `orientation` that they were made with."""
     data: bytes
     width: int
     height: int
@@ -61,6 +62,7 @@ class Prepared(NamedTuple):
     orientation: int
     quality: Any
     vectors: dict[int, np.ndarray]
+    settings: tuple[str, str]
 
 
 class Registry:
@@ -82,16 +84,17 @@ class Registry:
              orientation: str = "upright", threads: int = 0, backend: str = "cpu", index: str | None = None) -> "Registry":
         """The registry in the folder `path`.
 
-        create: make the store and the collection where they are missing, with `model` (the path of an exported model; None:
+        create: make the store and the collection where they are missing (also where several processes come at the same time,
+        or one was killed while it made them), with `model` (the path of an exported model; None:
         the shipped one), `find` and `orientation` (`settings`). index: what searches, see `index.open_index`; None: memory,
         exact. threads: work on many images (0: one per core). backend: "cpu" or "cuda", for the network.
         """
-        store = Store(path, create and not is_store(path), threads, backend, index)
+        store = Store(path, create, threads, backend, index)
         try:
             if create and not store.read("SELECT id FROM collection WHERE name = ?", (collection,)):
-                registry = store.create(collection, model, find, orientation)
-            else:
-                registry = store.collection(collection)
+                with contextlib.suppress(Conflict):  # another process was faster
+                    store.create(collection, model, find, orientation)
+            registry = store.collection(collection)
         except BaseException:
             store.close()
             raise
@@ -385,7 +388,8 @@ class Registry:
                      for turn in range(TURNS if snapshot.orientation == "any" else 1)]))
         quad = given if seen is None else seen.quad
         quality = inspect(pixels, None if quad is None else quad / divisor, divisor)
-        return Prepared(data, width, height, quad, None if seen is None else seen.score, orientation, quality, vectors)
+        return Prepared(data, width, height, quad, None if seen is None else seen.score, orientation, quality, vectors,
+                        (snapshot.find, snapshot.orientation))
 
     def features_of(self, reference: int, model_id: int) -> np.ndarray:
         """float32 `[n, D]`: what a model of the collection makes of a registered picture, embedded now."""
@@ -430,8 +434,9 @@ class Registry:
         while True:
             try:
                 return self._mutate("add", body, who, key, request)
-            except _ModelsChanged:  # since the image was embedded
+            except Outdated:
                 prepared = self.prepare(data, quad, orientation)
+                self.store.blobs.put(data)
 
     def add_many(self, items: Iterable[tuple], who: str | None = None, source: str | None = None,
                  progress: Callable[[int], None] | None = None) -> list[dict]:
@@ -481,8 +486,10 @@ class Registry:
         db = change.db
         models = {number: state for number, state in db.execute(
             "SELECT id, state FROM model WHERE collection = ? AND state != 'retired'", (self.id,))}
-        if models.keys() - prepared.vectors.keys():
-            raise _ModelsChanged
+        settings = next(db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.id,)))
+        if models.keys() - prepared.vectors.keys() or settings != prepared.settings or not self.store.blobs.has(sha256):
+            raise Outdated("a model or a setting was changed, or pictures were deleted for good, while the images were "
+                           "embedded: nothing was registered; try again")
         db.execute("INSERT OR IGNORE INTO picture VALUES (?, ?, ?, ?)",
                    (sha256, self.store.blobs.path(sha256).stat().st_size, prepared.width, prepared.height))
         reference = change.insert(
@@ -494,8 +501,8 @@ class Registry:
                 self.write_feature(db, reference, number, vectors)
         active = next(number for number, state in models.items() if state == "active")
         for entry in alike:
-            db.execute("INSERT INTO look_alike(model, reference, other, score) VALUES (?, ?, ?, ?)",
-                       (active, reference, entry["reference"], entry["score"]))
+            db.execute("INSERT INTO look_alike(model, reference, other, score) SELECT ?, ?, id, ? FROM reference "
+                       "WHERE id = ?", (active, reference, entry["score"], entry["reference"]))
         return reference
 
     @staticmethod
@@ -543,6 +550,13 @@ class Registry:
             raise NotFound(f"type {printable(label)[:80]}: there is none of this {'number' if by_id else 'name'}")
         return rows[0]
 
+    @staticmethod
+    def _check_there(change, *types):
+        """Raises NotFound where another process has removed one of the types since it was looked up."""
+        for number in types:
+            if list(change.db.execute("SELECT 1 FROM type WHERE id = ? AND removed IS NOT NULL", (number,))):
+                raise NotFound(f"type {number}: was removed just now")
+
     def remove(self, label: str | None = None, *, reference: int | None = None, type: int | None = None,
                who: str | None = None, key: str | None = None) -> dict:
         """Remove a type, by its label or id, with all its references; or one reference (a type without any stays). Pictures
@@ -561,6 +575,8 @@ class Registry:
             number, name = self._type_id(label if type is None else type)
 
         def body(change):
+            if reference is None:
+                self._check_there(change, number)
             removed = [row[0] for row in change.db.execute("SELECT id FROM reference WHERE type = ? AND removed IS NULL",
                                                            (number,))] if reference is None else ids
             for one in removed:
@@ -585,6 +601,7 @@ class Registry:
                            type=other[0][0])
 
         def body(change):
+            self._check_there(change, number)
             change.set("type", number, name=new)
             return f"renamed {name} to {new}", dict(event=change.event, type=number, label=new)
 
@@ -600,6 +617,7 @@ class Registry:
             raise Conflict(f"type {printable(name)[:80]}: cannot be merged with itself")
 
         def body(change):
+            self._check_there(change, number, target)
             moved = [row[0] for row in change.db.execute("SELECT id FROM reference WHERE type = ? AND removed IS NULL",
                                                          (number,))]
             for one in moved:
@@ -628,7 +646,8 @@ class Registry:
 
     def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None) -> dict:
         """Undo an event, or the last one that is not undone and is no undoing itself. An undo can be undone. Raises Conflict
-        where later events stand against it. Answers {event, undone}."""
+        where later events stand against it. Answers {event, undone}. Undoing a change of `find` or `orientation` embeds all
+        references again."""
         request = digest_of("undo", event)
 
         def body(change):
@@ -645,6 +664,14 @@ class Registry:
             if undone_by is not None:
                 raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
             change.revert(json.loads(changes))
+            left = next(change.db.execute(
+                "SELECT t.name, r.changed FROM type t CROSS JOIN reference r ON r.type = t.id WHERE t.collection = ? "
+                "AND t.removed IS NOT NULL AND r.removed IS NULL LIMIT 1", (self.id,)), None)
+            if left:
+                raise Conflict(f"pictures of {left[0]} would stay without it, as event {left[1]} left them; undo that one "
+                               "first", event=left[1])
+            if any(table == "collection" and {"find", "orientation"} & columns.keys() for table, _, columns in change.rows):
+                self._embed_again(change, None)
             self._check_types(change)
             change.db.execute("UPDATE event SET undone_by = ? WHERE id = ?", (change.event, number))
             # What an undo undid is done again: it may be undone once more.
@@ -706,30 +733,32 @@ class Registry:
                      who: str | None = None, progress: Callable[[int], None] | None = None) -> dict:
         """Change `settings`. Another `find` or `orientation` embeds all references again; margin -1: the model's own."""
         now = self.settings
-        wanted = dict(find=now["find"] if find is None else find,
-                      orientation=now["orientation"] if orientation is None else orientation)
-        check_settings(**wanted)
+        check_settings(now["find"] if find is None else find, now["orientation"] if orientation is None else orientation)
         if margin is not None and not (margin == -1 or 0 <= margin <= 1):
             raise Invalid(f"margin {margin}: must be between 0 and 1, the difference of two scores, or -1: the model's own")
-        wanted["margin"] = now["margin"] if margin is None else None if margin == -1 else float(margin)
-        again = [name for name in ("find", "orientation") if wanted[name] != now[name]]
 
         def body(change):
+            row = next(change.db.execute("SELECT find, orientation, margin FROM collection WHERE id = ?", (self.id,)))
+            wanted = dict(find=row[0] if find is None else find, orientation=row[1] if orientation is None else orientation,
+                          margin=row[2] if margin is None else None if margin == -1 else float(margin))
             change.set("collection", self.id, **wanted)
-            if again:
-                self._embed_again(change, wanted["find"], wanted["orientation"], progress)
+            if (wanted["find"], wanted["orientation"]) != row[:2]:
+                self._embed_again(change, progress)
             return "changed the settings: " + ", ".join(f"{name} {value}" for name, value in wanted.items()), dict(
                 event=change.event, **wanted)
 
         return self._mutate("settings", body, who)
 
-    def _embed_again(self, change, find, orientation, progress):
-        """All vectors of the collection, within the transaction: others may read meanwhile, not write."""
+    def _embed_again(self, change, progress):
+        """All vectors of the collection, within the transaction: others may read meanwhile, not write. Those of removed
+        references too, which an undo brings back; a retired model makes its own when it is used again."""
+        find, orientation = next(change.db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.id,)))
         references = list(change.db.execute(
-            "SELECT id, picture, quad, found, orientation FROM reference WHERE collection = ? AND removed IS NULL",
-            (self.id,)))
+            "SELECT id, picture, quad, found, orientation FROM reference WHERE collection = ?", (self.id,)))
         models = list(change.db.execute("SELECT id, hash FROM model WHERE collection = ? AND state != 'retired'",
                                         (self.id,)))
+        change.db.execute("DELETE FROM feature WHERE model IN (SELECT id FROM model WHERE collection = ? "
+                          "AND state = 'retired')", (self.id,))
         turns = TURNS if orientation == "any" else 1
 
         def vectors_of(row):
@@ -769,8 +798,10 @@ class Registry:
             return f"deleted {len(gone)} removed pictures for good", dict(event=change.event, deleted=gone, pictures=unused)
 
         result = self._mutate("purge", body, who)
-        for name in result["pictures"]:
-            self.store.blobs.delete(name)
+        with self.store.write() as db:  # who registers one of them now, looks whether it is there after this
+            for name in result["pictures"]:
+                if not list(db.execute("SELECT 1 FROM picture WHERE sha256 = ?", (name,))):
+                    self.store.blobs.delete(name)
         return dict(event=result["event"], references=len(result["deleted"]), pictures=len(result["pictures"]))
 
     # ---- listing ----
@@ -842,8 +873,8 @@ class Registry:
         return [dict(zip(("event", "when", "who", "what", "text", "undoes", "undone_by"), row)) for row in rows]
 
 
-class _ModelsChanged(Exception):
-    """A model came since the image was embedded."""
+class Outdated(Busy):
+    """What an image was embedded for has changed since."""
 
 
 def opened(image):

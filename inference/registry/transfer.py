@@ -31,7 +31,7 @@ from typing import NamedTuple
 from ..errors import UserError, first_line, printable
 from ..files import replacing
 from ..image import MAX_BYTES, ImageError, list_images, map_ahead, read_bytes, type_label
-from .core import Registry, _ModelsChanged, checked_quad, clean_label, clean_text
+from .core import Outdated, Registry, checked_quad, clean_label, clean_text
 from .errors import Busy, Invalid
 from .formats import content_type
 
@@ -364,7 +364,7 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
         return registry._mutate("import", body, who)
     except _Nothing:
         return dict(event=None, types=0, references=0, skipped=skipped)
-    except _ModelsChanged:
+    except Outdated:
         raise Busy(f"{origin}: a model was added while the pictures were embedded, {time.time() - began:.0f} s; import it "
                    "again") from None
 
