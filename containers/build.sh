@@ -25,6 +25,8 @@ work=${KEEP:-$(mktemp -d)}
 mkdir -p "$work/pip"
 # overlay keeps a layer as a difference, vfs as a whole copy, which needs no help of the kernel.
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+layers=
+[ "$STORAGE_DRIVER" = vfs ] || layers=--layers # a RUN whose inputs are the same is not run again
 buildah() { command buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 clean() {
     [ -z "${server:-}" ] || { kill "$server" 2>/dev/null && wait "$server" || true; }
@@ -63,7 +65,7 @@ base() { # debian:bookworm-slim from Debian's own packages
 
 image() { # builds containers/Dockerfile.NAME as docmetric-NAME
     say "the image docmetric-$1"
-    buildah build --format docker --pull-never --ignorefile .dockerignore "${mounts[@]}" \
+    buildah build --format docker --pull-never $layers --ignorefile .dockerignore "${mounts[@]}" \
         --file "containers/Dockerfile.$1" --tag "docmetric-$1" . >"$work/build.log" 2>&1 ||
         { cat "$work/build.log" >&2; fail "docmetric-$1 cannot be built; what buildah said is above"; }
     local user
