@@ -74,9 +74,12 @@ def _raise_file_limit(settings):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _work(*arguments):
-    from .worker import work  # the parent process does without ONNX Runtime and FastAPI
-    work(*arguments)
+def _work(settings, listener, pipe, counts, place):
+    try:
+        from .worker import work  # the parent process does without ONNX Runtime and FastAPI
+    except ModuleNotFoundError as error:
+        return pipe.send(f'the server needs {error.name}: pip install "docmetric[server]"')
+    work(settings, listener, pipe, counts, place)
 
 
 class _Worker:

@@ -1,0 +1,394 @@
+"""What a server does with clients that send too slowly, too much, or no HTTP, and with more of them than it can serve.
+
+Over real sockets, against the program with its own worker process.
+"""
+import asyncio
+import concurrent.futures
+import http.client
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from inference.registry import Registry
+from inference.server.settings import Settings
+from inference.server.work import Overloaded, Work
+from tests.helpers.servers import Server, until
+from tests.helpers.serving import document, make_store, request
+
+CLASSIFY = "/v1/collections/default/classify"
+MIB = 1 << 20
+PLACES, CONNECTIONS = 8, 300
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    store = make_store(tmp_path_factory.mktemp("limits"))
+    with Registry.open(store) as registry:
+        registry.add(document(0), "passport", force=True)
+    with Server(store, "--queue", PLACES, "--queue-bytes", "64MiB", "--connections", CONNECTIONS, "--header-timeout", 1,
+                "--body-timeout", 3, "--body-rate", "16KiB", "--idle-timeout", 2) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def unharmed(server):
+    """After each test the same worker answers as before it, and holds nothing any more."""
+    worker = server.workers()
+    yield
+    assert until(lambda: request(server.url, "POST", CLASSIFY, document(0)).json.get("results"))[0]["label"] == "passport"
+    assert server.workers() == worker
+    assert until(lambda: figure(server, "docmetric_body_bytes") == figure(server, "docmetric_requests_in_work") == 0)
+
+
+def figure(server, name):
+    """The sum of a metric over its labels."""
+    lines = request(server.url, "GET", "/metrics").content.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+
+def is_problem(answer, status, code):
+    assert answer[0] == status, answer
+    assert answer[1]["content-type"] == "application/problem+json"
+    about = json.loads(answer[2])
+    assert about["status"] == status and about["code"] == code and about["detail"], about
+
+
+# ---- time ----
+
+def test_headers_that_drip_are_cut(server):
+    began = time.monotonic()
+    with server.connect() as client:
+        client.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+        while time.monotonic() < began + .9:  # each byte in time, all of them not
+            client.send("X")
+            time.sleep(.1)
+        is_problem(client.answer(), 408, "too-slow")
+        assert client.closed()
+    assert 1 <= time.monotonic() - began < 10
+
+
+def test_a_body_that_drips_is_cut(server):
+    began = time.monotonic()
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, "Content-Length: 100000")
+        while time.monotonic() < began + 2.9:
+            client.send("x" * 100)  # 1,000 bytes a second
+            time.sleep(.1)
+        answer = client.answer()
+        is_problem(answer, 408, "too-slow")
+        assert answer[1]["connection"] == "close" and client.closed()
+    assert 3 <= time.monotonic() - began < 20
+
+
+def test_a_body_that_comes_slowly_but_steadily_is_waited_for(server):
+    """Longer than --body-timeout, faster than --body-rate."""
+    body = document(0)
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, "Content-Type: multipart/form-data; boundary=b", "Transfer-Encoding: chunked")
+        padding = b"x" * (32 << 10)
+        part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + body + b"\r\n"
+        pieces = [part, *[b'--b\r\nContent-Disposition: form-data; name="pad%d"\r\n\r\n%s\r\n' % (number, padding)
+                          for number in range(8)], b"--b--\r\n"]
+        began = time.monotonic()
+        for piece in pieces:
+            client.send(f"{len(piece):x}\r\n", piece, b"\r\n")
+            time.sleep(.5)
+        client.send("0\r\n\r\n")
+        assert time.monotonic() - began > 3
+        assert client.answer()[0] == 422  # fields of no meaning: it was read to its end
+
+
+@pytest.mark.parametrize("first", [b"", b"\r\n\r\n"])
+def test_a_connection_that_says_nothing_is_closed(server, first):
+    with server.connect() as client:
+        client.send(first)
+        began = time.monotonic()
+        assert client.closed()
+        assert .5 < time.monotonic() - began < 10
+
+
+def test_a_connection_between_two_requests_is_closed(server):
+    with server.connect() as client:
+        for _ in range(2):
+            client.head("GET", "/healthz")
+            assert client.answer()[0] == 200
+        began = time.monotonic()
+        assert client.closed()
+        assert 1 < time.monotonic() - began < 10
+
+
+# ---- size ----
+
+def test_too_large_a_body_is_refused_before_it_comes(server):
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, f"Content-Length: {50 * MIB}")
+        is_problem(client.answer(), 413, "too-large")
+
+
+def test_who_sends_too_large_a_body_all_the_same_reads_the_answer(server):
+    before = server.memory()
+    client = server.client()
+    client.request("POST", CLASSIFY, b"\xff" * (50 * MIB))
+    assert client.getresponse().status == 413
+    assert server.memory() - before < 8 * MIB  # nothing of it was kept
+    client.close()
+
+
+def test_who_waits_to_send_is_told_no(server):
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, f"Content-Length: {50 * MIB}", "Expect: 100-continue")
+        is_problem(client.answer(), 413, "too-large")
+        assert client.closed()
+
+
+def test_who_waits_to_send_is_told_to(server):
+    body = document(0)
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, f"Content-Length: {len(body)}", "Expect: 100-continue")
+        assert client._file.readline() == b"HTTP/1.1 100 Continue\r\n" and client._file.readline() == b"\r\n"
+        client.send(body)
+        assert json.loads(client.answer()[2])["results"][0]["label"] == "passport"
+
+
+def test_chunks_are_cut_at_the_limit(server):
+    before = server.memory()
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, "Transfer-Encoding: chunked")
+        peak = 0
+        for _ in range(50):
+            client.send(b"100000\r\n", b"\xff" * MIB, b"\r\n")
+            peak = max(peak, server.memory())
+        client.send("0\r\n\r\n")
+        is_problem(client.answer(), 413, "too-large")
+        assert peak - before < 48 * MIB  # up to 32 that were let in; 50 were sent
+        client.head("GET", "/healthz")
+        assert client.answer()[0] == 200  # the connection goes on behind it
+
+
+def test_headers_without_end_are_cut(server):
+    with server.connect() as client:
+        client.send("GET / HTTP/1.1\r\n")
+        with pytest.raises(ConnectionError):
+            for number in range(1000):
+                client.send(f"X-{number}: ", "x" * 10_000, "\r\n")
+
+
+@pytest.mark.parametrize("endless", ["trailer", "extension"])
+def test_what_is_no_body_in_a_body_is_cut(server, endless):
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, "Transfer-Encoding: chunked")
+        client.send("1\r\nx\r\n", "0\r\n" if endless == "trailer" else "1;")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                client.send("X: " if endless == "trailer" else "", "x" * 10_000, "\r\n" if endless == "trailer" else "")
+
+
+# ---- what is no HTTP ----
+
+def test_garbage_is_answered_400(server):
+    with server.connect() as client:
+        client.send(b"\x16\x03\x01 GET everything\r\n\r\n")
+        is_problem(client.answer(), 400, "invalid-request")
+        assert client.closed()
+
+
+def test_garbage_behind_a_request_comes_after_its_answer(server):
+    with server.connect() as client:
+        client.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0\xff garbage\r\n\r\n")
+        assert client.answer()[0] == 200
+        assert client.closed()
+
+
+def test_requests_sent_ahead_are_answered_in_turn(server):
+    with server.connect() as client:
+        client.send(*(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in ("/healthz", "/nothing", "/readyz")))
+        assert [client.answer()[0] for _ in range(3)] == [200, 404, 200]
+
+
+def test_thousands_of_requests_sent_ahead_are_not_kept(server):
+    with server.connect() as client:
+        client.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000)
+        answers = []
+        with pytest.raises((AssertionError, ConnectionError)):  # the connection ends
+            while True:
+                answers.append(client.answer()[0])
+        assert len(answers) < 100 and set(answers) <= {200, 400}
+
+
+# ---- more than it can do ----
+
+def test_places_and_bytes_are_bounded_and_health_is_answered_always(server):
+    waiting = [server.connect() for _ in range(PLACES)]
+    for client in waiting:
+        client.head("POST", CLASSIFY, "Content-Length: 1000")
+        client.send("x")
+    with server.connect() as client:
+        assert until(lambda: figure(server, "docmetric_requests_in_work") == PLACES)
+        client.head("POST", CLASSIFY, "Content-Length: 5")  # refused before its body has come
+        answer = client.answer()
+        is_problem(answer, 503, "overloaded")
+        assert int(answer[1]["retry-after"]) >= 1
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert request(server.url, "GET", path).status == 200
+    # With all places taken a body has a second, not --body-timeout.
+    assert [client.answer()[0] for client in waiting] == [408] * PLACES
+    for client in waiting:
+        client.close()
+    assert figure(server, "docmetric_rejected_total") > PLACES
+
+
+def test_bodies_share_the_room(server):
+    """64 MiB: two bodies of 30, and 4 of one whose length nobody knows."""
+    holding = [server.connect() for _ in range(2)]
+    for client in holding:
+        client.head("POST", CLASSIFY, f"Content-Length: {30 * MIB}")
+    assert until(lambda: figure(server, "docmetric_body_bytes") == 60 * MIB)
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, f"Content-Length: {30 * MIB}")
+        is_problem(client.answer(), 503, "overloaded")
+    with server.connect() as client:
+        client.head("POST", CLASSIFY, "Transfer-Encoding: chunked")
+        for _ in range(8):
+            client.send(b"100000\r\n", b"\xff" * MIB, b"\r\n")
+        is_problem(client.answer(), 503, "overloaded")
+    for client in holding:
+        client.close()  # gone: their room is free again, see `unharmed`
+
+
+def test_many_idle_sockets_do_not_harm_the_others(server):
+    before = server.memory()
+    idle = [server.connect() for _ in range(CONNECTIONS - 20)]
+    client, seconds = server.client(), []
+    for _ in range(50):
+        began = time.monotonic()
+        client.request("POST", CLASSIFY, document(0))
+        assert json.loads(client.getresponse().read())["results"][0]["label"] == "passport"
+        seconds.append(time.monotonic() - began)
+    assert np.median(seconds) < .1
+    assert server.memory() - before < 32 * MIB
+    more = [server.connect() for _ in range(30)]
+    refused = [one for one in more[-5:] if one.answer()[0] == 503]  # beyond the limit
+    assert len(refused) == 5
+    for one in [*idle, *more]:
+        one.close()
+    client.close()
+
+
+def test_who_does_not_know_a_key_sends_nothing(tmp_path):
+    """The key is checked before the body is read."""
+    from inference.registry import Store
+    from inference.registry.keys import Keys
+    store = make_store(tmp_path)
+    with Store(store) as opened, Keys(opened) as keys:
+        keys.add("scanner", ["classify"])
+    with Server(store) as other, other.connect() as client:
+        client.head("POST", CLASSIFY, f"Content-Length: {10 * MIB}")
+        assert client.answer()[0] == 401
+
+
+# ---- the threads ----
+
+class Slow:
+    """A registry with a large index whose first search waits for `go`."""
+
+    def __init__(self):
+        self.go, self.began, self.batches = threading.Event(), threading.Event(), []
+
+    def snapshot(self):
+        return self
+
+    @property
+    def index(self):
+        return range(1_000_000)
+
+    def look(self, image, quad=None):
+        return image
+
+    def decide(self, looks, top_k):
+        self.batches.append(list(looks))
+        self.began.set()
+        assert self.go.wait(30)
+        if "bad" in looks:
+            raise ValueError("bad")
+        return [f"{look} {top_k}" for look in looks]
+
+
+@pytest.fixture
+def work():
+    work = Work(Settings("", workers=1, threads=2, queue=70, work_timeout=1.0))
+    yield work
+    work.close()
+
+
+def test_what_comes_during_a_search_shares_the_next(work):
+    slow = Slow()
+
+    async def all_at_once():
+        first = asyncio.ensure_future(work.classify(slow, ["a"], 3))
+        await asyncio.to_thread(slow.began.wait)
+        rest = [asyncio.ensure_future(work.decide(slow, [f"{number}", "x"], 3)) for number in range(40)]
+        await asyncio.sleep(.05)
+        slow.go.set()
+        return await first, await asyncio.gather(*rest)
+
+    first, rest = asyncio.run(all_at_once())
+    assert first == (["a"], ["a 3"])
+    assert rest == [[f"{number} 3", "x 3"] for number in range(40)]
+    assert [len(batch) for batch in slow.batches] == [1, 64, 16]
+
+
+def test_an_error_of_a_search_is_that_of_all_in_it_and_of_no_other(work):
+    slow = Slow()
+
+    async def all_at_once():
+        first = asyncio.ensure_future(work.decide(slow, ["a"]))
+        await asyncio.to_thread(slow.began.wait)
+        rest = [asyncio.ensure_future(work.decide(slow, [look])) for look in ("b", "bad")]
+        await asyncio.sleep(.05)
+        slow.go.set()
+        done = await asyncio.gather(first, *rest, return_exceptions=True)
+        return done, await work.decide(slow, ["c"])
+
+    done, later = asyncio.run(all_at_once())
+    assert done[0] == ["a 1"] and [type(error) for error in done[1:]] == [ValueError] * 2 and later == ["c 1"]
+
+
+def test_jobs_beyond_the_bound_late_ones_and_abandoned_ones_are_not_done(work):
+    go, done = threading.Event(), []
+
+    async def all_at_once():
+        blocked = [asyncio.ensure_future(work.run(go.wait, 30)) for _ in range(2)]  # both threads
+        rest = [asyncio.ensure_future(work.run(done.append, number)) for number in range(68)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as error:
+            await work.run(done.append, "too much")
+        assert error.value.status == 503
+        assert await work.run_slow(len, "of its own") == 10  # other threads
+        rest[0].cancel()
+        await asyncio.sleep(1.1)
+        go.set()
+        return await asyncio.gather(*blocked), await asyncio.gather(*rest, return_exceptions=True)
+
+    blocked, rest = asyncio.run(all_at_once())
+    assert blocked == [True, True] and done == []
+    assert type(rest[0]) is asyncio.CancelledError and {type(error) for error in rest[1:]} == {Overloaded}
+
+
+def test_bodies_of_many_clients_at_once(server):
+    """More at once than there are places: each is answered, rightly or with 503, and none of them is lost."""
+    body = document(0)
+
+    def classify(_):
+        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        client.request("POST", CLASSIFY, body)
+        response = client.getresponse()
+        told = json.loads(response.read())
+        client.close()
+        return response.status, told["results"][0]["label"] if response.status == 200 else told["code"]
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        answers = set(pool.map(classify, range(200)))
+    assert (200, "passport") in answers and answers <= {(200, "passport"), (503, "overloaded")}
