@@ -11,7 +11,7 @@ const SHOWN = 24;   // images whose answer changes
 export function view(root) {
   const list = h("div.models", {"data-test": "models"}), id = unique("model");
   let timer = null, gone = false;
-  const file = h("input", {id, type: "file", accept: ".onnx", required: true, "data-test": "model-file"});
+  const file = h("input", {id, type: "file", accept: ".onnx", required: true, "data-test": "model-file", onchange: () => put(chosen, file.files[0]?.name ?? "")}), chosen = h("span.quiet", {"aria-live": "polite"});
   const send = h("button.main", {type: "submit", "data-test": "model-send"}, icon("upload"), t("models.upload"));
   const form = h("form.card", {onsubmit: event => {
     event.preventDefault();
@@ -19,6 +19,7 @@ export function view(root) {
       try {
         const {hash} = await api.upload("models", file.files[0], {name: file.files[0].name.slice(0, 200)});
         form.reset();
+        put(chosen);
         await api.post(`models/${hash}/build`);
         toast(t("models.uploaded"));
       } catch (error) {
@@ -26,7 +27,7 @@ export function view(root) {
       }
       await refresh();
     });
-  }}, h("h2", {}, t("models.new")), h("p.quiet", {}, t("models.new.text")), h("div.field", {}, h("label", {for: id}, t("models.file")), file), h("div.buttons", {}, send));
+  }}, h("h2", {}, t("models.new")), h("p.quiet", {}, t("models.new.text")), h("div.file", {}, file, h("label.button", {for: id}, icon("models"), t("models.file")), chosen), h("div.buttons", {}, send));
   root.append(list, form);
 
   async function refresh() {

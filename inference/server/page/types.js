@@ -69,17 +69,23 @@ async function one(root, id) {
       done(t("types.renamed", {label}), event, refresh);
       await refresh();
     } catch (error) {
-      if (error.status === 409 && error.details.type) await mergeInto(type, error.details.type, label);
+      const other = error.status === 409 ? await called(label).catch(() => null) : null;
+      if (other) await mergeInto(type, other.type, label);
       else failed(error);
     }
+  }
+
+  /** The type of this name. */
+  async function called(label) {
+    const {items} = await api.get("types", {text: label, limit: 1000});
+    return items.find(other => other.label === label);
   }
 
   async function unite(type) {
     const name = nameField({label: t("types.into")});
     if (!await ask(t("types.merge.title", {label: type.label}), t("types.merge.how"), t("next"), {content: name.element})) return;
     try {
-      const {items} = await api.get("types", {text: name.value, limit: 1000});
-      const target = items.find(other => other.label === name.value);
+      const target = await called(name.value);
       if (target) await mergeInto(type, target.type, target.label);
       else toast(t("types.none", {text: name.value}), {bad: true});
     } catch (error) {

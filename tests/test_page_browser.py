@@ -1,0 +1,547 @@
+"""The page in a real browser against the real server: what people do with it."""
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers import browser
+from tests.helpers.models import write_model
+from tests.helpers.programs import ROOT
+
+PAGE = ROOT / "inference" / "server" / "page"
+SCRIPTS = {path.name: path.read_text() for path in sorted(PAGE.glob("*.js"))}
+CATALOGS = {path.stem: json.loads(path.read_text()) for path in sorted((PAGE / "locales").glob("*.json"))}
+REFERENCES, PHOTOS = (ROOT / "inference" / "models" / name for name in ("registry", "photos"))
+TICKET, MENU = REFERENCES / "ticket_1000004.jpg", REFERENCES / "menu_1000016.jpg"
+TICKET_PHOTO = PHOTOS / "ticket_1000004.jpg"                    # another ticket of the type, photographed
+FOREIGN_PHOTO = PHOTOS / "never_registered_form_1000023.jpg"    # of a type that is in no folder of references
+VIEWS = ("register", "classify", "review", "types", "types/unknown", "types/history", "threshold", "models")
+NAMES = {"DocMetric", "ONNX", "onnx", "export", "docmetric", "ACME", "keep", "unknown"}  # the same in every language
+PATIENCE = 10  # seconds for anything that the page is waited for
+
+needs_browser = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
+
+
+# ---- what needs no browser ----
+
+def texts(catalog):
+    """{key: [text of each number]}"""
+    return {key: list(text.values()) if isinstance(text, dict) else [text] for key, text in catalog.items()}
+
+
+def test_every_language_has_every_text_with_the_same_values():
+    chosen_from = re.search(r"LANGUAGES = \{(.*?)\}", SCRIPTS["i18n.js"])[1]
+    assert set(CATALOGS) == set(re.findall(r'"?([a-zA-Z-]+)"?: "', chosen_from))
+    english = texts(CATALOGS["en"])
+    for language, catalog in CATALOGS.items():
+        assert set(catalog) == set(english), language
+        for key, versions in texts(catalog).items():
+            values = {name for text in english[key] for name in re.findall(r"\{(\w+)\}", text)}
+            for text in versions:
+                assert text.strip(), (language, key)
+                assert set(re.findall(r"\{(\w+)\}", text)) <= values, (language, key)
+            assert {name for text in versions for name in re.findall(r"\{(\w+)\}", text)} == values, (language, key)
+
+
+def test_every_text_that_the_code_asks_for_exists_and_every_text_is_used():
+    code = "\n".join(SCRIPTS.values())
+    keys, first_words = set(CATALOGS["en"]), {key.partition(".")[0] for key in CATALOGS["en"]}
+    asked = set(re.findall(r'\bt\("([^"]+)"', code))
+    asked |= {word for word in re.findall(r'"([a-z-]+(?:\.[a-z-]+)+)"', code)
+              if word.partition(".")[0] in first_words and not word.endswith((".svg", ".js", ".json"))}
+    assert asked <= keys, sorted(asked - keys)
+    patterns = [re.sub(r"\\\$\\\{[^}]*\\\}", "[a-z0-9.-]+", re.escape(text)) for text in re.findall(r"`([^`\s/]+)`", code)
+                if re.match(r"([a-z]+|\$\{\w+\})\.", text) and "${" in text]
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, key) for key in keys), pattern
+    unused = {key for key in keys - asked if not any(re.fullmatch(pattern, key) for pattern in patterns)}
+    assert not {key for key in unused if f'"{key}"' not in code}
+
+
+def test_the_page_names_no_other_host_and_has_no_inline_code():
+    for path in PAGE.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert set(re.findall(r"https?://[^\s\"'`)>]+", text)) <= {"http://www.w3.org/2000/svg"}, path.name
+    index = (PAGE / "index.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", index)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", "\n".join(SCRIPTS.values()))
+
+
+# ---- the server and the browser ----
+
+class Server:
+    """`python -m inference.server` on a new store."""
+
+    def __init__(self, store):
+        from inference.registry import Registry
+        Registry.open(store, create=True).close()
+        command = ["-m", "inference.server", str(store), "--port", "0", "--workers", "1", "--keep-unknown", "1d"]
+        self._process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.url = re.search(r"http://[^\s,]+", self._process.stdout.readline())[0].rstrip("/")
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+    def call(self, method, path, body=None, key=None, **query):
+        """The answer's JSON. body: a file's bytes, or a JSON value."""
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        headers = {"Content-Type": "image/jpeg" if isinstance(body, bytes) else "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self.url}/v1{path}?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(url, data, headers, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("page") / "store")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    camera = browser.camera_file(folder / "camera.mjpeg", cv2.imread(str(TICKET)))
+    driver = browser.start(folder / "profile", camera)
+    browser.requests(driver)  # those of the browser's first tab
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page in a collection of its own."""
+
+    def __init__(self, driver, server, collection):
+        self.driver, self.server, self.collection = driver, server, collection
+        server.call("POST", "/collections", {"name": collection})
+        driver.get(f"{server.url}/page/icon.svg")  # of the same origin, without the page's own code
+        driver.execute_script("sessionStorage.clear(); localStorage.clear();"
+                              "sessionStorage.setItem('docmetric.collection', arguments[0])", collection)
+        self.allowed = set()  # HTTP statuses of errors that a test brings about
+
+    def api(self, method, path, body=None, **query):
+        return self.server.call(method, f"/collections/{self.collection}/{path}".rstrip("/"), body, **query)
+
+    def register(self, image, label):
+        return self.api("POST", "references", image.read_bytes(), label=label, force="true")
+
+    def open(self, view):
+        self.driver.get(f"{self.server.url}/#{view}")
+        self.driver.refresh()
+        self.find("main h1")
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def until(self, condition, what):
+        """Wait until `condition()` is true, and return it; elements may be replaced meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            with contextlib.suppress(StaleElementReferenceException):
+                if found := condition():
+                    return found
+            time.sleep(0.03)
+        raise AssertionError(f"{what}: did not come; {browser.console(self.driver)}\n{self.find('body').text[:1500]}")
+
+    def find(self, selector, text=None):
+        """The first visible element, with this text in it."""
+        return self.until(lambda: next((one for one in self.all(selector) if one.is_displayed()
+                                        and (text is None or text in one.text)), None), f"{selector} {text or ''}")
+
+    def test(self, name, text=None):
+        return self.find(f"[data-test={name}]", text)
+
+    def click(self, selector, text=None):
+        self.find(selector, text)
+        element = self.until(lambda: (one := self.find(selector, text)).is_enabled() and one, f"{selector} to be enabled")
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def give(self, *files):
+        """Choose files, as the file dialog does."""
+        self.until(lambda: self.all("[data-test=files]"), "the file field")[0].send_keys("\n".join(map(str, files)))
+
+    def name(self, text, selector="[data-test=name]"):
+        field = self.find(selector)
+        field.clear()
+        field.send_keys(text)
+
+    def labels(self):
+        return sorted(one["label"] for one in self.api("GET", "types")["items"])
+
+
+@pytest.fixture
+def page(driver, server, request):
+    """Whatever a test does: no error in the console, no violation of the content security policy, no other host."""
+    page = Page(driver, server, re.sub(r"\W", "-", request.node.name.removeprefix("test_"))[:60])
+    browser.console(driver)
+    browser.requests(driver)
+    yield page
+    said = [line for line in browser.console(driver) if not any(f"status of {status} " in line for status in page.allowed)]
+    assert said == []
+    asked = [urllib.parse.urlsplit(url) for url in browser.requests(driver)]
+    assert {url.netloc for url in asked if url.scheme not in ("data", "blob")} == {urllib.parse.urlsplit(server.url).netloc}
+
+
+# ---- what people do ----
+
+@needs_browser
+def test_a_newcomer_registers_a_file_and_gets_right_answers(page):
+    page.open("")
+    assert len(page.all(".steps li")) == 3
+    page.give(TICKET)
+    page.name("Train ticket")
+    page.click("[data-test=save]")
+    page.find(".toast", "Train ticket")
+    assert page.labels() == ["Train ticket"]
+    assert page.find("[data-test=made] .tile").text == "Train ticket"
+
+    page.click("nav.views [data-view=classify]")
+    page.give(TICKET_PHOTO)
+    assert page.test("verdict").text == "Train ticket"
+    bar = page.find(".result .bar")
+    score, threshold = re.findall(r"[01]\.\d{3}", bar.get_attribute("aria-label"))
+    assert 1 >= float(score) >= float(threshold)
+    page.give(FOREIGN_PHOTO)
+    page.test("verdict", "Not registered")
+    assert page.find(".why").get_attribute("data-reason") == "below-threshold" and "Train ticket" in page.find(".why").text
+
+
+@needs_browser
+def test_a_photo_of_the_camera_is_registered_with_the_found_corners(page):
+    page.open("register")
+    page.click("[data-test=camera]")
+    page.click("[data-test=shoot]")
+    page.name("Seen by the camera")
+    quad = drawn_quad(page)
+    page.click("[data-test=save]")
+    page.find(".toast", "Seen by the camera")
+    reference, = page.api("GET", "references")["items"]
+    width, height = browser.CAMERA_SIZE
+    assert np.allclose(reference["quad"], quad, atol=0.01 * width)
+    # camera_file puts the document in the middle, 90 % as high or as wide as the frame.
+    shape = cv2.imread(str(TICKET)).shape
+    half = 0.45 * min(width / shape[1], height / shape[0]) * np.array([shape[1], shape[0]])
+    corners = np.array([width, height]) / 2 + half * [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    assert np.abs(np.array(reference["quad"]) - corners).max() < 0.03 * width
+    assert page.driver.execute_script("return document.querySelectorAll('video').length") == 0  # the camera is off again
+
+
+def drawn_quad(page):
+    """The corners that the page shows, float64 [4, 2], once the finder's have come: pixels of the image."""
+    path = page.until(lambda: (found := page.all(".stage .outline")) and found[0].get_attribute("d"), "the outline")
+    page.until(lambda: not page.all("form[aria-busy]"), "the end of the inspection")
+    path = page.all(".stage .outline")[0].get_attribute("d")
+    return np.array(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", path), float).reshape(4, 2)
+
+
+@needs_browser
+def test_a_corner_is_moved_by_the_mouse_and_by_keys_and_registered_so(page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    page.open("register")
+    page.give(TICKET_PHOTO)
+    before = drawn_quad(page)
+    height, width = cv2.imread(str(TICKET_PHOTO)).shape[:2]
+    frame = page.find(".stage .frame").rect
+    corner = page.all(".corner")[2]
+    ActionChains(page.driver).click_and_hold(corner).move_by_offset(-30, -20).release().perform()
+    moved = drawn_quad(page)
+    scale = width / frame["width"]
+    start = np.clip(before[2], 0, [width, height])  # a corner outside of the image is shown, and taken, at its edge
+    assert np.allclose(moved[2], start + np.array([-30, -20]) * scale, atol=1.5 * scale)
+    assert np.array_equal(moved[[0, 1, 3]], before[[0, 1, 3]])
+
+    corner = page.all(".corner")[0]
+    corner.send_keys(Keys.ARROW_RIGHT, Keys.SHIFT + Keys.ARROW_DOWN)
+    keyed = drawn_quad(page)
+    step = max(1, round(max(width, height) / 400))
+    assert np.allclose(keyed[0] - moved[0], [step, 10 * step])
+    page.name("Cut")
+    page.click("[data-test=save]")
+    page.find(".toast", "Cut")
+    assert np.allclose(page.api("GET", "references")["items"][0]["quad"], keyed, atol=0.01)
+
+
+@needs_browser
+def test_a_double_is_shown_beside_what_it_doubles_and_registered_only_on_purpose(page):
+    page.register(TICKET, "Train ticket")
+    page.open("register")
+    page.give(TICKET)
+    page.name("Train ticket")
+    finding = page.find("[data-finding=near-duplicate]")
+    assert len(finding.find_elements("css selector", "canvas")) == 2
+    page.name("Something else")
+    page.find("[data-finding=look-alike]", "Train ticket")
+    page.click("[data-test=save]", "Register all the same")
+    page.find(".toast", "Something else")
+    assert page.labels() == ["Something else", "Train ticket"]
+
+
+@needs_browser
+def test_several_files_are_registered_under_one_name(page):
+    page.open("register")
+    page.give(TICKET, MENU)
+    page.test("count", "2")
+    page.name("Both")
+    page.click("[data-test=all]")
+    page.find(".drop-icon")  # nothing waits any longer
+    both, = page.api("GET", "types")["items"]
+    assert (both["label"], both["references"]) == ("Both", 2)
+
+
+@needs_browser
+def test_wrong_remembers_an_unknown_and_its_like_is_rejected(page):
+    page.register(TICKET, "Train ticket")
+    page.open("classify")
+    page.give(TICKET_PHOTO)
+    page.test("verdict", "Train ticket")
+    page.click("[data-test=wrong]")
+    page.click("[data-test=wrong-unknown]")
+    page.test("verdict", "Not registered")
+    assert page.find(".why").get_attribute("data-reason") == "known-unknown"
+    assert len(page.api("GET", "references", kind="unknown")["items"]) == 1
+    decision = next(one for one in page.api("GET", "decisions")["items"] if one["label"] == "Train ticket")
+    assert decision["correct"] is False and decision["right"] is None
+    page.click(".toast button", "Undo")
+    page.test("verdict", "Train ticket")
+
+
+@needs_browser
+def test_wrong_registers_under_the_right_type_and_right_is_noted(page):
+    page.register(MENU, "Menu")
+    page.open("classify")
+    page.give(TICKET_PHOTO)
+    page.test("verdict", "Not registered")
+    page.click("[data-test=wrong]")
+    page.name("Train ticket", ".mend [data-test=name]")
+    page.click("[data-test=wrong-name]")
+    page.test("verdict", "Train ticket")
+    assert page.labels() == ["Menu", "Train ticket"]
+    page.give(MENU)
+    page.test("verdict", "Menu")
+    page.click("[data-test=right]")
+    page.find(".result", "Noted as right")
+    told = {one["label"]: (one["correct"], one["right"]) for one in page.api("GET", "decisions")["items"]}
+    assert told[None] == (False, "Train ticket") and told["Menu"] == (True, "Menu")
+
+
+@needs_browser
+def test_the_slider_replays_the_stored_decisions(page):
+    from selenium.webdriver.common.keys import Keys
+    page.register(TICKET, "Train ticket")
+    for path in (TICKET_PHOTO, FOREIGN_PHOTO):
+        page.api("POST", "classify", path.read_bytes())
+    used = page.api("GET", "threshold")["threshold"]
+    page.open("threshold")
+    assert f"{used:.3f}" in page.test("used").text and "automatically" in page.test("used").text
+    counts = lambda: [int(page.test(name).text) for name in ("labeled", "rejected", "changed")]
+    assert page.until(lambda: counts() == [1, 1, 0], "the replay of the threshold in use")
+    page.test("slider").send_keys(Keys.END)  # 1.0: only the very same image would get a label
+    page.until(lambda: counts() == [0, 2, 1], "the replay of 1.0")
+    page.test("slider").send_keys(Keys.HOME)  # 0.5: any image gets the label of the one type
+    page.until(lambda: counts() == [2, 0, 1], "the replay of 0.5")
+    page.test("slider").send_keys(Keys.ARROW_RIGHT)
+    page.click("[data-test=use]", "0.501")
+    page.find(".toast", "0.501")
+    assert page.api("GET", "threshold")["threshold"] == 0.501
+    page.test("used", "set by hand")
+    page.click("[data-test=suggest]")
+    assert float(page.test("value").text) == pytest.approx(float(page.test("suggested").text), abs=0.0011)
+    page.click("[data-test=automatic]")
+    page.test("used", "automatically")
+    assert page.api("GET", "threshold")["threshold"] == pytest.approx(used)
+
+
+@needs_browser
+def test_a_group_of_unknowns_is_named_at_once(page):
+    page.register(MENU, "Menu")
+    photo = cv2.imread(str(TICKET_PHOTO))
+    for seed in range(4):
+        noisy = np.clip(photo + np.random.default_rng(seed).normal(0, 12, photo.shape), 0, 255).astype(np.uint8)
+        page.api("POST", "classify", cv2.imencode(".jpg", noisy)[1].tobytes())
+    page.open("review")
+    page.find(".cluster h2", "4 look alike")
+    assert page.find("nav.views .badge").text == "1"
+    page.test("effect", "4")
+    page.click(".pick input")  # one of them does not belong to them, says the reader
+    page.find(".cluster h2", "3 look alike")
+    page.name("Train ticket")
+    page.click("[data-test=name-cluster]")
+    page.find(".toast", "Train ticket")
+    assert page.labels() == ["Menu", "Train ticket"]
+    page.find(".empty")
+    assert page.api("POST", "classify", TICKET_PHOTO.read_bytes())["results"][0]["label"] == "Train ticket"
+
+
+@needs_browser
+def test_types_are_searched_renamed_merged_removed_and_brought_back(page):
+    page.register(TICKET, "Train ticket")
+    page.register(MENU, "Menu")
+    page.open("types")
+    page.until(lambda: len(page.all("[data-test=types] .tile")) == 2, "two types")
+    page.test("search").send_keys("tick")
+    page.until(lambda: len(page.all("[data-test=types] .tile")) == 1, "one type")
+    page.click("[data-test=types] .tile")
+
+    page.click("[data-test=rename]")
+    page.name("Boarding pass", "dialog [data-test=name]")
+    page.click("dialog .main")
+    page.test("type-name", "Boarding pass")
+    assert page.labels() == ["Boarding pass", "Menu"]
+
+    page.allowed.add(409)
+    page.click("[data-test=rename]")
+    page.name("Menu", "dialog [data-test=name]")
+    page.click("dialog .main")
+    page.click("dialog .main", "Merge")  # the name is taken: the page offers to merge
+    page.test("type-name", "Menu")
+    page.until(lambda: len(page.all("[data-test=references] .tile")) == 2, "the references of both")
+    assert page.labels() == ["Menu"]
+
+    page.click("[data-test=remove]")
+    page.find(".toast", "Menu")
+    page.until(lambda: page.labels() == [], "the removal")
+    page.find(".toast", "Menu was removed").find_element("xpath", ".//button[contains(., 'Undo')]").click()
+    page.until(lambda: page.labels() == ["Menu"], "the undo")
+
+    page.open("types/history")
+    page.click("[data-test=events] li:nth-child(3) button", "Undo")  # of the merge; the removal and its undo came later
+    page.until(lambda: page.labels() == ["Boarding pass", "Menu"], "the undo of the merge")
+
+
+@needs_browser
+def test_the_language_is_the_browsers_or_the_chosen_one_and_leaves_nothing_untranslated(page):
+    page.register(TICKET, "A1")
+    page.api("POST", "classify", FOREIGN_PHOTO.read_bytes())
+    for language in ("zh-Hant", "zh-Hans"):
+        page.open("register")
+        select(page, "language", language)
+        page.find("main h1", CATALOGS[language]["register.title"])
+        page.driver.refresh()  # it is remembered
+        page.find("main h1", CATALOGS[language]["register.title"])
+        assert page.find("html").get_attribute("lang") == language
+        for view in VIEWS:
+            page.open(view)
+            page.until(lambda: not page.all("[aria-busy=true]"), "the end of loading")
+            for select_box in page.all("select"):  # names of languages and collections are nobody's to translate
+                page.driver.execute_script("arguments[0].remove()", select_box)
+            words = set(re.findall(r"[A-Za-z]{3,}", page.find("body").text))
+            assert words <= NAMES | set(re.findall("[A-Za-z]{3,}", page.collection)), (language, view, words)
+
+
+def select(page, name, value):
+    from selenium.webdriver.support.select import Select
+    Select(page.test(name)).select_by_value(value)
+
+
+@needs_browser
+def test_a_new_collection_is_made_and_has_types_of_its_own(page):
+    page.register(TICKET, "Train ticket")
+    page.open("types")
+    page.find("[data-test=types] .tile")
+    select(page, "collection", "+")
+    other = f"{page.collection}-2"
+    page.name(other, "[data-test=collection-name]")
+    page.click("dialog .main")
+    page.find(".empty")
+    select(page, "collection", page.collection)
+    page.find("[data-test=types] .tile", "Train ticket")
+
+
+@needs_browser
+def test_a_model_is_added_compared_activated_and_taken_back(page, tmp_path):
+    for path in (TICKET, TICKET_PHOTO, MENU):
+        page.register(path, path.stem.split("_")[0])
+    model = write_model(tmp_path / "thumbnail.onnx")
+    page.open("models")
+    page.all("[data-test=model-file]")[0].send_keys(str(model))
+    page.click("[data-test=model-send]")
+    page.find("[data-state=ready]", "thumbnail.onnx")
+    page.click("[data-test=report-button]")
+    page.find("[data-test=report] table")
+    page.click("[data-test=activate]")
+    page.click("dialog .main")
+    page.find("[data-state=active]", "thumbnail.onnx")
+    page.click("[data-test=back]")
+    page.click("dialog .main")
+    page.find("[data-state=active]", "docmetric.onnx")
+    assert {one["name"]: one["state"] for one in page.api("GET", "models")["items"]} == {
+        "docmetric.onnx": "active", "thumbnail.onnx": "retired"}
+
+
+@needs_browser
+def test_every_view_fits_a_phone_and_every_control_has_a_name(page):
+    page.register(TICKET, "A type with a name that is rather long, such as people give them in practice")
+    page.api("POST", "classify", FOREIGN_PHOTO.read_bytes())
+    metrics = dict(width=360, height=740, deviceScaleFactor=1, mobile=True)
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        for view in (*VIEWS, "types/1"):
+            page.open(view)
+            page.until(lambda: not page.all("[aria-busy=true]"), "the end of loading")
+            if view == "register":
+                page.give(TICKET_PHOTO)
+                drawn_quad(page)
+            assert page.driver.execute_script("return document.documentElement.scrollWidth") <= metrics["width"], view
+            controls = [one for one in page.all("button, a, input, select, summary, canvas[role=img]") if one.is_displayed()]
+            assert controls and all(one.accessible_name or one.get_attribute("role") == "img" for one in controls), view
+            small = [one.text for one in page.all("nav.views a, main button") if one.is_displayed()
+                     and one.get_attribute("class") != "link" and min(one.size.values()) < 32]
+            assert not small, (view, small)  # a finger must hit it
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_what_is_no_image_is_refused_in_plain_words(page, tmp_path):
+    page.allowed.add(415)
+    (tmp_path / "notes.jpg").write_bytes(b"no image at all")
+    page.open("classify")
+    page.give(tmp_path / "notes.jpg")
+    page.find(".result [role=alert]", "no image that can be read")
+
+
+@needs_browser
+def test_a_server_with_keys_asks_for_one_once(page, driver, tmp_path):
+    page.allowed.add(401)
+    server = Server(tmp_path / "store")
+    try:
+        key = server.call("POST", "/keys", {"name": "page", "scopes": ["classify", "read", "write", "admin"]})["key"]
+        driver.get(f"{server.url}/#types")
+        driver.refresh()
+        page.name("dm_1_wrong", "[data-test=key]")
+        page.click("dialog .main")
+        page.find("dialog [role=alert]")
+        page.name(key, "[data-test=key]")
+        page.click("dialog .main")
+        page.find(".empty")
+        driver.refresh()
+        page.find(".empty")  # it is kept for the tab
+        assert not page.all("dialog")
+        assert driver.execute_script("return JSON.stringify(localStorage)").find(key) == -1
+        server.call("POST", "/collections/default/references", TICKET.read_bytes(), key=key, label="Locked", force="true")
+        driver.refresh()
+        page.find("[data-test=types] .tile", "Locked")
+        canvas = "[data-test=types] canvas"
+        page.until(lambda: page.all(canvas)[0].get_property("width") > 4, "an image, which was asked for with the key")
+    finally:
+        browser.requests(driver)
+        server.stop()
+        driver.get(f"{page.server.url}/page/icon.svg")
