@@ -210,6 +210,14 @@ def test_a_query_that_is_no_number_costs_no_other_anything():
         assert brute_force(state, queries[[0, 2]])[2].max() == alone.cosines.max()
 
 
+def test_no_query_has_no_hits():
+    for count in (0, 10, 2000):
+        index = MemoryIndex(DEPTH)
+        index.apply(1, rows_of(np.arange(count), np.arange(count), np.ones((count, DEPTH))), np.zeros(0))
+        for found in (index.search(np.zeros((0, DEPTH), np.float32), 3), index.search_rows(np.zeros((0, DEPTH)), 3)):
+            assert [values.shape for values in found] == [(0, 3)] * 3
+
+
 def test_wrong_arguments():
     index = open_index("memory", DEPTH, "any")
     with pytest.raises(ValueError, match="expected"):

@@ -189,7 +189,7 @@ class Segment:
         return self._search(queries, k, dead, None)
 
     def _search(self, queries, k, dead, starts):
-        if len(self) * len(queries) <= DIRECT:
+        if self._precise is not None and len(self) * len(queries) <= DIRECT:
             cosines, rows = self._few(queries, k, dead, starts)
         else:
             cosines, _, rows = top_rows(queries, self.vectors, k, starts, skip=dead if len(dead) else None)
