@@ -21,10 +21,10 @@ def main(arguments=None) -> int:
                       help="any: documents may lie any of four ways up, and the answer says which")
     args = made.parse_args(arguments)
 
-    from ..registry import Store, is_store
+    from ..registry import Store
     from .add import in_folder
     items = in_folder(args.folder) if args.folder else []  # a mistake in the folder leaves no store behind
-    with Store(local_store(args.store), create=not is_store(args.store)) as store:
+    with Store(local_store(args.store), create=True) as store:
         registry = store.create(args.collection, args.model, args.find, args.orientation)
         if items:
             registry.add_many(items, progress=progress("registering", len(items)), **author(args))
