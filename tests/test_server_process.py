@@ -1,0 +1,293 @@
+"""The server as a program: it starts or says in one line why not, ends without losing a request, survives its workers."""
+import collections
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from inference.registry import Registry, Store
+from inference.registry.keys import Keys
+from inference.server.settings import parse
+from tests.helpers.programs import ROOT
+from tests.helpers.servers import Server, until
+from tests.helpers.serving import document, make_store, request
+
+HERE = "/v1/collections/default"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A server of two worker processes."""
+    with Server(make_store(tmp_path_factory.mktemp("several")), workers=2) as server:
+        yield server
+
+
+def send(client, method, path, body=None):
+    """(status, JSON) over a connection that stays."""
+    client.request(method, path, body)
+    response = client.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def count(server, name, **labels):
+    """A metric, as any of the workers tells it."""
+    told = request(server.url, "GET", "/metrics").content.decode()
+    wanted = [line for line in told.splitlines() if line.partition("{")[0].partition(" ")[0] == name
+              and all(f'{key}="{value}"' in line for key, value in labels.items())]
+    return sum(float(line.rpartition(" ")[2]) for line in wanted)
+
+
+def sockets(process):
+    """How many sockets a process has open."""
+    links = [os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()]
+    return sum(link.startswith("socket:") for link in links)
+
+
+# ---- several processes ----
+
+def test_workers_share_the_connections_evenly(several):
+    """Whichever is quickest would take nearly all of them."""
+    before = {worker: sockets(worker) for worker in several.workers()}
+    clients = [several.client() for _ in range(40)]
+    for client in clients:  # it answers on each
+        client.request("GET", "/healthz")
+        assert client.getresponse().read() == b"ok\n"
+    more = [sockets(worker) - before[worker] for worker in several.workers()]
+    assert len(more) == 2 and sum(more) == 40 and min(more) >= 15, more
+    for client in clients:
+        client.close()
+
+
+def test_every_worker_sees_every_change_at_once(several):
+    """Two connections are on two workers; what was registered over one is known to the other by the time of the answer."""
+    clients = [several.client(), several.client()]
+    for seed in range(12):
+        writer, reader = clients[seed % 2], clients[1 - seed % 2]
+        status, added = send(writer, "POST", f"{HERE}/references?label=type-{seed}&force=true", document(100 + seed))
+        assert status == 201
+        status, told = send(reader, "POST", HERE + "/classify", document(100 + seed))
+        assert told["results"][0]["label"] == f"type-{seed}" and told["results"][0]["event"] >= added["event"]
+        assert send(writer, "POST", HERE + "/undo")[0] == 200
+        status, told = send(reader, "POST", HERE + "/classify", document(100 + seed))
+        assert told["results"][0]["label"] is None
+    for client in clients:
+        client.close()
+
+
+def test_figures_are_those_of_all_workers(several):
+    route = {"route": HERE.replace("default", "{collection}") + "/classify"}
+    before = count(several, "docmetric_requests_total", **route)
+    clients = [several.client() for _ in range(6)]
+    for client in clients:
+        for _ in range(5):
+            assert send(client, "POST", HERE + "/classify", document(0))[0] == 200
+    assert [count(several, "docmetric_requests_total", **route) - before for _ in range(6)] == [30] * 6
+    assert count(several, "docmetric_request_seconds_count", **route) == before + 30
+    assert until(lambda: count(several, "docmetric_connections") >= 6)
+    for client in clients:
+        client.close()
+
+
+def test_figures_have_no_series_of_a_clients_making(several):
+    def names():
+        return {line.rpartition(" ")[0] for line in request(several.url, "GET", "/metrics").content.decode().splitlines()
+                if 'route="' in line}
+
+    for path in ("/nothing", HERE + "/types/1"):
+        request(several.url, "GET", path)
+    before = names()
+    for number in range(20):
+        request(several.url, "GET", f"/{number}/secret")
+        request(several.url, "GET", f"{HERE}/types/{number + 1000}?text=secret")
+        request(several.url, "GET", f"/v1/collections/c{number}/types/7")
+    assert names() - before == set() and "secret" not in str(names())
+
+
+def test_a_killed_worker_comes_back_and_the_others_go_on(store):
+    with Registry.open(store) as registry:
+        registry.add(document(0), "passport", force=True)
+    with Server(store, workers=2) as server:
+        for _ in range(10):
+            assert request(server.url, "POST", HERE + "/classify", document(0)).status == 200
+        counted = count(server, "docmetric_requests_total", method="POST")
+        former = server.workers()
+        os.kill(former[0], signal.SIGKILL)
+        for _ in range(50):  # of those that are not connected to it none is lost
+            assert request(server.url, "POST", HERE + "/classify", document(0)).json["results"][0]["label"] == "passport"
+        assert until(lambda: len(set(server.workers()) - {former[0]}) == 2)
+        assert former[1] in server.workers()
+        assert until(lambda: count(server, "docmetric_requests_total", method="POST") == counted + 50)
+        assert re.fullmatch(r"a worker process is gone: it ended with status -9; it is started again\n", server.said())
+        fresh, = set(server.workers()) - set(former)
+
+        def takes_connections():
+            before, clients = sockets(fresh), [server.client() for _ in range(8)]
+            time.sleep(.1)
+            taken = sockets(fresh) - before
+            for client in clients:
+                client.close()
+            return taken >= 2
+
+        assert until(takes_connections)
+
+
+def test_workers_do_not_outlive_the_program(store):
+    with Server(store, workers=2) as server:
+        workers = server.workers()
+        assert len(workers) == 2
+        server.process.kill()
+        assert until(lambda: not any(Path(f"/proc/{worker}/fd").exists() and Path(f"/proc/{worker}/cmdline").read_bytes()
+                                     for worker in workers))
+
+
+# ---- start and end ----
+
+def test_it_says_one_line_when_it_is_ready(store):
+    with Server(store, workers=2) as server:
+        assert server.line == f"serving {store} on {server.url}\n"
+        assert request(server.url, "GET", "/readyz").content == b"ready\n"
+        assert server.end() == 0
+        assert server.process.stdout.read() == "" and server.said() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_is_answered_before_it_ends(store, number):
+    with Registry.open(store) as registry:
+        registry.add(document(0), "passport", force=True)
+    body = document(0)
+    with Server(store) as server, server.connect() as client, server.connect() as idle:
+        client.head("POST", HERE + "/classify", f"Content-Length: {len(body)}")
+        client.send(body[:100])
+        idle.head("GET", "/healthz")
+        assert idle.answer()[0] == 200
+        assert until(lambda: count(server, "docmetric_requests_in_work") == 1)
+        os.killpg(server.process.pid, number)  # as Ctrl+C in a terminal: all its processes
+        assert idle.closed()
+        assert server.process.poll() is None
+        with pytest.raises(ConnectionRefusedError):
+            until(lambda: server.connect().close())  # nobody is let in any more
+        client.send(body[100:])
+        status, headers, answer = client.answer()
+        assert status == 200 and json.loads(answer)["results"][0]["label"] == "passport"
+        assert headers["connection"] == "close" and client.closed()
+        assert server.process.wait(20) == 0
+
+
+def test_who_does_not_end_is_not_waited_for_for_ever(store):
+    with Server(store, "--drain-timeout", 1) as server, server.connect() as client:
+        client.head("POST", HERE + "/classify", "Content-Length: 100000")
+        client.send(b"x")
+        assert until(lambda: count(server, "docmetric_requests_in_work") == 1)
+        began = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - began < 10
+
+
+def refused(*words):
+    """The line with which the server ends."""
+    done = subprocess.run([sys.executable, "-m", "inference.server", *map(str, words)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "", (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_port_in_use_is_named(store):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"http://127.0.0.1:{port} is in use" in refused(store, "--port", port)
+
+
+@pytest.mark.parametrize("host, told", [("192.0.2.1", "is no address of this machine"), ("no.such.host.invalid", "no such")])
+def test_a_host_that_is_not_there_is_named(store, host, told):
+    assert told in refused(store, "--host", host, "--no-auth")
+
+
+@pytest.mark.skipif(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text() != "1024\n",
+                    reason="everyone may use port 80 here")
+def test_a_port_that_takes_rights_is_named():
+    code = """
+import encodings.idna, os, traceback  # what a user without rights may not be able to read
+from inference.server.serve import listen
+if os.getuid() == 0:
+    os.setuid(65534)
+listen("127.0.0.1", 80)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "UserError: http://127.0.0.1:80 needs rights" in done.stderr and "--port from 1024" in done.stderr
+
+
+def test_no_store_is_one_line(tmp_path):
+    assert "no store there; make one with docmetric init" in refused(tmp_path / "nothing", "--port", 0)
+    (tmp_path / "registry.sqlite").write_bytes(b"no database" * 1000)
+    assert str(tmp_path) in refused(tmp_path, "--port", 0)
+
+
+def test_a_model_that_is_gone_is_one_line(store):
+    for path in (store / "models").iterdir():
+        path.unlink()
+        assert str(path) in refused(store, "--port", 0)
+
+
+def test_others_may_connect_only_where_there_is_a_key(store):
+    assert "the store has no key" in refused(store, "--port", 0, "--host", "0.0.0.0")
+    with Server(store, "--host", "0.0.0.0", "--no-auth") as server:
+        assert request(server.url, "GET", HERE).status == 200
+    with Store(store) as opened, Keys(opened) as keys:
+        key = keys.add("scanner", ["classify", "read"])["key"]
+    with Server(store, "--host", "0.0.0.0") as server:
+        assert request(server.url, "GET", HERE).status == 401
+        assert request(server.url, "GET", HERE, key=key).status == 200
+        assert [request(server.url, "GET", path).status for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 401]
+        assert request(server.url, "GET", "/metrics", key=key).status == 200
+
+
+def test_it_is_not_ready_when_the_store_cannot_be_read(store):
+    with Server(store) as server:
+        (store / "registry.sqlite").rename(store / "elsewhere")
+        with open(store / "elsewhere", "r+b") as file:  # the same file, which is open
+            file.truncate(0)
+        told = until(lambda: (told := request(server.url, "GET", "/readyz")).status == 503 and told)
+        assert told and told.json["code"] == "not-ready" and str(store) not in told.content.decode()
+        assert request(server.url, "GET", "/healthz").status == 200
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--port", "70000"], "no number from 0 to 65,535"), (["--queue", "0"], "no number"),
+    (["--max-body", "32MB"], "no size"), (["--keep-unknown", "30 days"], "no duration"), (["--threads", "-1"], "--threads"),
+    (["--nonsense"], "unrecognized")])
+def test_mistakes_on_the_command_line_are_named(words, told):
+    assert told in refused("store", *words)
+
+
+def test_the_command_line_says_what_the_settings_hold():
+    settings = parse("", ["s", "--keep-unknown", "30d", "--max-body", "1MiB", "--queue-bytes", "1GiB", "--workers", "4",
+                          "--queue", "10", "--body-timeout", "1.5"])
+    assert (settings.keep_unknown, settings.max_body, settings.body_timeout) == (30 * 86400, 1 << 20, 1.5)
+    assert (settings.processes, settings.queue_each, settings.bytes_each) == (4, 3, 1 << 28)
+    hosts = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "192.168.1.5", "example.com")
+    assert [parse("", ["s", "--host", host]).loopback for host in hosts] == [True] * 3 + [False] * 4
+
+
+def test_a_log_of_requests_says_nothing_about_who_or_what(store):
+    with Server(store, "--log-requests") as server:
+        request(server.url, "POST", HERE + "/references", document(0), label="secret-label", force="true")
+        request(server.url, "GET", HERE + "/types", text="secret-text")
+        request(server.url, "GET", "/secret-path")
+        assert server.end() == 0
+        lines = [line.split() for line in server.said().splitlines()]
+    route = "/v1/collections/{collection}/"
+    assert collections.Counter(tuple(line[:3]) for line in lines) == {
+        ("POST", route + "references", "201"): 1, ("GET", route + "types", "200"): 1, ("GET", "none", "404"): 1}
+    assert "secret" not in str(lines) and "127.0.0.1" not in str(lines)
