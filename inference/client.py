@@ -28,8 +28,8 @@ from .errors import ImageError, UserError, first_line, printable
 from .files import replacing
 from .registry.errors import Busy, Conflict, Damaged, Invalid, NotFound, Refused, RegistryError, StoreFull
 
-TRIES = 6          # of a request that meets a busy server or loses its connection
-LONGEST_WAIT = 10  # seconds before another try
+PAUSES = (.05, .2, .5, 1, 2)  # seconds before each further try of a request whose connection was lost
+LONGEST_PAUSE = 10            # seconds that a busy server may ask for before each
 PAGE = 1000        # entries that one request lists
 IMAGES, BYTES = 16, 8 << 20  # of one request that classifies many
 AT_ONCE = 4        # of those requests
@@ -368,13 +368,16 @@ class _Server:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
+            usable = host and parts.scheme in ("http", "https") and not (parts.query or parts.fragment)
         except ValueError:
-            host = None
-        if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or parts.username:
+            usable = False
+        if usable and "@" in parts.netloc:
+            raise UserError("the address of a server holds no name and password; give the key beside it")
+        if not usable:
             raise UserError(f"{printable(url)[:160]}: not the address of a server; write it like http://localhost:8080")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise UserError("the API key has characters that no key has; give it as it was shown, dm_...")
-        self.url, self._prefix, self._timeout = url, parts.path.rstrip("/"), timeout
+        self.url, self._prefix, self._timeout = parts.geturl(), parts.path.rstrip("/"), timeout
         if parts.scheme == "https":
             context = ssl.create_default_context()
             self._connect = lambda: http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
@@ -411,22 +414,22 @@ class _Server:
             headers["Content-Length"] = str(os.path.getsize(body) if isinstance(body, Path) else len(body))
         if method != "GET":
             headers["Idempotency-Key"] = secrets.token_hex(16) if key is None else str(key)
-        for tries in range(1, TRIES + 1):
+        for pause in (*PAUSES, None):
             try:
                 status, answered, content = self._send(method, target, body, headers, once, into)
             except _Lost as error:
-                if tries == TRIES or (error.sent and once):
+                if pause is None or (error.sent and once):
                     raise UserError(f"{self.url}: {error}") from None
-                time.sleep(min(.05 * 4 ** (tries - 1), LONGEST_WAIT))
+                time.sleep(pause)
                 continue
-            if status == 503 and tries < TRIES:
-                time.sleep(min(_seconds(answered.get("Retry-After")), LONGEST_WAIT))
+            if status == 503 and pause is not None:
+                time.sleep(min(_seconds(answered.get("Retry-After")), LONGEST_PAUSE))
                 continue
-            if status >= 400:
+            if status >= 300:
                 raise _error(status, content, self.url)
             if into is not None:
                 return answered
-            if raw or not content:
+            if raw or status == 204:
                 return content
             try:
                 return json.loads(content)
@@ -513,11 +516,11 @@ def _error(status, content, url):
     try:
         about = json.loads(content)
         code, detail = str(about["code"]), printable(about["detail"])
-    except (ValueError, LookupError, TypeError):
+        details = {name: value for name, value in about.items() if name not in MEMBERS}
+        if code == Refused.code:
+            return Refused(detail, [Finding(**one) for one in details["findings"]])
+    except (ValueError, LookupError, TypeError, AttributeError):
         return UserError(f"{url}: {STRANGE}" if status < 500 else f"{url}: answers {status}; see the log there")
-    details = {name: value for name, value in about.items() if name not in MEMBERS}
-    if code == Refused.code:
-        return Refused(detail, [Finding(**one) for one in details["findings"]])
     kind = ERRORS.get(code, RegistryError)
     if not issubclass(kind, RegistryError):
         return kind(detail)

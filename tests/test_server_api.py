@@ -385,7 +385,8 @@ def test_errors_are_problems(url, method, path, status, code):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"label": 7}', b'{"label": ""}',
                                   b'{"a": 1}', b'{"label": "\\ud800"}', b'{"label": "a\\nb"}',
-                                  b'{"label": "%s"}' % (b"x" * 201), b'{"label": "a", "label2": "b"}', b'{"label": NaN}', b'{"label": 1e999}', b"[" * 100_000])
+                                  b'{"label": "%s"}' % (b"x" * 201), b'{"label": "a", "label2": "b"}', b'{"label": NaN}',
+                                  b'{"label": 1e999}', b"[" * 100_000])
 def test_json_bodies_that_are_none(new, body):
     answer = request(new, "PATCH", HERE + "/types/1", body, headers={"Content-Type": "application/json"})
     is_problem(answer, 422 if len(body) < 1000 else 400)
@@ -465,7 +466,8 @@ def test_the_page_is_served_with_etags(url):
 @pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page/%2e%2e%2fapp.py",
                                   "/page/....//app.py", "/page//etc/passwd", "/page/%00", "/page/..%5capp.py", "/page/",
                                   "/page/%252e%252e/app.py", "/docs/../app.py", "/docs/..%2f__init__.py",
-                                  "/docs/__init__.py", "/page/../../../../../../etc/passwd", "/page/locales/../../app.py", "//etc/passwd"])
+                                  "/docs/__init__.py",
+                                  "/page/../../../../../../etc/passwd", "/page/locales/../../app.py", "//etc/passwd"])
 def test_no_path_leads_out_of_the_page(url, path):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:  # http clients tidy paths up
