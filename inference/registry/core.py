@@ -86,7 +86,7 @@ class Registry:
 
         create: make the store and the collection where they are missing (also where several processes come at the same time,
         or one was killed while it made them), with `model` (the path of an exported model; None:
-        the shipped one), `find` and `orientation` (`settings`). index: what searches, see `index.open_index`; None: memory,
+        the shipped one), `find` and `orientation` (`settings`). index: what searches, see `engines.open_index`; None: memory,
         exact. threads: work on many images (0: one per core). backend: "cpu" or "cuda", for the network.
         """
         store = Store(path, create, threads, backend, index)
@@ -664,15 +664,9 @@ class Registry:
             if undone_by is not None:
                 raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
             change.revert(json.loads(changes))
-            left = next(change.db.execute(
-                "SELECT t.name, r.changed FROM type t CROSS JOIN reference r ON r.type = t.id WHERE t.collection = ? "
-                "AND t.removed IS NOT NULL AND r.removed IS NULL LIMIT 1", (self.id,)), None)
-            if left:
-                raise Conflict(f"pictures of {left[0]} would stay without it, as event {left[1]} left them; undo that one "
-                               "first", event=left[1])
+            self._check_types(change)
             if any(table == "collection" and {"find", "orientation"} & columns.keys() for table, _, columns in change.rows):
                 self._embed_again(change, None)
-            self._check_types(change)
             change.db.execute("UPDATE event SET undone_by = ? WHERE id = ?", (change.event, number))
             # What an undo undid is done again: it may be undone once more.
             change.db.execute("UPDATE event SET undone_by = NULL WHERE undone_by = ? AND id < ?", (number, number))
