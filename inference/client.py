@@ -516,7 +516,7 @@ def _error(status, content, url):
     try:
         about = json.loads(content)
         code, detail = str(about["code"]), printable(about["detail"])
-        details = {name: value for name, value in about.items() if name not in MEMBERS}
+        details = {"type" if name == "type_id" else name: value for name, value in about.items() if name not in MEMBERS}
         if code == Refused.code:
             return Refused(detail, [Finding(**one) for one in details["findings"]])
     except (ValueError, LookupError, TypeError, AttributeError):

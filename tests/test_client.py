@@ -174,6 +174,12 @@ def test_a_refusal_has_its_findings(shared):
     assert error.value.details["findings"][0]["code"] and error.value.status == 409
 
 
+def test_a_conflict_tells_the_other_type(shared):
+    with pytest.raises(Conflict) as error:
+        shared.rename("passport", "invoice")
+    assert error.value.details["type"] == shared.type("invoice")["type"]
+
+
 def test_unknowns_are_named(either):
     filled(either)
     for number in range(3):

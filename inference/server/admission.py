@@ -5,16 +5,17 @@ A request takes a place in the queue and room for its body before anything of th
 application reads the body when it wants to (it checks the key first), and learns of a refused one as of a client that is
 gone. What waits is bounded, so memory is, and so is the time that an admitted request takes.
 """
+import re
 import sys
 import time
 
 from ..errors import printable
 from . import metrics
-from .problems import MEDIA_TYPE, RETRY_AFTER, problem
+from .problems import MEDIA_TYPE, RETRY_AFTER, SECURITY, problem
 from .settings import Settings
 
 FREE = ("/healthz", "/readyz", "/metrics")  # answered always: whoever watches the server must see what is wrong
-STREAMED = "/import"    # ends a path whose body goes to a file while it arrives
+STREAMED = re.compile("/v1/collections/[^/]+/(import|models)")  # of these the body goes to a file while it arrives
 STREAMED_ROOM = 1 << 20
 ROOM = 1 << 20          # what a body without a length takes at a time
 HURRY = 1.0             # seconds that take the place of `body_timeout` while all places are taken
@@ -74,7 +75,7 @@ class _Request:
     def __init__(self, admission, scope, receive, send):
         self.admission, self.scope, self._receive, self._send = admission, scope, receive, send
         self.began, self.status, self.refused = time.monotonic(), None, False
-        self.streamed = scope["path"].endswith(STREAMED)
+        self.streamed = STREAMED.fullmatch(scope["path"]) is not None
         self.most = admission.settings.max_import if self.streamed else admission.settings.max_body
         self.taken = self.arrived = 0     # bytes: room that is taken, body that has arrived
         self._waited, self._since = 0.0, None  # seconds that the application waited for the body, and since when it does
@@ -163,7 +164,7 @@ class _Request:
         self.refused, self.status = True, status
         metrics.REJECTED.labels(code).inc()
         body = problem(status, code, detail)
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *SECURITY]
         if status == 503:
             headers.append((b"retry-after", str(RETRY_AFTER).encode()))
         if close:

@@ -18,13 +18,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..errors import UserError, first_line
+from ..registry.core import Store
 from ..registry.errors import StoreFull
 from ..registry.keys import Keys
-from ..registry.store import Store
 from . import metrics
 from .admission import Admission
 from .auth import Door
-from .problems import MEDIA_TYPE, Problem, of_error, problem
+from .problems import MEDIA_TYPE, SECURITY, Problem, of_error, problem
 from .routes import ROUTES, shapes
 from .routes.common import INCOMING
 from .settings import Settings
@@ -34,12 +34,6 @@ PAGE = Path(__file__).resolve().parent / "page"
 VERSION = "1"
 log = logging.getLogger("docmetric")
 
-# Scripts, styles and answers come from this server alone; pictures also from the page itself, which draws some.
-SECURITY = [(b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-             b"object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"),
-            (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
-            (b"cross-origin-resource-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"),
-            (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()")]
 NO_STORE = (b"cache-control", b"no-store")  # answers hold what is registered; no cache between keeps it
 OLD = 24 * 3600  # seconds after which what a request left in INCOMING belongs to no running one
 

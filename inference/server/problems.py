@@ -20,6 +20,14 @@ NO_IMAGE = ("not an image", "empty file")  # how ImageError's reasons begin wher
 RETRY_AFTER = 1  # seconds, for 503
 LONGEST = 2000  # characters of a message
 
+# Headers of every answer, errors too. Scripts, styles and data come from this server alone; pictures also from the page
+# itself, which draws some.
+SECURITY = [(b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+             b"object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"),
+            (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-resource-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"),
+            (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()")]
+
 
 class Problem(Exception):
     """Ends a request with an error: a status, a word for it, a sentence for a human."""
@@ -44,7 +52,10 @@ def of_error(error: Exception, *secret) -> Problem:
         return error
     if isinstance(error, RegistryError):
         headers = {"Retry-After": str(RETRY_AFTER)} if error.status == 503 else {}
-        return Problem(error.status, error.code, scrub(error, *secret), headers, **scrubbed(error.details, *secret))
+        details = scrubbed(error.details, *secret)
+        if "type" in details:  # of a problem that is a word
+            details["type_id"] = details.pop("type")
+        return Problem(error.status, error.code, scrub(error, *secret), headers, **details)
     if isinstance(error, ImageError):
         found = scrub(error, *secret)
         if found.startswith(NO_IMAGE):

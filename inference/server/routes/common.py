@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from ...registry.errors import Invalid
 from ..problems import MEDIA_TYPE, Problem
@@ -61,12 +61,8 @@ class Routes(APIRouter):
         good |= ({"model": answer} if answer else {}) | ({"content": content} if content else {})
         extra = {"x-scope": scope} | ({"requestBody": body} if body else {})
         return self.api_route(path, methods=[method], status_code=status, openapi_extra=extra, response_model=None,
-                              response_class=Response if content else _Json,
+                              response_class=Response if content else JSONResponse,
                               responses={status: good} | {code: _documented(code) for code in sorted(statuses)})
-
-
-class _Json(Response):  # names the media type in OpenAPI; answers are made by `answer`
-    media_type = "application/json"
 
 
 def _documented(status):

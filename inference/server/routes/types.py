@@ -46,7 +46,7 @@ async def get_type(request: Request, collection: Collection, id: Id):
 
 @router.add("PATCH", "/types/{id}", "write", shapes.Renamed, errors=(409,))
 async def rename_type(request: Request, collection: Collection, id: Id, body: shapes.Rename, key: Idempotency = None):
-    """Rename a type. 409 where another one has that name, with its id as `type`: merge the two."""
+    """Rename a type. 409 where another one has that name, with its id as `type_id`: merge the two."""
     registry = await registry_of(request, collection)
     return answer(await call(request, registry.rename, id, body.label, **changing(request, key)))
 
