@@ -9,6 +9,7 @@ import json
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 
@@ -166,6 +167,33 @@ def test_chunks_are_cut_at_the_limit(server):
         assert peak - before < 48 * MIB  # up to 32 that were let in; 50 were sent
         client.head("GET", "/healthz")
         assert client.answer()[0] == 200  # the connection goes on behind it
+
+
+def test_what_goes_to_a_file_may_be_larger(tmp_path):
+    """But not what only has a name like it."""
+    with Server(make_store(tmp_path), "--max-body", "1MiB", "--max-import", "4MiB", "--queue-bytes", "2MiB") as other:
+        for route in ("import", "models"):
+            answer = request(other.url, "POST", f"/v1/collections/default/{route}", b"x" * (3 * MIB))
+            assert answer.status in (400, 415, 422), answer.content  # it was read, and is nothing of the kind
+            assert request(other.url, "POST", f"/v1/collections/default/{route}", b"x" * (5 * MIB)).status == 413
+            assert request(other.url, "PATCH", f"/v1/collections/{route}", b"x" * (3 * MIB)).status == 413
+            assert request(other.url, "POST", f"/v1/collections/{route}/references", b"x" * (3 * MIB)).status == 413
+
+
+def test_who_does_not_read_the_answer_is_cut_off(tmp_path):
+    picture = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8))[1].tobytes()
+    assert len(picture) > 20 * MIB  # more than the system keeps for a connection
+    with Registry.open(make_store(tmp_path)) as registry:
+        reference = registry.add(picture, "noise", force=True)["reference"]
+    with Server(tmp_path / "store", "--answer-timeout", 1) as other:
+        path = f"/v1/collections/default/references/{reference}/image"
+        assert request(other.url, "GET", path).content == picture
+        with other.connect() as client:
+            client.head("GET", path)
+            assert until(lambda: figure(other, "docmetric_connections") >= 1)
+            assert until(lambda: figure(other, "docmetric_connections") == 0)
+            with pytest.raises((ConnectionError, AssertionError)):
+                assert client.answer()[2] == picture
 
 
 def test_headers_without_end_are_cut(server):

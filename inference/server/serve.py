@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise UserError(f"host {printable(host)}: no such address; use 127.0.0.1, or 0.0.0.0 for every network") from None
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # of localhost's two
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

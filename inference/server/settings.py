@@ -25,13 +25,14 @@ class Settings:
     keep_unknown: float = 0.0       # how long pictures of unknowns are kept; 0: not at all
     keep_decisions: int = 100_000   # how many decisions are kept, without their images
     max_body: int = 32 << 20
-    max_import: int = 2 << 30       # the body of an import, which goes to a file while it arrives
+    max_import: int = 2 << 30       # the body of an import or a model, which goes to a file while it arrives
     queue: int = 512                # requests at once; more get 503
     queue_bytes: int = 512 << 20    # of the bodies of those requests
     connections: int = 10_000       # open ones, most of them idle; more get 503
     header_timeout: float = 10.0    # from a connection or from a request's first byte to the end of its headers
     body_timeout: float = 10.0      # without `body_rate` a body may take this long
     body_rate: int = 16 << 10       # bytes a second that a body must come with after `body_timeout`
+    answer_timeout: float = 30.0    # a client must have read what was sent within this time
     idle_timeout: float = 75.0      # of a connection between two requests
     work_timeout: float = 30.0      # a request that could not begin its work by then gets 503
     drain_timeout: float = 30.0     # running requests have this long to end when the server is stopped
@@ -110,13 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("keep_unknown", duration, "keep the pictures of unknown documents for so long, such as 30d", "they are not kept")
     option("keep_decisions", between(0, 10 ** 9), "decisions to remember, without their images", "100,000")
     option("max_body", size, "largest body of a request", "32MiB")
-    option("max_import", size, "largest archive of an import", "2GiB")
+    option("max_import", size, "largest archive of an import, and largest model", "2GiB")
     option("queue", between(1, 10 ** 6), "requests at once; more are answered 503")
     option("queue_bytes", size, "bytes of their bodies; more are answered 503", "512MiB")
     option("connections", between(1, 10 ** 6), "open connections; more are answered 503", "10,000")
     option("header_timeout", duration, "the headers of a request must arrive within this time", "10s")
     option("body_timeout", duration, "a body may take this long, and longer only as --body-rate allows", "10s")
     option("body_rate", size, "bytes a second that a body must arrive with", "16KiB")
+    option("answer_timeout", duration, "what was sent must be read within this time", "30s")
     option("idle_timeout", duration, "a connection between two requests is closed after this time", "75s")
     option("work_timeout", duration, "a request that waits longer for its work is answered 503", "30s")
     option("drain_timeout", duration, "when stopped, running requests have this long to end", "30s")

@@ -11,6 +11,7 @@ from .settings import Settings
 AT_ONCE = 20_000  # rows of an index that are searched for one image by itself: it takes less than a millisecond
 SEARCHED = 64     # looks in one search; more gain nothing, see search.py
 SLOW_THREADS = 4
+LAST = 1.0        # seconds for a thread to end
 
 
 class Overloaded(Busy):
@@ -87,7 +88,7 @@ class Work:
         metrics.JOBS.set(self._quick.waiting + self._slow.waiting)
 
     def close(self) -> None:
-        """End the threads, each after the job that it is at."""
+        """End the threads, each after the job that it is at, unless that takes longer than LAST."""
         self._quick.close()
         self._slow.close()
 
@@ -152,3 +153,5 @@ class _Threads:
     def close(self):
         for _ in self._threads:
             self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(LAST)

@@ -21,7 +21,6 @@ from .settings import Settings
 MOST_HEAD = 64 << 10  # bytes of a request's headers; also of a body's framing and trailers, between two bytes of it
 PIPELINED = 16        # requests that may wait behind one on a connection
 LINGER = 5.0          # seconds that the rest of a refused body is read: a client that still sends does not see the answer
-UNREAD = 30.0         # seconds in which a client must have read 64 KiB of an answer
 ANOTHER = .001        # seconds after which a process that has more connections than another looks whether that took one
 LATE = 20             # times that it looks, and takes it itself
 SWEEP = 5             # ticks of uvicorn, of .1 s, between two looks at all connections
@@ -204,7 +203,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def pause_writing(self):
-        self.unread = time.monotonic() + UNREAD
+        self.unread = time.monotonic() + self.settings.answer_timeout
         super().pause_writing()
 
     def resume_writing(self):
