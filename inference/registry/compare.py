@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .index import Hits, Rows, best_of
+from .index import NONE, Hits, Rows, Segment, best_of
 from .state import PARTS
 
-BLOCK = 4096  # references at once: with 2,000 pictures 32 MB of scores, and other readers of the store wait for milliseconds
+BLOCK = 4096  # references that are read at once: other readers of the store wait for milliseconds
 
 
 class Pictures(NamedTuple):
@@ -59,34 +59,53 @@ def rank(blocks: Iterable[Rows], asked: Pictures, k: int, without: str) -> Hits:
     """The k best types of each picture, as a search gives them, with scores (cos + 1) / 2 in place of cosines and references
     in place of ids, among all references without its own: without "reference": itself; "type": all of its type.
 
-    Every pair is compared. `[N, k]`; places that are not filled: -inf, 0, 0.
+    Exact, as `search.top_rows`. `[N, k]`; places that are not filled: -inf, 0, 0.
     """
     count = len(asked.starts)
-    best = Hits(*(np.zeros((count, 0), dtype) for dtype in (np.float32, np.int64, np.int64)))
+    views = np.diff(np.append(asked.starts, len(asked.vectors)))
+    best = own = Hits(*(np.zeros((count, 0), dtype) for dtype in (np.float32, np.int64, np.int64)))
     for rows in blocks if count else ():
         order = np.lexsort((rows.ids, rows.types))
-        references, types = rows.ids[order] // PARTS, rows.types[order]
-        scores = asked.vectors @ rows.vectors[order].T  # (R, n)
-        scores = np.maximum.reduceat(scores, asked.starts, axis=0)  # (N, n): the better view counts
-        own, of = (references, asked.references) if without == "reference" else (types, asked.types)
-        scores[own == of[:, None]] = -np.inf
-        starts = np.flatnonzero(np.concatenate(([True], types[1:] != types[:-1])))
-        of_types = np.maximum.reduceat(scores, starts, axis=1)  # (N, t)
-        chosen = np.argsort(-of_types, axis=1, kind="stable")[:, :k]
-        found = np.take_along_axis(of_types, chosen, axis=1)
-        # The reference that the score is of: the first one of the type that has it.
-        ends = np.append(starts[1:], len(types))
-        rows_of = np.empty_like(chosen)
-        for place in range(chosen.shape[1]):
-            for n, kind in enumerate(chosen[:, place]):
-                rows_of[n, place] = starts[kind] + scores[n, starts[kind]:ends[kind]].argmax()
-        empty = found == -np.inf
-        block = Hits(found, np.where(empty, 0, types[starts][chosen]), np.where(empty, 0, references[rows_of]))
-        best = best_of([best, block], k, distinct=True)
-    if best.cosines.shape[1] < k:
-        best = best_of([best], k, distinct=True)
+        segment = Segment(rows.ids[order] // PARTS, rows.types[order], rows.vectors[order])
+        found = []
+        for view in range(views.max()):  # the better view counts
+            there = np.flatnonzero(views > view)
+            hits = segment.search(asked.vectors[asked.starts[there] + view], k + 1, NONE)
+            found.append(_spread(hits, there, count))
+        best = best_of([best, *found], k + 1, distinct=True)
+        if without == "reference":
+            own = best_of([own, _others_of_type(rows, asked)], 1, distinct=True)
+    # One of the k + 1 types may be the picture's own.
+    mine = best.types == asked.types[:, None]
+    best = Hits(np.where(mine, -np.inf, best.cosines).astype(np.float32), *(np.where(mine, 0, value) for value in best[1:]))
+    best = best_of([best, own], k, distinct=True)
     scores = np.where(best.types == 0, -np.inf, np.clip((best.cosines + 1) / 2, 0, 1))
     return Hits(scores.astype(np.float32), best.types, best.ids)
+
+
+def _spread(hits, there, count):
+    """The hits of some of `count` pictures, as those of all."""
+    wide = [np.full((count, hits.types.shape[1]), empty, value.dtype) for value, empty in zip(hits, (-np.inf, 0, 0))]
+    for all_of_them, value in zip(wide, hits):
+        all_of_them[there] = value
+    return Hits(*wide)
+
+
+def _others_of_type(rows, asked):
+    """Of each picture the best other reference of its own type in a block, `[N, 1]`."""
+    count = len(asked.starts)
+    cosines, ids = np.full((count, 1), -np.inf, np.float32), np.zeros((count, 1), np.int64)
+    ends = np.append(asked.starts[1:], len(asked.vectors))
+    rows_of = np.split(order := np.argsort(rows.types, kind="stable"), np.flatnonzero(np.diff(rows.types[order])) + 1)
+    of_type = {int(rows.types[some[0]]): some for some in rows_of}
+    for place, kind in enumerate(asked.types.tolist()):
+        some = of_type.get(kind, NONE) if kind else NONE
+        some = some[rows.ids[some] // PARTS != asked.references[place]]
+        if len(some):
+            queries = asked.vectors[asked.starts[place]:ends[place]].astype(np.float64)
+            scores = (rows.vectors[some] @ queries.T).max(axis=1)
+            cosines[place, 0], ids[place, 0] = scores.max(), rows.ids[some[scores.argmax()]] // PARTS
+    return Hits(cosines, np.where(ids, asked.types[:, None], 0), ids)
 
 
 def decided(hits: Hits, threshold: float, thresholds: dict[int, float], margin: float) -> np.ndarray:
