@@ -7,7 +7,8 @@ import pytest
 from inference import search
 from inference.errors import UserError
 from inference.registry import index as module
-from inference.registry.index import MemoryIndex, Rows, open_index
+from inference.registry.engines import open_index
+from inference.registry.index import MemoryIndex, Rows
 from inference.search import top_rows
 from tests.helpers.indexes import DEPTH, brute_force, change, check, nothing, rehearse, rows_of, vectors
 

@@ -13,8 +13,9 @@ import pytest
 
 from inference.errors import UserError
 from inference.registry.approximate import FaissIndex
+from inference.registry.engines import open_index
 from inference.registry.errors import Busy
-from inference.registry.index import MemoryIndex, Rows, open_index
+from inference.registry.index import MemoryIndex, Rows
 from tests.helpers.indexes import DEPTH, change, check, nothing, rehearse, rows_of, vectors
 
 NONE = np.zeros(0, np.int64)
@@ -222,7 +223,7 @@ def test_faiss_options_and_a_missing_faiss(monkeypatch):
 WRITER = """
 import sys
 import numpy as np
-from inference.registry.index import open_index
+from inference.registry.engines import open_index
 from tests.helpers.indexes import DEPTH, change
 index, rng, state = open_index(sys.argv[1], DEPTH, "shared"), np.random.default_rng(0), {}
 print("ready", flush=True)

@@ -3,10 +3,7 @@ __all__ = ["Registry", "Store", "is_store"]
 
 
 def __getattr__(name):  # lazy, so that a client, which needs `registry.errors` alone, loads nothing else
-    if name == "Registry":
-        from .core import Registry
-        return Registry
     if name in __all__:
-        from . import store
-        return getattr(store, name)
+        from . import core
+        return getattr(core, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,11 +23,12 @@ from ..errors import UserError, first_line, printable
 from ..files import replacing
 from ..header import read_header
 from .blobs import Blobs
+from .core import Store
 from .errors import Busy, Damaged, StoreFull
 from .files import DATABASE, is_store
 from .graph import graph_hash
 from .schema import CHECK, TABLES, _checksummed, open_database, transaction, translated
-from .store import Change, Store
+from .store import Change
 from .wal import page_is_whole, reseal, wal_damage
 
 ORPHAN = 3600  # seconds after which a picture without a row belongs to no transaction under way
@@ -141,6 +142,9 @@ def _check_features(store, report, rebuild, say):
             WHERE r.removed IS NULL AND m.state IN ('active', 'ready')
             AND NOT EXISTS (SELECT 1 FROM feature f WHERE f.model = m.id AND f.reference = r.id)""")]
     failed, done = [], []
+    if rebuild and bad:  # a registry does not open with damaged ones
+        with store.write() as db:
+            db.executemany("DELETE FROM feature WHERE reference = ? AND model = ?", [entry[:2] for entry in bad])
     for collection, in store.read("SELECT name FROM collection") if rebuild and bad else ():
         registry = store.collection(collection)
         mine = {row[0] for row in store.read("SELECT id FROM reference WHERE collection = ?", (registry.id,))}
@@ -222,6 +226,8 @@ def _salvage(folder, report):
             with translated(new), transaction(target):
                 for table in SALVAGED:
                     _copy_rows(db, target, table, report)
+                if not target.total_changes():
+                    raise Damaged(f"{path}: nothing of it can be read; restore a backup")
                 _mend(target, folder, report)
             target.pragma("foreign_keys", True)
             left = list(target.execute("PRAGMA foreign_key_check"))
@@ -250,17 +256,21 @@ def _copy_readable(path, copy):
 
 
 def _readable(old, fresh):
-    """A connection to the copy of a damaged database. Its first page says where each table begins: the same for every
-    database that this version makes, so that of a fresh one can take its place."""
-    for attempt in ("as it is", "first page", "without log"):
-        if attempt == "first page":
-            with open(fresh, "rb") as file:
-                page = bytearray(file.read(65536))
-            size = int.from_bytes(page[16:18], "big")
+    """A connection to the copy of a damaged database. Its schema says where each table begins: the same for every database
+    that this version makes, so that of a fresh one can take its place."""
+    for attempt in ("as it is", "fresh schema", "without log"):
+        if attempt == "fresh schema":
+            with contextlib.closing(apsw.Connection(os.fspath(fresh))) as db:
+                places = [number for number, in db.execute("SELECT pageno FROM dbstat WHERE name = 'sqlite_schema'")]
+            content = bytearray(fresh.read_bytes())
+            size = int.from_bytes(content[16:18], "big")
             with open(old, "r+b") as file:
-                page[28:32] = (os.fstat(file.fileno()).st_size // size).to_bytes(4, "big")
-                page[32:40] = bytes(8)  # no list of free pages
-                file.write(page[:size])
+                there = os.fstat(file.fileno()).st_size // size
+                content[28:32] = max(there, len(content) // size).to_bytes(4, "big")
+                content[32:40] = bytes(8)  # no list of free pages
+                for number in {*places, *range(there + 1, len(content) // size + 1)}:  # empty tables where there was none
+                    file.seek((number - 1) * size)
+                    file.write(content[(number - 1) * size:number * size])
         if attempt == "without log":
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{old}-wal")

@@ -11,33 +11,33 @@ something (3 us) and reads the rows that have changed since: every process sees 
 import contextlib
 import hashlib
 import json
-import os
 import threading
-import unicodedata
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apsw
-import cv2
 import numpy as np
 
 from ..errors import UserError, printable
-from ..image import ImageError, decode_reduced, map_ahead, read_bytes
+from ..image import ImageError, decode_reduced, map_ahead
 from ..model import TURNS, Model
 from ..rectify import as_quad
 from ..thresholds import choose_threshold
 from ..views import Views, find_in_references
-from .errors import Busy, Conflict, Invalid, NotFound, Refused
-from .formats import usable
+from .errors import Conflict, Invalid, NotFound, Refused
 from .gate import Finding, findings, inspect
+from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, name_of, opened, picture_of
 from .state import PARTS, State
-from .store import DEFAULT_COLLECTION, FINDS, LONGEST_NAME, Change, Store, check_settings
+from .store import DEFAULT_COLLECTION, FINDS, Change, StoreFiles, check_settings
 
 NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.onnx"
+NAMED = "a word of letters, digits, '-' and '_', at most 64"
 GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that
-LONGEST_TEXT = 500  # of `source` and `who`
 
 
 class Look(NamedTuple):
@@ -73,7 +73,7 @@ class Registry:
     call with that key is a Conflict. Labels are any printable text. Raises UserError; see registry/errors.py.
     """
 
-    def __init__(self, store: Store, number: int, name: str):
+    def __init__(self, store: "Store", number: int, name: str):
         self.store, self.id, self.name = store, number, name
         self.state = State(store, number)
         self.snapshot = self.state.snapshot  # () -> `state.Snapshot`
@@ -84,10 +84,10 @@ class Registry:
              orientation: str = "upright", threads: int = 0, backend: str = "cpu", index: str | None = None) -> "Registry":
         """The registry in the folder `path`.
 
-        create: make the store and the collection where they are missing (also where several processes come at the same time,
-        or one was killed while it made them), with `model` (the path of an exported model; None:
-        the shipped one), `find` and `orientation` (`settings`). index: what searches, see `engines.open_index`; None: memory,
-        exact. threads: work on many images (0: one per core). backend: "cpu" or "cuda", for the network.
+        create: make the store and the collection where they are missing (also where several processes come at the same
+        time, or one was killed while it made them), with `model` (the path of an exported model; None: the shipped one),
+        `find` and `orientation` (`settings`). index: what searches, see `engines.open_index`; None: memory, exact. threads:
+        work on many images (0: one per core). backend: "cpu" or "cuda", for the network.
         """
         store = Store(path, create, threads, backend, index)
         try:
@@ -867,64 +867,61 @@ class Registry:
         return [dict(zip(("event", "when", "who", "what", "text", "undoes", "undone_by"), row)) for row in rows]
 
 
-class Outdated(Busy):
-    """What an image was embedded for has changed since."""
+class Store(StoreFiles):
+    """A store with its collections; see `StoreFiles`."""
 
+    def __init__(self, path, create: bool = False, threads: int = 0, backend: str = "cpu", index: str | None = None):
+        super().__init__(path, create, threads, backend, index)
+        self._registries: dict[str, Registry] = {}
 
-def opened(image):
-    """An image as `load_reduced` takes it: HEIC and PDF are converted."""
-    if isinstance(image, (str, os.PathLike)):
-        image = read_bytes(image)
-    return usable(bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else image
+    def close(self) -> None:
+        """Further use is an error."""
+        if self.is_ours():
+            for registry in self._registries.values():
+                registry._release()
+            self._registries.clear()
+        super().close()
 
+    def collections(self) -> list[dict]:
+        """[{name, find, orientation, created, types, references, model}], by name."""
+        rows = self.read("""
+            SELECT c.name, c.find, c.orientation, c.created,
+                (SELECT count(*) FROM type t WHERE t.collection = c.id AND t.removed IS NULL),
+                (SELECT count(*) FROM reference r WHERE r.collection = c.id AND r.removed IS NULL),
+                (SELECT hash FROM model m WHERE m.collection = c.id AND m.state = 'active')
+            FROM collection c ORDER BY c.name""")
+        names = ("name", "find", "orientation", "created", "types", "references", "model")
+        return [dict(zip(names, row)) for row in rows]
 
-def picture_of(image) -> bytes:
-    """The bytes of a picture as it is kept: an array as PNG."""
-    data = opened(image)
-    if isinstance(data, bytes):
-        return data
-    from ..image import as_bgr
-    return cv2.imencode(".png", as_bgr(data))[1].tobytes()
+    def create(self, name: str = DEFAULT_COLLECTION, model=None, find: str = "auto", orientation: str = "upright"):
+        """A new, empty collection as a `Registry`. model: the path of an exported one (None: the shipped one), which is
+        copied into the store; find, orientation: see `Registry.settings`. Raises Conflict where one has this name."""
+        check_settings(find, orientation)
+        if not (isinstance(name, str) and 0 < len(name) <= 64 and name.isascii()
+                and name.replace("-", "").replace("_", "").isalnum()):
+            raise Invalid(f"collection {printable(name)[:80]}: its name must be {NAMED}")
+        digest, title = self.keep_model(DEFAULT_MODEL if model is None else model)
+        now = time.time()
+        with self.write() as db:
+            try:
+                db.execute("INSERT INTO collection(name, find, orientation, created) VALUES (?, ?, ?, ?)",
+                           (name, find, orientation, now))
+            except apsw.ConstraintError:
+                raise Conflict(f"collection {name}: is there already; choose another name") from None
+            db.execute("INSERT INTO model(collection, hash, name, state, created) VALUES (?, ?, ?, 'active', ?)",
+                       (db.last_insert_rowid(), digest, title, now))
+        return self.collection(name)
 
-
-def clean_label(label) -> str:
-    """A label as it is stored: NFC, without white space around it. Raises Invalid for an empty, long or unprintable one."""
-    return _clean(label, "label", LONGEST_NAME)
-
-
-def clean_text(text, what: str) -> str | None:
-    return None if text is None else _clean(text, what, LONGEST_TEXT)
-
-
-def _clean(text, what, longest):
-    if not isinstance(text, str):
-        raise Invalid(f"{what}: must be text")
-    text = unicodedata.normalize("NFC", text).strip()
-    if not text or len(text) > longest:
-        raise Invalid(f"{what}: must have 1 to {longest} characters, not {len(text)}")
-    if printable(text) != text:
-        raise Invalid(f"{what} {printable(text)[:80]}: must be printable, without line breaks and control characters")
-    return text
-
-
-def checked_quad(quad):
-    """A quad as JSON values. Raises Invalid."""
-    if quad is None:
-        return None
-    try:
-        return np.asarray(quad, np.float64).reshape(4, 2).tolist()
-    except (TypeError, ValueError, OverflowError):
-        raise Invalid("quad: must be four corners, each [x, y] in pixels, clockwise from the document's top left") from None
-
-
-def corners_of(quad):
-    return None if quad is None else np.round(quad, 2).tolist()
-
-
-def name_of(image):
-    return str(image) if isinstance(image, (str, os.PathLike)) else None
-
-
-def digest_of(*values) -> str:
-    """Of a request, to tell a repeated one from another."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    def collection(self, name: str = DEFAULT_COLLECTION):
+        """The `Registry` of a collection; the same object each time. Raises NotFound."""
+        registry = self._registries.get(name) if isinstance(name, str) else None
+        if registry is None:
+            # Not under the lock: who reads holds another lock, and may wait for this one to get a model.
+            found = self.read("SELECT id FROM collection WHERE name = ?", (name,)) if isinstance(name, str) else ()
+            if not found:
+                there = ", ".join(row[0] for row in self.read("SELECT name FROM collection ORDER BY name LIMIT 20"))
+                raise NotFound(f"collection {printable(name)[:80]}: there is none of this name"
+                               + (f"; there are {there}" if there else ""))
+            with self._loading:
+                registry = self._registries.setdefault(name, Registry(self, found[0][0], name))
+        return registry

@@ -50,3 +50,7 @@ class StoreFull(RegistryError):
 class Damaged(RegistryError):
     """The store does not hold what it should; `docmetric check` says more."""
     status, code = 500, "damaged-store"
+
+
+class Outdated(Busy):
+    """What an image was embedded for has changed since."""

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..model import Model
 from ..thresholds import choose_threshold, raised
+from .engines import open_index
 from .errors import Damaged
-from .index import Index, Rows, open_index
-from .store import Store
+from .index import Index, Rows
+from .store import StoreFiles
 
 PARTS = 8  # vectors that a reference has at most: two views, four turns of each
 LOADED = 20_000  # references that are read from the database at once
@@ -40,7 +41,7 @@ class Snapshot(NamedTuple):
 class State:
     """Of the collection with the id `number`; `snapshot` is what is asked. Several threads may ask."""
 
-    def __init__(self, store: Store, number: int):
+    def __init__(self, store: StoreFiles, number: int):
         self.store, self.id = store, number
         self._lock = threading.RLock()
         self._version, self._snapshot = None, None

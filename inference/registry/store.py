@@ -12,26 +12,21 @@ import threading
 import time
 from pathlib import Path
 
-import apsw
-
 from ..errors import UserError, printable
 from ..model import TABLES, Model, load_model
 from .blobs import Blobs, write_durably
-from .errors import Conflict, Damaged, Invalid, NotFound
+from .errors import Conflict, Damaged, Invalid
 from .files import DATABASE, is_store
 from .graph import graph_hash, is_sealed, sealed
 from .schema import TABLES as SQL
 from .schema import check_local, open_database, transaction, translated
 
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.onnx"
 DEFAULT_COLLECTION = "default"
 FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
-LONGEST_NAME = 200
 AGAIN = "restore it from a backup, or export it again and give it to docmetric model add"
-NAMED = "a word of letters, digits, '-' and '_', at most 64"
 
 
-class Store:
+class StoreFiles:
     """The store in the folder `path`. create: makes the folder and an empty store where there is none.
 
     Any number of threads and processes on one machine may use it at the same time. `path` is the folder, `blobs` holds the
@@ -58,7 +53,6 @@ class Store:
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._process = os.getpid()
         self._models: dict[str, Model] = {}
-        self._registries: dict = {}
         self._loading = threading.RLock()
 
     def _check_there(self):
@@ -68,18 +62,18 @@ class Store:
                 if (place := self.path / name).is_dir() or place.is_file() and place.stat().st_size:
                     raise Damaged(f"{self.database}: empty or gone, but {name} is there; restore it from a backup")
 
+    def is_ours(self) -> bool:
+        """Whether this process opened it: neither SQLite's locks nor its view of the file survive a fork."""
+        return os.getpid() == self._process
+
     def _check_process(self):
-        # Neither SQLite's locks nor its view of the file survive a fork.
-        if os.getpid() != self._process:
+        if not self.is_ours():
             raise UserError(f"{self.path}: was opened before this process was forked; open it again here")
 
     def close(self) -> None:
         """Further use is an error."""
-        if os.getpid() != self._process:  # it is the parent's
+        if not self.is_ours():  # but the parent's
             return
-        for registry in self._registries.values():
-            registry._release()
-        self._registries.clear()
         with self._writing, self._reading:
             self._reader.close()
             self._writer.close()
@@ -123,53 +117,6 @@ class Store:
         self._check_process()
         with self._reading, translated(self.database):
             return self._reader.pragma("data_version")
-
-    # ---- collections ----
-
-    def collections(self) -> list[dict]:
-        """[{name, find, orientation, created, types, references, model}], by name."""
-        rows = self.read("""
-            SELECT c.name, c.find, c.orientation, c.created,
-                (SELECT count(*) FROM type t WHERE t.collection = c.id AND t.removed IS NULL),
-                (SELECT count(*) FROM reference r WHERE r.collection = c.id AND r.removed IS NULL),
-                (SELECT hash FROM model m WHERE m.collection = c.id AND m.state = 'active')
-            FROM collection c ORDER BY c.name""")
-        names = ("name", "find", "orientation", "created", "types", "references", "model")
-        return [dict(zip(names, row)) for row in rows]
-
-    def create(self, name: str = DEFAULT_COLLECTION, model=None, find: str = "auto", orientation: str = "upright"):
-        """A new, empty collection as a `Registry`. model: the path of an exported one (None: the shipped one), which is
-        copied into the store; find, orientation: see `Registry.settings`. Raises Conflict where one has this name."""
-        check_settings(find, orientation)
-        if not (isinstance(name, str) and 0 < len(name) <= 64 and name.isascii()
-                and name.replace("-", "").replace("_", "").isalnum()):
-            raise Invalid(f"collection {printable(name)[:80]}: its name must be {NAMED}")
-        digest, title = self.keep_model(DEFAULT_MODEL if model is None else model)
-        now = time.time()
-        with self.write() as db:
-            try:
-                db.execute("INSERT INTO collection(name, find, orientation, created) VALUES (?, ?, ?, ?)",
-                           (name, find, orientation, now))
-            except apsw.ConstraintError:
-                raise Conflict(f"collection {name}: is there already; choose another name") from None
-            db.execute("INSERT INTO model(collection, hash, name, state, created) VALUES (?, ?, ?, 'active', ?)",
-                       (db.last_insert_rowid(), digest, title, now))
-        return self.collection(name)
-
-    def collection(self, name: str = DEFAULT_COLLECTION):
-        """The `Registry` of a collection; the same object each time. Raises NotFound."""
-        from .core import Registry
-        registry = self._registries.get(name) if isinstance(name, str) else None
-        if registry is None:
-            # Not under the lock: who reads holds another lock, and may wait for this one to get a model.
-            found = self.read("SELECT id FROM collection WHERE name = ?", (name,)) if isinstance(name, str) else ()
-            if not found:
-                there = ", ".join(row[0] for row in self.read("SELECT name FROM collection ORDER BY name LIMIT 20"))
-                raise NotFound(f"collection {printable(name)[:80]}: there is none of this name"
-                               + (f"; there are {there}" if there else ""))
-            with self._loading:
-                registry = self._registries.setdefault(name, Registry(self, found[0][0], name))
-        return registry
 
     # ---- models ----
 

@@ -31,9 +31,9 @@ from typing import NamedTuple
 from ..errors import UserError, first_line, printable
 from ..files import replacing
 from ..image import MAX_BYTES, ImageError, list_images, map_ahead, read_bytes, type_label
-from .core import Outdated, Registry, checked_quad, clean_label, clean_text
-from .errors import Busy, Invalid
+from .errors import Busy, Invalid, Outdated
 from .formats import content_type
+from .inputs import checked_quad, clean_label, clean_text
 
 FORMAT = 1
 HEAD, REFERENCES = "registry.json", "references.jsonl"
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 # ---- export ----
 
-def export(registry: Registry, target) -> dict:
+def export(registry, target) -> dict:
     """Write a collection, without what was removed, to `target`, a path or a binary file: {types, references, bytes}.
     Memory: one picture, and some 500 bytes for each. A path is complete or stays as it was. Raises UserError, Damaged."""
     with registry.store.reading() as db:  # all of one state
@@ -119,7 +119,7 @@ def folder_of(label: str) -> str:
 
 # ---- import ----
 
-def import_(registry: Registry, source, on_conflict: str = "skip", who: str | None = None, progress=None) -> dict:
+def import_(registry, source, on_conflict: str = "skip", who: str | None = None, progress=None) -> dict:
     """Register what `source` holds, as one event: a ZIP file of `export` (a path, or a binary file that can seek), or a
     folder of images, in which each folder is a type, and each image that lies in no folder.
 
