@@ -28,7 +28,7 @@ from ..model import TURNS, Model
 from ..rectify import as_quad
 from ..thresholds import choose_threshold
 from ..views import Views, find_in_references
-from .errors import Conflict, Invalid, NotFound, Refused
+from .errors import Conflict, Invalid, NotFound, Outdated, Refused
 from .gate import Finding, findings, inspect
 from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, name_of, opened, picture_of
 from .state import PARTS, State
