@@ -17,6 +17,7 @@ from .common import (
     Routes,
     Strict,
     answer,
+    direct,
     image_body,
     is_form,
     merged,
@@ -41,6 +42,7 @@ class Search(Strict):
 
 @router.add("POST", "/classify", "classify", shapes.Results, errors=(415,),
             body=image_body(MOST_IMAGES, {name: {"type": "string"} for name in Classify.model_fields}))
+@direct(Classify)
 async def classify(request: Request, collection: Collection, query: Annotated[Classify, Query()]):
     """Which registered type does the image show, if any? A form has a result for each of its images, with an `error` where
     one cannot be used; an image that is the body itself and cannot be used is an error of the request."""
