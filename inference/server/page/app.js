@@ -1,9 +1,9 @@
 /** The page: its frame, which view is shown, the collection, the language, the key. */
 import {api, session} from "./api.js";
-import {busy, h, icon, put, unique} from "./dom.js";
+import {h, icon, put, unique} from "./dom.js";
 import {LANGUAGES, language, preferred, speak, t} from "./i18n.js";
 import {closeCamera} from "./input.js";
-import {ask, errorBox, failed, toast} from "./parts.js";
+import {ask, failed, toast} from "./parts.js";
 import * as classify from "./classify.js";
 import * as models from "./models.js";
 import * as register from "./register.js";

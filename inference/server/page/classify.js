@@ -2,9 +2,9 @@
 import {api} from "./api.js";
 import {busy, h, icon, put} from "./dom.js";
 import {score, t} from "./i18n.js";
-import {bitmap, referenceImage, shown} from "./images.js";
+import {bitmap, preview, referenceImage} from "./images.js";
 import {imageInput} from "./input.js";
-import {done, errorBox, failed, labelOf, nameField, scoreBar, toast} from "./parts.js";
+import {done, errorBox, failed, labelOf, nameField, scoreBar} from "./parts.js";
 import {outlined} from "./stage.js";
 
 const NEIGHBORS = 3, KEPT = 20;
@@ -18,7 +18,8 @@ export function view(root) {
   async function take(files) {
     area.classList.add("used");
     for (const file of files) {
-      const item = {file, pixels: await bitmap(file), result: null, error: null, judged: null, before: null};
+      const pixels = await bitmap(file), small = pixels && preview(pixels, t("classify.image", {name: file.name}));
+      const item = {file, small, result: null, error: null, judged: null, before: null};
       item.card = h("article.card.result", {"aria-busy": "true"});
       shownResults.unshift(item);
       while (shownResults.length > KEPT) shownResults.pop().card.remove();
@@ -39,18 +40,18 @@ export function view(root) {
   }
 
   function paint(item) {
-    const {file, pixels, result, error, card} = item;
-    const preview = pixels ? outlined(pixels, result?.found !== null ? result?.quad : null, t("classify.image", {name: file.name})) : h("div.frame.small.blank", {}, icon("types"));
+    const {small, result, error, card} = item;
+    const seen = small ? outlined(small, result?.found !== null ? result?.quad : null) : h("div.frame.small.blank", {}, icon("types"));
     card.toggleAttribute("aria-busy", !result && !error);
     if (error || !result) {
-      put(card, preview, h("div.grow", {}, error ? errorBox(error) : h("p.quiet", {role: "status"}, t("classify.wait"))));
+      put(card, seen, h("div.grow", {}, error ? errorBox(error) : h("p.quiet", {role: "status"}, t("classify.wait"))));
       return;
     }
     const accepted = result.label !== null;
     const why = result.error ? result.error : t(`reason.${result.reason}`, {
       label: result.top_k[0] ? labelOf(result.top_k[0]) : "", second: result.top_k[1] ? labelOf(result.top_k[1]) : "",
       score: score(result.score ?? 0), threshold: score(result.threshold), margin: score(result.margin)});
-    put(card, preview, h("div.grow", {},
+    put(card, seen, h("div.grow", {},
       h(accepted ? "p.verdict.good" : "p.verdict", {role: "status", "data-test": "verdict"}, icon(accepted ? "check" : "unknown"), h("strong", {}, accepted ? result.label : t("classify.rejected"))),
       h("p.why", {"data-reason": result.reason}, why),
       result.search === "approximate" ? h("p.quiet", {}, t("classify.approximate", {recall: result.recall ?? 0})) : null,

@@ -41,6 +41,13 @@ export function shown(pixels, name, side = LARGEST) {
   return canvas;
 }
 
+/** The size of an image and a small canvas with it, in place of its pixels: twenty photos would take a gigabyte. */
+export function preview(pixels, name, side = 640) {
+  const {width, height} = pixels, canvas = shown(pixels, name, side);
+  pixels.close();
+  return {width, height, canvas};
+}
+
 /** A canvas with an image of the API, which is asked for when it comes near the screen. */
 export function image(path, name, size = 256) {
   const canvas = h("canvas.image", {role: "img", "aria-label": name, width: 4, height: 3});

@@ -38,8 +38,7 @@ export function toast(text, {detail = "", action = null, bad = false} = {}) {
   let timer = setTimeout(close, STAY);
   const hold = () => clearTimeout(timer), release = () => { hold(); timer = setTimeout(close, STAY); };
   for (const [event, act] of [["pointerenter", hold], ["focusin", hold], ["pointerleave", release], ["focusout", release]]) message.addEventListener(event, act);
-  toasts().append(message);
-  while (toasts().children.length > 3) toasts().firstChild.remove();
+  put(toasts(), message);  // one at a time: they cover what lies below, and History has every undo
 }
 
 /** A message that something is done, with "undo"; `after` shows the new state. */

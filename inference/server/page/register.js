@@ -1,10 +1,10 @@
 /** Register: images one after the other, each with its corners, what the gate finds, and the name of its type. */
 import {api, session} from "./api.js";
 import {busy, h, icon, later, put} from "./dom.js";
-import {number, t} from "./i18n.js";
-import {bitmap, referenceImage, shown} from "./images.js";
+import {t} from "./i18n.js";
+import {bitmap, referenceImage} from "./images.js";
 import {imageInput} from "./input.js";
-import {done, empty, errorBox, failed, findingCards, link, nameField, toast} from "./parts.js";
+import {done, errorBox, failed, findingCards, link, nameField, toast} from "./parts.js";
 import {stage, whole} from "./stage.js";
 
 // They outlive the view, so that a change of the language or a look at another view loses nothing.
@@ -43,7 +43,7 @@ export function view(root) {
     put(steps);
     const findings = h("div.findings", {"aria-live": "polite", "data-test": "findings"});
     const resolves = h("p.resolves", {"aria-live": "polite", "data-test": "resolves"});
-    const board = pixels ? stage(pixels, t("register.image", {name: file.name}), quad => { item.quad = quad; corner(); }) : null;
+    const board = pixels ? stage(pixels, t("register.image", {name: file.name}), quad => { item.quad = quad; look(); }) : null;
     const name = nameField({value: item.name || hint, onname: text => { item.name = text; inspect(); }});
     const save = h("button.main", {type: "submit", "data-test": "save"}, icon("check"), h("span", {}, t("register.save")));
     const skip = h("button", {type: "button", "data-test": "skip", onclick: drop}, t("register.skip"));
@@ -53,8 +53,6 @@ export function view(root) {
     const thumbs = h("div.strip");
     const look = later(inspect, 250);
     let refused = false;
-
-    function corner() { look(); }
 
     strip = () => {
       put(thumbs, queue.length > 1 ? h("p.count", {"data-test": "count"}, t("register.count", {n: queue.length})) : null);
@@ -110,7 +108,6 @@ export function view(root) {
       let refusedOnes = 0;
       for (const one of [...queue]) {
         try {
-          one.pixels ??= await bitmap(one.file);
           await add(one, label, false);
           queue.splice(queue.indexOf(one), 1);
         } catch (error) {
@@ -125,6 +122,7 @@ export function view(root) {
 
     async function drop() {
       queue.splice(queue.indexOf(item), 1);
+      pixels?.close();
       await next();
       work.querySelector("button")?.focus();
     }
@@ -139,7 +137,7 @@ export function view(root) {
     if (item.quad) board?.show(item.quad);
     strip();
     inspect();
-    name.input.focus({preventScroll: true});
+    if (matchMedia("(hover: hover)").matches) name.input.focus({preventScroll: true});  // no keyboard over the image on a phone
   }
 
   async function add(item, label, force) {

@@ -4,7 +4,7 @@
  */
 import {h, put, svg} from "./dom.js";
 import {t} from "./i18n.js";
-import {draw, shown} from "./images.js";
+import {shown} from "./images.js";
 
 const STEP = 1 / 400;  // of the longer side: what an arrow key moves
 const BEYOND = 0.25;   // so far out of the image a corner may lie, share of its sides
@@ -108,12 +108,10 @@ export function stage(pixels, name, onchange) {
   return {element, width, height, show(next) { quad = next; paint(); }, get quad() { return quad; }};
 }
 
-/** A small image with its outline, not to be moved. */
-export function outlined(pixels, quad, name) {
-  const canvas = h("canvas.image", {role: "img", "aria-label": name});
-  draw(canvas, pixels, 640);
+/** A small image (of `preview`) with its outline, not to be moved. */
+export function outlined({width, height, canvas}, quad) {
   if (!quad) return h("div.frame.small", {}, canvas);
-  const over = svg("svg.over", {viewBox: `0 0 ${pixels.width} ${pixels.height}`, preserveAspectRatio: "none", "aria-hidden": "true"},
+  const over = svg("svg.over", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true"},
                    svg("path.outline", {d: `M${quad.map(corner => corner.join(" ")).join("L")}Z`}));
   return h("div.frame.small", {}, canvas, over);
 }

@@ -1,6 +1,6 @@
 /** Threshold: what another one would have made of the stored decisions, before it is set. */
 import {api} from "./api.js";
-import {busy, h, icon, later, put, svg, unique} from "./dom.js";
+import {busy, h, later, put, svg, unique} from "./dom.js";
 import {number, percent, score, t, when} from "./i18n.js";
 import {done, errorBox, failed} from "./parts.js";
 

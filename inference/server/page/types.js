@@ -1,11 +1,10 @@
 /** Types: all that is registered; one type with its references; known unknowns; what was changed, with undo. */
 import {api} from "./api.js";
 import {busy, h, icon, later, put} from "./dom.js";
-import {number, percent, score, t, when} from "./i18n.js";
+import {score, t, when} from "./i18n.js";
 import {referenceImage} from "./images.js";
 import {ask, done, empty, errorBox, failed, link, nameField, paged, toast} from "./parts.js";
 import {registerFor} from "./register.js";
-import {outlined} from "./stage.js";
 
 const PAGE = 60;
 const FINAL = ["activate", "model", "purge"];  // events that are no rows to turn back; a model is activated again
