@@ -17,6 +17,7 @@ from .store import StoreFiles
 
 PARTS = 8  # vectors that a reference has at most: two views, four turns of each
 LOADED = 20_000  # references that are read from the database at once
+PART = 500_000  # vectors that are added to an index at once
 
 
 class Snapshot(NamedTuple):
@@ -92,32 +93,47 @@ class State:
 
     def _load(self, db, model_id, depth, event):
         """Bring the index to `event`: what is in it of references that changed since goes, what they are now comes."""
-        seen = self._index.event
-        added, changed = self.rows(db, model_id, depth, seen), np.empty(0, np.int64)
-        if seen:
-            changed = [number for number, in db.execute(
-                "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))]
-            for deleted, in db.execute("SELECT result FROM event WHERE collection = ? AND id > ? AND what = 'purge'",
-                                       (self.id, seen)):
-                changed += json.loads(deleted)["deleted"]
-            changed = np.array(changed, np.int64)
-            self._alike.stale |= not self._alike.references.isdisjoint(changed.tolist())
+        seen, none = self._index.event, np.empty(0, np.int64)
+        parts = self._parts(db, model_id, depth, seen)
+        if not seen:
+            last = next(parts)
+            for part in parts:
+                self._index.apply(0, last, none)  # with the last part alone the index is up to date
+                last = part
+            self._index.apply(event, last, none)
+            return
+        added = joined(list(parts))
+        changed = [number for number, in db.execute(
+            "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))]
+        for deleted, in db.execute("SELECT result FROM event WHERE collection = ? AND id > ? AND what = 'purge'",
+                                   (self.id, seen)):
+            changed += json.loads(deleted)["deleted"]
+        self._alike.stale |= not self._alike.references.isdisjoint(changed)
         # A reference that was embedded again may have fewer vectors than before: all that it can have go first.
-        gone = np.setdiff1d((changed[:, None] * PARTS + np.arange(PARTS)).ravel(), added.ids)
-        self._index.apply(event, added, gone)
+        gone = (np.array(changed, np.int64)[:, None] * PARTS + np.arange(PARTS)).ravel()
+        self._index.apply(event, added, np.setdiff1d(gone, added.ids))
 
-    def rows(self, db, model_id: int, depth: int, since: int = 0) -> Rows:
-        """The vectors of a model, of references that are not removed and changed after the event `since`."""
+    def rows(self, db, model_id: int, depth: int) -> Rows:
+        """The vectors of a model, of all references that are not removed."""
+        return joined(list(self._parts(db, model_id, depth, 0)))
+
+    def _parts(self, db, model_id, depth, since):
+        """Yield the vectors of a model, of references that are not removed and changed after the event `since`: at least one
+        `Rows`, each of about PART at most, so that loading millions takes little more than they do."""
         # CROSS JOIN keeps the order: through all vectors as they lie in the file, or from the few references that changed.
         tables, condition = (("reference r CROSS JOIN feature f", "AND r.changed > ?") if since else
                              ("feature f CROSS JOIN reference r", "AND ? = 0"))
         rows = db.execute(f"""
             SELECT r.id, r.type, f.parts, f.vectors, f.crc32 FROM {tables} ON r.id = f.reference
             WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL {condition}""", (model_id, self.id, since))
-        blocks = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))]
+        blocks, count = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))], 0
         while block := list(itertools.islice(rows, LOADED)):
             blocks.append(self._rows(block, depth))
-        return Rows(*(np.concatenate(columns) for columns in zip(*blocks))) if len(blocks) != 2 else blocks[1]
+            count += len(blocks[-1].ids)
+            if count >= PART:
+                yield joined(blocks)
+                blocks, count = blocks[:1], 0
+        yield joined(blocks)
 
     def _rows(self, block, depth):
         """Rows of the database, [(reference, type or None, parts, vectors, crc32)], as those of the index."""
@@ -147,6 +163,11 @@ class State:
                 for number in (first, second):
                     raises[number] = max(raises.get(number, threshold), raised(threshold, score))
         return threshold, automatic, raises | own, tuple(pairs), tuple(warnings)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    full = [part for part in parts if len(part.ids)]
+    return full[0] if len(full) == 1 else Rows(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
 class _Alike:
