@@ -316,6 +316,21 @@ def test_removing_a_model(registry, other):
     assert registry(noisy(1, 4))[0] == "type 1"
 
 
+def test_a_model_that_is_removed_while_it_is_built_or_switched_to(registry, other, monkeypatch):
+    monkeypatch.setattr("inference.registry.upgrade.BATCH", 2)
+    digest = registry.upgrade.add(other)
+    with pytest.raises(NotFound, match="removed"):
+        registry.upgrade.build(digest, lambda done, of: registry.upgrade.remove(digest) if done == 4 else None)
+    assert registry.store.read("SELECT count(*) FROM feature") == [(12,)]
+    registry.upgrade.build(registry.upgrade.add(other))
+    look_alikes = registry.upgrade._look_alikes
+    monkeypatch.setattr(registry.upgrade, "_look_alikes",
+                        lambda *given: (look_alikes(*given), registry.upgrade.remove(digest))[0])
+    with pytest.raises(NotFound):
+        registry.upgrade.activate(digest)
+    assert registry(noisy(1, 4))[0] == "type 1"
+
+
 def test_a_model_of_two_collections_stays_for_the_other(registry, other):
     second = registry.store.create("second", other, find="never")
     digest = registry.upgrade.add(other)

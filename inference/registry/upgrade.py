@@ -101,13 +101,15 @@ class Upgrade:
         def work(reference):
             try:
                 return reference, self.registry.features_of(reference, model), None
-            except NotFound:  # deleted for good meanwhile
+            except (NotFound, KeyError):  # the reference, or the model, was deleted for good meanwhile
                 return reference, None, None
             except (Damaged, ImageError) as error:
                 return reference, None, first_line(error)
 
         made = list(map_ahead(work, batch, threads=self.store.threads))
         with self.store.write() as db:
+            if not list(db.execute("SELECT 1 FROM model WHERE id = ?", (model,))):
+                raise NotFound("the model was removed while it was built")
             now = next(db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.registry.id,)))
             if now != (settings["find"], settings["orientation"]):
                 return 0  # they were looked at in another way than what counts now
@@ -281,6 +283,7 @@ class Upgrade:
 
         def body(change):
             db = change.db
+            self._found(digest, db)  # it may have been removed meanwhile
             if self._lacks(db, number):
                 raise _CameMeanwhile
             former = next(db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
