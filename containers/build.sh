@@ -77,9 +77,7 @@ image() { # builds containers/Dockerfile.NAME as docmetric-NAME
 serve() {
     image serve
     container=$(buildah from --pull-never docmetric-serve)
-    inside() { buildah run --volume "$work/store:/store" "$container" -- "$@"; }
-    rm -rf "$work/store"
-    install -d -o 10001 -g 10001 "$work/store"
+    inside() { buildah run "$container" -- "$@"; } # /store is a volume of this container
     [ "$(inside id -u)" = 10001 ] || fail "the container's user is not 10001"
     ! inside sh -c 'command -v pip || command -v gcc' || fail "the image holds tools that the server does not need"
     ! inside python -c 'import torch' 2>/dev/null || fail "the image holds PyTorch"
@@ -122,9 +120,9 @@ train() {
     install -d -o 10001 -g 10001 "$work/output"
     [ "$(inside id -u)" = 10001 ] || fail "the container's user is not 10001"
     say "three steps"
-    inside python -m synth --out /output/data --train-types 8 --copies 2
-    inside python train_v2.py configs/demo data=/output/data/train output=/output/run max_steps=3 batch_size=16 device=cpu \
-        num_workers=1
+    inside python -m synth /output/data --train-types 8 --copies 2 --eval-types 4 --captures 2
+    inside python train_v2.py configs/demo data=/output/data/train eval_data=/output/data/eval output=/output/run max_steps=3 \
+        batch_size=16 device=cpu num_workers=1
     buildah rm "$container" >/dev/null
 }
 

@@ -1,10 +1,14 @@
 """`docmetric`, in process on a store with the shipped model and types: what each command does, says, and refuses; the same
 commands on a server."""
+import contextlib
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -198,18 +202,25 @@ def test_review_without_unknowns(store, ok, docmetric):
 
 # ---- on a server ----
 
-@pytest.fixture(scope="module")
-def server(prepared, tmp_path_factory):
-    """(address, key) of a server with a copy of the store, that keeps unknowns."""
-    path = tmp_path_factory.mktemp("served") / "types"
-    subprocess.run(["cp", "-r", prepared, path], check=True)
-    process = subprocess.Popen([sys.executable, "-m", "inference", "serve", path, "--port", "0", "--workers", "1",
-                                "--keep-unknown", "1d"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def serving(store, *options):
+    """The address of a server of a store."""
+    process = subprocess.Popen([sys.executable, "-m", "inference", "serve", store, "--port", "0", "--workers", "1",
+                                *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield re.search(r"http://\S+", process.stdout.readline())[0]
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def server(prepared, tmp_path_factory):
+    """The address of a server with a copy of the store, that keeps unknowns."""
+    path = tmp_path_factory.mktemp("served") / "types"
+    subprocess.run(["cp", "-r", prepared, path], check=True)
+    with serving(path, "--keep-unknown", "1d") as url:
+        yield url
 
 
 def test_the_same_commands_on_a_server(server, ok, docmetric, tmp_path):
@@ -276,7 +287,6 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
 ])
 def test_mistakes_are_one_line_and_exit_2(words, says, store, docmetric, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("inference.client.TRIES", 1)        # a server that is not there: asked once, not for 14 s
     (tmp_path / "README.md").write_text("no model")
     before = sorted(path.name for path in tmp_path.iterdir())
     status, out, err = docmetric(*(word.format(store=store) for word in words))
@@ -309,6 +319,71 @@ def test_the_program_itself_is_quick_to_say_what_it_can():
             "assert not {'cv2', 'onnxruntime'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---- the documentation ----
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_commands_of_the_documentation_exist(capfd):
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "inference" / "README.md"]
+    lines = [line for page in pages for block in blocks(page, "bash")
+             for line in block.replace("\\\n", " ").splitlines()]
+    lines += [inline.replace("\n", " ") for page in pages for inline in re.findall(r"`(docmetric [^`]+)`", page.read_text())]
+    used = [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["docmetric"]]
+    assert len(used) > 20
+    for command, *words in used:
+        if command in ("COMMAND", "--help"):
+            continue
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = capfd.readouterr().out
+        for word in words:
+            if word.startswith("--"):
+                assert re.search(rf"{word}\b", said), f"docmetric {command} {' '.join(words)}: no option {word}"
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_examples_of_the_http_api_run(prepared, tmp_path, ok):
+    """Each command of curl, in order, on a new store with a key; then the program in Python."""
+    page, store = ROOT / "docs" / "http_api.md", tmp_path / "types"
+    ok("init", store)
+    key = ok("key", "add", store, "reader", "--scopes", "admin").strip()
+    shutil.copy(TYPES / "passport_1000021.jpg", tmp_path / "passport.jpg")
+    shutil.copy(PASSPORT, tmp_path / "photo.jpg")
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("curl ")]
+    with serving(store) as url:
+        answers = []
+        for line in lines:
+            done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                                  env={**os.environ, "URL": url, "DOCMETRIC_KEY": key})
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            answers.append(json.loads(done.stdout) if done.stdout else None)
+        assert answers[0]["label"] == "passport" and answers[1]["results"][0]["label"] == "passport"
+        assert len(answers) == 10 and len(answers[2]["results"]) == 2 and zipfile.is_zipfile(tmp_path / "types.zip")
+        example, = blocks(page, "python")
+        said = subprocess.run([sys.executable, "-c", f"url, key = {url!r}, {key!r}\n{example}"], cwd=tmp_path,
+                              capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert said.returncode == 0 and "photo.jpg passport 0.9" in said.stdout, said.stderr
+
+
+def test_what_the_page_on_privacy_says_of_classified_images(tmp_path, ok):
+    """Nothing of an image that was classified is in any file of the store, unless that was asked for."""
+    store = tmp_path / "types"
+    ok("init", store)
+    ok("add", store, TYPES / "passport_1000021.jpg", "--type", "passport")
+    for options, kept in ([], False), (["--keep-unknown", "1d"], True):
+        with serving(store, *options) as url:
+            ok("classify", url, PASSPORT, FORM)
+        held = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+        assert (FORM.read_bytes() in held) == kept and PASSPORT.read_bytes() not in held
+        assert FORM.name.encode() not in held and b"127.0.0.1" not in held
+        assert list((store / "blobs").rglob("*/*")) and (store / "unknown").exists() == kept
+    ok("rm", store, "passport")
+    ok("purge", store, "--older", "0d")
+    assert not list((store / "blobs").glob("*/*"))
 
 
 # ---- small parts ----

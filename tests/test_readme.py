@@ -13,7 +13,8 @@ READMES = ROOT / "README.md", ROOT / "README_cn.md"
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "inference/models/README.md",
          ROOT / "inference/models/reader.md", ROOT / "benchmarks/RESULTS.md"]
 WRITTEN_THERE = {"folders"}     # configs that a page writes
-PROGRAMS = {"pip", "torchrun", "source", "export", "python", "python3"}  # that are not the project's own
+# That are not the project's own. test_docmetric_cli.py looks at the commands of docmetric, and runs those of curl.
+PROGRAMS = {"pip", "torchrun", "source", "export", "python", "python3", "curl", "docker", "docmetric", "install"}
 # DESIGN's words not to use (in English), and spellings of another English. `centres_lr` and other keys keep their names.
 AVOIDED = re.compile(r"\b(made (documents|photos|captures|types)|centres(?![_-])|left out|strangers?|judged?|judgement|"
                      r"goes on|going on|pictures?|colours?|grey|recognis\w*|optimis\w*|quantis\w*|behaviour|licence|"
