@@ -49,7 +49,23 @@ const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), byte 
  * One request; the answer as `fetch` gives it. `path` lies in the collection ("": the collection itself); with a leading slash, below /v1.
  * A mutation has an idempotency key, so that a try whose answer was lost can be repeated and is done once.
  */
-async function send(method, path, {query = {}, body, json, signal} = {}) {
+async function send(...request) {
+  running(1);
+  try {
+    return await attempt(...request);
+  } finally {
+    running(-1);
+  }
+}
+
+let requests = 0;
+/** The style sheet and tests see whether the page waits for an answer. */
+function running(change) {
+  requests += change;
+  document.documentElement.dataset.requests = requests;
+}
+
+async function attempt(method, path, {query = {}, body, json, signal} = {}) {
   const own = `collections/${encodeURIComponent(session.collection)}`;
   const url = new URL(path.startsWith("/") ? path.slice(1) : path ? `${own}/${path}` : own, ROOT);
   for (const [name, value] of Object.entries(query)) {
@@ -59,7 +75,7 @@ async function send(method, path, {query = {}, body, json, signal} = {}) {
   if (method !== "GET") headers["Idempotency-Key"] = token();
   if (json !== undefined) headers["Content-Type"] = "application/json";
   else if (body) headers["Content-Type"] = body.type || "application/octet-stream";
-  for (let attempt = 1; ; attempt++) {
+  for (let tries = 1; ; tries++) {
     const {key} = session;
     if (key) headers.Authorization = `Bearer ${key}`;
     let answer;
@@ -67,18 +83,18 @@ async function send(method, path, {query = {}, body, json, signal} = {}) {
       answer = await fetch(url, {method, headers, body: json !== undefined ? JSON.stringify(json) : body, signal});
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      if (attempt >= 2) throw new Problem(0, "no-answer", error.message);
+      if (tries >= 2) throw new Problem(0, "no-answer", error.message);
       await pause(0.5);
       continue;
     }
     if (answer.ok) return answer;
-    if (answer.status === 503 && attempt < TRIES) {
+    if (answer.status === 503 && tries < TRIES) {
       await pause(Math.min(LONGEST_WAIT, Number(answer.headers.get("Retry-After")) || 1));
       continue;
     }
     // Another request may have got a new key meanwhile.
     if (answer.status === 401 && (session.key !== key || await session.askKey?.(Boolean(key)))) {
-      attempt = 0;
+      tries = 0;
       continue;
     }
     throw await problem(answer);

@@ -48,7 +48,7 @@ export function view(root) {
     }
 
     const foresee = later(async () => {
-      if (!chosen.size) return put(effect, "");
+      if (save.disabled || !effect.isConnected) return put(effect, "");  // nothing is chosen, or it is being saved
       try {
         const answer = await api.post("unknowns/resolve", {ids: [...chosen], label: name.value || "?", dry_run: true});
         return put(effect, icon("review"), h("span", {}, t("review.resolves", {n: answer.resolved.length}),
@@ -83,7 +83,7 @@ export function view(root) {
     }
 
     paint();
-    foresee();
+    foresee();  // when the card stands
     return h("article.card.cluster", {"data-size": cluster.size}, h("div.grow", {}, heading, wall),
       h("form", {onsubmit: event => { event.preventDefault(); busy(save, () => resolve({label: name.value})); }}, name.element, suggest, effect,
         h("div.buttons", {}, save), h("div.buttons", {}, dismiss, forget), h("p.hint", {}, t("review.dismiss.why"))));
