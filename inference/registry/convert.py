@@ -9,8 +9,6 @@ BGR or BGRA; or {"error": reason}. This file imports the standard library, pillo
 import json
 import sys
 
-sys.path.pop(0)  # this file's own folder, whose names are not those of packages
-
 DPI = 150
 LEAST, MOST = 1000, 2500  # pixels of the longer side of a page: from a visiting card to a poster
 SECONDS = 60
@@ -93,4 +91,5 @@ def main(kind, page, max_pixels, max_bytes):
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this file's own folder, whose names are not those of packages
     main(sys.argv[1], *map(int, sys.argv[2:]))
