@@ -45,7 +45,7 @@ are `application/problem+json`; 503 says with `Retry-After` when to come again. 
 """
 DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>DocMetric: HTTP API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css"></head>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="docs/swagger-ui.css"></head>
 <body><div id="docs"></div>
 <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></body></html>
 """
