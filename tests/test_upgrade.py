@@ -296,8 +296,8 @@ def test_newly_calibrated_thresholds_embed_nothing(registry, tmp_path, monkeypat
     _replace_metadata(path, load_model(path).metadata | {"thresholds": table, "margin": .01})
     registry.upgrade.add(path)
     assert [one["hash"] for one in registry.models()] == [first] and state_of(registry, first) == "active"
-    runs = embedded_images(monkeypatch)
     assert registry.threshold == .91 and registry.snapshot().margin == .01 and len(features(registry, first)) == 12
+    runs = embedded_images(monkeypatch)  # after the file was read again, which looks whether it runs
     assert registry.upgrade.build(first)["embedded"] == 0 and not runs
 
 

@@ -645,16 +645,18 @@ class Registry:
         return self._mutate("move", body, who, key, request)
 
     def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None) -> dict:
-        """Undo an event, or the last one that is not undone and is no undoing itself. An undo can be undone. Raises Conflict
-        where later events stand against it. Answers {event, undone}. Undoing a change of `find` or `orientation` embeds all
-        references again."""
+        """Undo an event, or the last one that can be undone, is not, and is no undoing itself. An undo can be undone. Raises
+        Conflict where later events stand against it, and for what has its own way back (a change of the model: activate
+        the former one) or none (what was deleted for good). Undoing a change of `find` or `orientation` embeds all
+        references again. Answers {event, undone}.
+        """
         request = digest_of("undo", event)
 
         def body(change):
             if event is None:
                 found = list(change.db.execute(
                     "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND undone_by IS NULL "
-                    "AND undoes IS NULL AND id < ? ORDER BY id DESC LIMIT 1", (self.id, change.event)))
+                    "AND undoes IS NULL AND changes != '[]' AND id < ? ORDER BY id DESC LIMIT 1", (self.id, change.event)))
             else:
                 found = list(change.db.execute(
                     "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND id = ?", (self.id, event)))
@@ -663,6 +665,8 @@ class Registry:
             number, text, changes, undone_by = found[0]
             if undone_by is not None:
                 raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
+            if changes == "[]":
+                raise Conflict(f"event {number} cannot be undone: {text}")
             change.revert(json.loads(changes))
             self._check_types(change)
             if any(table == "collection" and {"find", "orientation"} & columns.keys() for table, _, columns in change.rows):

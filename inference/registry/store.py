@@ -52,7 +52,7 @@ class StoreFiles:
         self._reader = open_database(self.database)
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._process = os.getpid()
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, tuple[Model, tuple]] = {}
         self._loading = threading.RLock()
 
     def _check_there(self):
@@ -122,32 +122,38 @@ class StoreFiles:
 
     def keep_model(self, path) -> tuple[str, str]:
         """Copy an exported model into the store: (hash of its graph, its file's name). Raises UserError where it is none."""
-        model = load_model(path, self.backend, self.threads)  # checks it
+        load_model(path, self.backend, self.threads)  # checks it
         with open(path, "rb") as file:
             data = file.read()
         digest = graph_hash(data)
         # The same graph with other metadata, such as newly calibrated thresholds, takes the place of the former file.
         write_durably(self.model_path(digest), sealed(data), "a model")
-        with self._loading:
-            self._models[digest] = model
         return digest, os.path.basename(os.fspath(path))
 
     def model_path(self, digest: str) -> Path:
         return self.path / "models" / f"{digest}.onnx"
 
     def model(self, digest: str) -> Model:
-        """The model of this hash, loaded once. Raises UserError."""
-        with self._loading:
-            if digest not in self._models:
-                path = self.model_path(digest)
-                try:
+        """The model of this hash; loaded again where its file was replaced, as by newly calibrated thresholds. Raises
+        UserError."""
+        path = self.model_path(digest)
+        try:
+            status = path.stat()
+            stamp = status.st_mtime_ns, status.st_size, status.st_ino
+            model, loaded = self._models.get(digest, (None, None))
+            if loaded == stamp:
+                return model
+            with self._loading:
+                model, loaded = self._models.get(digest, (None, None))
+                if loaded != stamp:
                     data = path.read_bytes()
-                except OSError as error:
-                    raise Damaged(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
-                if not is_sealed(data) or graph_hash(data) != digest:
-                    raise Damaged(f"{path}: damaged, or not the model that its name says; {AGAIN}")
-                self._models[digest] = load_model(path, self.backend, self.threads)
-            return self._models[digest]
+                    if not is_sealed(data) or graph_hash(data) != digest:
+                        raise Damaged(f"{path}: damaged, or not the model that its name says; {AGAIN}")
+                    model = load_model(path, self.backend, self.threads)
+                    self._models[digest] = model, stamp
+                return model
+        except OSError as error:
+            raise Damaged(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
 
 
 class Change:
