@@ -211,7 +211,7 @@ def page(driver, server, request):
 @needs_browser
 def test_a_newcomer_registers_a_file_and_gets_right_answers(page):
     page.open("")
-    assert len(page.all(".steps li")) == 3
+    page.until(lambda: len(page.all(".steps li")) == 3, "what to do first")
     page.give(TICKET)
     page.name("Train ticket")
     page.click("[data-test=save]")
