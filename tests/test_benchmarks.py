@@ -34,7 +34,7 @@ def books(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["books", "checkpoint", "head", "inference", "loader", "photo", "read", "search",
-                                  "zero_shot"])
+                                  "server", "zero_shot"])
 def test_quick_rows(name, request):
     options = request.getfixturevalue("books") if name in ("books", "read") else []
     done = bench(name, *(["--lines", options[0]] if name == "read" else options))     # making lines takes seconds
