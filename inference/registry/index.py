@@ -7,17 +7,22 @@
 A row is one vector of a reference, with an id of its own; a type is what its rows stand for. Known unknowns have negative
 types, one each.
 """
+import functools
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..image import default_threads
 from ..search import is_among, top_rows
 
 TAIL = 1024  # rows that an added row may move (1 MB at 256 values: .2 ms)
-SEGMENT = 1 << 20  # rows that are copied at once (1 GB at 256 values). One segment more costs .05 ms of its 16 ms
+SEGMENT = 1 << 18  # rows that are copied at once (256 MB at 256 values), and a thread searches alone
+ALONE = 1 << 17  # rows that one thread searches as fast as several: handing over costs .1 ms
 GROWTH = 4  # segments of sizes within this factor are merged: each row is copied a few times, some segments for each decade
 DEAD = 1 / 8  # share of removed rows from which a segment is written anew: a removed row costs as much as another
 DIRECT = 512  # rows x queries up to which plain sums in float64 are faster than a matmul and its selection
@@ -245,19 +250,30 @@ class View:
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         # A type that is among the k best is among the k best of the part that holds its best row.
-        queries = self._checked(queries, k)
-        return best_of([part.segment.search(queries, k, part.dead) for part in self.parts] or [no_hits(len(queries))],
-                       k, distinct=True)
+        return self._found("search", queries, k, distinct=True)
 
     def search_rows(self, queries: np.ndarray, k: int) -> Hits:
-        queries = self._checked(queries, k)
-        return best_of([part.segment.search_rows(queries, k, part.dead) for part in self.parts] or [no_hits(len(queries))],
-                       k, distinct=False)
+        return self._found("search_rows", queries, k, distinct=False)
 
-    def _checked(self, queries, k):
+    def _found(self, method, queries, k, distinct):
         if queries.ndim != 2 or queries.shape[1] != self.depth or k < 1:
             raise ValueError(f"queries {queries.shape} and k {k}: expected [N, {self.depth}] and at least 1")
-        return np.ascontiguousarray(queries, np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
+
+        def search(part):
+            return getattr(part.segment, method)(queries, k, part.dead)
+
+        # Reading the vectors from memory takes most of the time, and one core cannot read as fast as the memory gives.
+        threads = _threads() if len(self) > ALONE else None
+        found = threads.map(search, self.parts) if threads else map(search, self.parts)
+        return best_of(list(found) or [no_hits(len(queries))], k, distinct)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor | None:
+    """None where numpy's matmul has threads of its own: both together are slower than either."""
+    own = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+    return ThreadPoolExecutor(default_threads(), "search") if own == "1" else None
 
 
 class MemoryIndex:
