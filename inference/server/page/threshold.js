@@ -42,12 +42,12 @@ export function view(root) {
         put(counts, h("p.quiet", {}, t("threshold.nothing"), " ", h("a", {href: "#classify"}, t("register.try"))));
         return;
       }
-      const row = (key, count, good) => count ? h("li", {class: good ? "good" : "bad"}, t(`threshold.${key}`, {n: count})) : null;
+      const row = (key, count, kind) => count ? h("li", {class: kind}, t(`threshold.${key}`, {n: count})) : null;
       put(counts, h("dl.figures", {},
         figure("threshold.labeled", replayed.labeled_then, "labeled"), figure("threshold.rejected", replayed.decisions - replayed.labeled_then, "rejected"),
         figure("threshold.changed", replayed.gained + replayed.lost, "changed")),
-        h("ul.effects", {}, row("gained", replayed.gained, true), row("lost", replayed.lost, false), row("right-lost", replayed.right_lost, false),
-          row("wrong-lost", replayed.wrong_lost, true), row("wrong-rejections-gained", replayed.wrong_rejections_gained, true)),
+        h("ul.effects", {}, row("gained", replayed.gained), row("lost", replayed.lost), row("right-lost", replayed.right_lost, "bad"),
+          row("wrong-lost", replayed.wrong_lost, "good"), row("wrong-rejections-gained", replayed.wrong_rejections_gained, "good")),
         h("p.quiet", {}, t("threshold.of", {n: replayed.decisions, when: when(replayed.since)})));
     }
 
