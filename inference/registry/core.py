@@ -659,7 +659,8 @@ class Registry:
                     "AND undoes IS NULL AND changes != '[]' AND id < ? ORDER BY id DESC LIMIT 1", (self.id, change.event)))
             else:
                 found = list(change.db.execute(
-                    "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND id = ?", (self.id, event)))
+                    "SELECT id, text, changes, undone_by FROM event WHERE collection = ? AND id = ? AND id < ?",
+                    (self.id, event, change.event)))  # it has a row of its own already
             if not found:
                 raise NotFound("there is nothing to undo" if event is None else f"event {event}: there is none")
             number, text, changes, undone_by = found[0]
