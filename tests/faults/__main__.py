@@ -1,7 +1,7 @@
-"""The long form of the fault tests, ten minutes on 2 cores:
+"""The long form of the fault tests, a quarter of an hour on 2 cores:
 
     python -m tests.faults
-    python -m tests.faults.kills --rounds 10      # a part of it; another is tests.faults.images
+    python -m tests.faults.kills --rounds 10      # a part of it; others are tests.faults.images and tests.faults.store
 
 Each part has a --help of its own.
 """
@@ -11,6 +11,7 @@ import sys
 from inference.cli import Parser, run_cli
 
 LONG = (["tests.faults.kills", "--rounds", "50"],
+        ["tests.faults.store", "--kills", "500", "--processes", "8", "--adds", "1000", "--flips", "1000"],
         ["tests.faults.images", "--count", "100000"],
         ["tests.faults.images", "--count", "200000", "--headers"])
 
