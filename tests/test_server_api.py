@@ -1,9 +1,11 @@
 """The HTTP API: what each route does, what it says to bad requests, and how its answers look. Over real sockets."""
 import io
 import json
+import os
 import re
 import socket
 import struct
+import time
 import zipfile
 import zlib
 
@@ -11,9 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
+from inference.registry import Registry
 from inference.server import app as application
 from inference.server.problems import of_error, scrub
 from tests.helpers.models import blocks, write_model
+from tests.helpers.servers import until
 from tests.helpers.serving import document, make_store, request, serving
 
 HERE = "/v1/collections/default"
@@ -268,6 +272,32 @@ def test_decisions_and_feedback(new):
     assert counts["decisions"] == 1 and counts["labeled"] == 1
 
 
+def test_a_decision_remembers_the_second_type_whatever_was_asked_for(new):
+    """Without it nobody could tell what another threshold would have made of it."""
+    images, headers = form(document(0), document(1))
+    for body, more in ((document(0), {}), (images, headers)):
+        for result in request(new, "POST", HERE + "/classify", body, headers=more, top_k=1).json["results"]:
+            assert len(result["top_k"]) == 1
+    listed = request(new, "GET", HERE + "/decisions").json["items"]
+    assert [len(one["top"]) for one in listed] == [2, 2, 2]
+    request(new, "PUT", HERE + "/threshold", {"threshold": 1})
+    request(new, "POST", HERE + "/classify", document(9))
+    assert request(new, "GET", HERE + "/threshold/replay", threshold=0).json["unclear"] == 0
+
+
+def test_unknowns_whose_time_is_over_are_deleted_though_nobody_asks(tmp_path):
+    store = make_store(tmp_path)
+    with Registry.open(store) as registry:
+        registry.traffic.keep_unknown = .01
+        registry.add(document(0), "passport", force=True)
+        registry.traffic.record(registry.classify([document(5)])[0], registry.look(document(5)), document(5))
+        registry.traffic.flush()
+    kept = lambda: [path for path in (store / "unknown").rglob("*") if path.is_file()]
+    assert kept()
+    with serving(store):
+        assert until(lambda: not kept())
+
+
 def test_unknowns_are_named_and_gone(new):
     for number in range(3):
         image = cv2.imencode(".png", np.clip(blocks(88, 480).astype(int) + number, 0, 255).astype(np.uint8))[1].tobytes()
@@ -366,6 +396,47 @@ def test_export_and_import(new):
     is_problem(request(new, "POST", "/v1/collections/copy/import", archive.content, on_conflict="maybe"), 422)
 
 
+@pytest.mark.parametrize("given", ["x", "bytes=99999999-", "bytes=0-3", "bytes=0-3,5-9"])
+def test_nothing_of_an_export_stays_on_the_disk(new, tmp_path, given):
+    archive = request(new, "GET", HERE + "/export", headers={"Range": given})
+    assert archive.status == 200 and zipfile.ZipFile(io.BytesIO(archive.content)).testzip() is None
+    assert list((tmp_path / "store" / "incoming").iterdir()) == []
+
+
+def test_what_killed_requests_left_is_swept(new, tmp_path):
+    folder = tmp_path / "store" / "incoming"
+    folder.mkdir()
+    for name, age in (("old", 25 * 3600), ("young", 3600)):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert request(new, "GET", HERE + "/export").status == 200
+    assert [path.name for path in folder.iterdir()] == ["young"]
+
+
+def test_numbers_of_one_collection_are_nothing_in_another(new, tmp_path):
+    """References, types, unknowns, decisions, events and models count through the whole store."""
+    second = "/v1/collections/second"
+    decision = request(new, "POST", HERE + "/classify", document(5)).json["results"][0]["decision"]
+    assert request(new, "POST", "/v1/collections", {"name": "second", "find": "never"}).status == 201
+    unknown = request(new, "GET", HERE + "/unknowns").json["items"][0]["id"]
+    archive = write_model(tmp_path / "other.onnx", mean=0.3).read_bytes()
+    other = request(new, "POST", HERE + "/models", archive).json["hash"]
+    before = {path: request(new, "GET", HERE + path).json for path in ("/types", "/references", "/unknowns", "/decisions",
+                                                                       "/events", "/threshold", "/models")}
+    for method, path, body in (
+            ("GET", "/references/1", None), ("PATCH", "/references/1", {"label": "x"}), ("DELETE", "/references/1", None),
+            ("GET", "/references/1/image", None), ("GET", "/references?type=1", None), ("GET", "/types/1", None),
+            ("PATCH", "/types/1", {"label": "x"}), ("DELETE", "/types/1", None), ("POST", "/types/1/merge", {"into": 2}),
+            ("POST", "/types/merge", {"source": 1, "into": 2}), ("GET", f"/unknowns/{unknown}/image", None),
+            ("DELETE", f"/unknowns/{unknown}", None), ("POST", "/unknowns/resolve", {"ids": [unknown], "label": "x"}),
+            ("POST", "/feedback", {"decision": decision, "correct": True}), ("POST", "/undo", {"event": 1}),
+            ("PUT", "/threshold", {"threshold": .5, "type": 1}), ("POST", f"/models/{other}/build", None),
+            ("POST", f"/models/{other}/activate", None), ("GET", f"/models/{other}/report", None),
+            ("DELETE", f"/models/{other}", None)):
+        is_problem(request(new, method, second + path, body), 404, "not-found")
+    assert {path: request(new, "GET", HERE + path).json for path in before} == before
+
+
 # ---- errors ----
 
 @pytest.mark.parametrize("method, path, status, code", [
@@ -391,6 +462,19 @@ def test_json_bodies_that_are_none(new, body):
     answer = request(new, "PATCH", HERE + "/types/1", body, headers={"Content-Type": "application/json"})
     is_problem(answer, 422 if len(body) < 1000 else 400)
     assert request(new, "GET", HERE + "/types/1").json["label"] == "passport"
+
+
+def test_a_json_body_is_small(url):
+    """Thirty million brackets are a gigabyte in memory, and seconds in which nobody else is answered."""
+    body = b'{"ids": [' + b"[]," * (2 << 20) + b"[]]}"
+    is_problem(request(url, "POST", HERE + "/unknowns/resolve", body), 413, "too-large")
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "none", "hex", "idna"])
+def test_a_form_in_a_strange_charset_is_no_defect(url, charset):
+    body, headers = form(label="é")
+    headers["Content-Type"] += f"; charset={charset}"
+    is_problem(request(url, "POST", HERE + "/classify", body, headers=headers), 400, "invalid-form")
 
 
 def test_no_message_tells_where_the_server_keeps_its_files(tmp_path):

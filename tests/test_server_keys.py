@@ -162,6 +162,31 @@ def test_a_key_for_one_collection_learns_nothing_of_others(matrix):
     assert [answer.status for answer in answers] == [403, 403] and answers[0].content == answers[1].content
 
 
+def test_figures_of_all_collections_need_a_key_for_all(matrix):
+    url, _, keys = matrix
+    assert request(url, "GET", "/metrics", key=keys["only read"]).status == 200
+    assert request(url, "GET", "/metrics", key=keys["other"]).status == 403
+    assert request(url, "GET", "/metrics", key=keys["not read"]).status == 403
+
+
+def test_what_only_an_admin_may_do_only_an_admin_may_undo(matrix):
+    url, _, keys = matrix
+    here = "/v1/collections/other"
+    for method, path, body in (("PUT", "/threshold", {"threshold": .9}), ("PATCH", "", {"margin": .5})):
+        assert request(url, method, here + path, body, key=keys["only admin"]).status == 200
+        event = request(url, "GET", here + "/events", key=keys["only read"], newest="true").json["items"][0]["event"]
+        for wish in ({}, {"event": event}):
+            answer = request(url, "POST", here + "/undo", wish, key=keys["not admin"])
+            assert answer.status == 403 and answer.json["scope"] == "admin", answer.content
+        undone = request(url, "POST", here + "/undo", {"event": event}, key=keys["other"])
+        assert undone.json["undone"] == event
+        again = request(url, "POST", here + "/undo", {"event": undone.json["event"]}, key=keys["not admin"])
+        assert again.status == 403
+    added = request(url, "POST", here + "/references", document(3), key=keys["only write"], label="x", force="true")
+    assert added.status == 201
+    assert request(url, "POST", here + "/undo", {}, key=keys["only write"]).json["undone"] == added.json["event"]
+
+
 def test_nothing_of_the_body_is_read_without_the_right_key(matrix):
     """The answer comes though the body never does."""
     url, _, keys = matrix

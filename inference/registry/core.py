@@ -644,11 +644,13 @@ class Registry:
 
         return self._mutate("move", body, who, key, request)
 
-    def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None) -> dict:
+    def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None,
+             check: Callable[[set[str]], None] | None = None) -> dict:
         """Undo an event, or the last one that can be undone, is not, and is no undoing itself. An undo can be undone. Raises
         Conflict where later events stand against it, and for what has its own way back (a change of the model: activate
         the former one) or none (what was deleted for good). Undoing a change of `find` or `orientation` embeds all
-        references again. Answers {event, undone}.
+        references again. check: called with the names of the tables that would change; what it raises, stops it. Answers
+        {event, undone}.
         """
         request = digest_of("undo", event)
 
@@ -668,7 +670,10 @@ class Registry:
                 raise Conflict(f"event {number}: was undone by event {undone_by}; undo that one", event=undone_by)
             if changes == "[]":
                 raise Conflict(f"event {number} cannot be undone: {text}")
-            change.revert(json.loads(changes))
+            changes = json.loads(changes)
+            if check:
+                check({table for table, _, _ in changes})
+            change.revert(changes)
             self._check_types(change)
             if any(table == "collection" and {"find", "orientation"} & columns.keys() for table, _, columns in change.rows):
                 self._embed_again(change, None)

@@ -5,7 +5,6 @@
 import contextlib
 import json
 import logging
-import time
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -26,7 +25,7 @@ from .admission import Admission
 from .auth import Door
 from .problems import MEDIA_TYPE, SECURITY, Problem, of_error, problem
 from .routes import ROUTES, shapes
-from .routes.common import INCOMING
+from .routes.transfer import sweep
 from .settings import Settings
 from .work import Work
 
@@ -35,7 +34,6 @@ VERSION = "1"
 log = logging.getLogger("docmetric")
 
 NO_STORE = (b"cache-control", b"no-store")  # answers hold what is registered; no cache between keeps it
-OLD = 24 * 3600  # seconds after which what a request left in INCOMING belongs to no running one
 
 DESCRIPTION = """Register one picture of a document type; recognize it from then on; reject what was never registered.
 
@@ -77,20 +75,16 @@ def create_app(settings: Settings):
 
 @contextlib.asynccontextmanager
 async def _lifespan(app):
-    _sweep(app.state.store.path / INCOMING)
+    store = app.state.store
+    sweep(store)
+    for collection in store.collections():
+        store.collection(collection["name"]).traffic  # deletes pictures of unknowns on time, though nobody asks anything
     try:
         yield
     finally:
         app.state.work.close()
         app.state.keys.close()
-        app.state.store.close()
-
-
-def _sweep(folder):
-    for path in folder.glob("*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - OLD:
-                path.unlink()
+        store.close()
 
 
 class Headers:

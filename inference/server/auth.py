@@ -5,6 +5,7 @@ was started with --no-auth, or no key was ever made and only this machine can co
 the web pages that somebody on this machine looks at: those must not read it under a name of their own that leads here (DNS
 rebinding), nor change anything (cross-site request forgery).
 """
+import functools
 import ipaddress
 import re
 from typing import NamedTuple
@@ -25,14 +26,15 @@ class Caller(NamedTuple):
     scopes: frozenset[str]
     collections: frozenset[str] | None
 
-    def require(self, need: str, collection: str | None) -> None:
-        """need: a scope, or "": any. collection: None where the whole store is meant. Raises Problem."""
+    def require(self, need: str, collection: str | None, whole: bool = False) -> None:
+        """need: a scope, or "": any. collection: None where it is about the store; whole: and a key for single collections
+        is not enough, as it never is for `admin`. Raises Problem."""
         if need and need not in self.scopes:
             raise _forbidden(f"this key has not the scope {need}", need)
         if self.collections is not None:
             if collection is not None and collection not in self.collections:
                 raise _forbidden("this key is not good for this collection", need)
-            if collection is None and need == "admin":
+            if collection is None and (whole or need == "admin"):
                 raise _forbidden("this key is good for single collections, and this is about the whole store", need)
 
 
@@ -85,6 +87,7 @@ def _from_this_machine(scope):
                       "make a key with docmetric key add")
 
 
+@functools.lru_cache(64)
 def is_local(host: str) -> bool:
     """Whether the text of a Host header is a name that only this machine can have."""
     found = HOST.fullmatch(host)

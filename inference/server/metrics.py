@@ -83,8 +83,8 @@ def load(store) -> None:
 
 
 def routes() -> list[Route]:
-    """/healthz: the process answers. /readyz: it can do its work. /metrics: needs the scope `read`, as names of collections
-    are told; the other two need no key. None of them is bounded by admission.py."""
+    """/healthz: the process answers. /readyz: it can do its work. /metrics: needs the scope `read` for the whole store, as
+    all collections are told; the other two need no key. None of them is bounded by admission.py."""
     async def healthz(request):
         return Response("ok\n", media_type="text/plain")
 
@@ -98,7 +98,7 @@ def routes() -> list[Route]:
         return Response("ready\n", media_type="text/plain")
 
     async def metrics(request):
-        request.app.state.door.caller(request.scope).require("read", None)
+        request.app.state.door.caller(request.scope).require("read", None, whole=True)
         return Response(await request.app.state.work.run_slow(exposition, request.app.state.store),
                         media_type=CONTENT_TYPE_LATEST)
 

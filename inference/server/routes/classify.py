@@ -52,12 +52,14 @@ async def classify(request: Request, collection: Collection, query: Annotated[Cl
     quad = quad_of(given.quad)
     if quad and len(images) > 1:
         raise Invalid("quad: is of one image; send the images one by one")
+    most = max(given.top_k, 2)  # a decision remembers the second type, on which the runner-up gap hangs
     if not is_form(request):
-        looks, results = await work(request).classify(registry, images, given.top_k, quad)
+        looks, results = await work(request).classify(registry, images, most, quad)
     else:
-        looks, results = await _classify_each(request, registry, images, given.top_k, quad)
+        looks, results = await _classify_each(request, registry, images, most, quad)
     for image, look, result in zip(images, looks, results):
         result["decision"] = None if look is None else registry.traffic.record(result, look, image)
+        del result["top_k"][given.top_k:]
     return answer({"results": results})
 
 

@@ -9,6 +9,8 @@ from .common import COLLECTION, After, Collection, Idempotency, Limit, Routes, a
 
 router = Routes("Events", COLLECTION)
 
+OF_ADMIN = {"threshold", "collection"}  # tables that only this scope may change
+
 
 @router.add("GET", "/events", "read", shapes.Events)
 async def list_events(request: Request, collection: Collection, after: After = 0, limit: Limit = 100,
@@ -21,6 +23,11 @@ async def list_events(request: Request, collection: Collection, after: After = 0
 
 @router.add("POST", "/undo", "write", shapes.Undone, errors=(404, 409))
 async def undo(request: Request, collection: Collection, body: shapes.Undo | None = None, key: Idempotency = None):
-    """Undo an event, or the last one. An undo is an event too, and can be undone. 409 where later ones stand against it."""
+    """Undo an event, or the last one. An undo is an event too, and can be undone. 409 where later ones stand against it.
+    Whoever undoes a change of a threshold or of the settings needs the scope `admin`, as for making it."""
+    def allowed(tables):
+        if tables & OF_ADMIN:
+            request.state.caller.require("admin", collection)
+
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.undo, body.event if body else None, **changing(request, key)))
+    return answer(await call(request, registry.undo, body.event if body else None, check=allowed, **changing(request, key)))

@@ -32,7 +32,7 @@ async def add_model(request: Request, collection: Collection,
     registry = await registry_of(request, collection)
     async with received(request, registry.store, printable(name)) as path:
         digest = await call(request, registry.upgrade.add, path, printable(name), who(request))
-    return answer({"hash": digest}, 201, {"Location": f"{request.url.path}/{digest}"})
+    return answer({"hash": digest}, 201, {"Location": f"{request.scope['path']}/{digest}"})
 
 
 @router.add("POST", "/models/{hash}/build", "admin", shapes.Model, status=202, errors=(409, 500))

@@ -72,7 +72,7 @@ async def add_reference(request: Request, collection: Collection, query: Annotat
     quad = quad_of(given.quad)
     added = await call(request, registry.add, images[0], given.label, kind=given.kind, quad=quad,
                        orientation=given.orientation, source=given.source, force=given.force, **changing(request, key))
-    return answer(added, 201, {"Location": f"{request.url.path}/{added['reference']}"})
+    return answer(added, 201, {"Location": f"{request.scope['path']}/{added['reference']}"})
 
 
 @router.add("GET", "/references", "read", shapes.References)

@@ -236,6 +236,7 @@ class Best(BaseModel):
     type: int | None
     kind: Kind
     score: Score
+    reference: int | None = Field(None, description="Of a known unknown alone")
 
 
 class Decision(BaseModel):
@@ -377,6 +378,7 @@ class Replay(BaseModel):
     labeled_then: int = Field(description="With a label, had the threshold been this one")
     gained: int
     lost: int
+    unclear: int = Field(description="Gained ones of which the second type is not known, and so not whether it was too near")
     right_lost: int
     wrong_lost: int
     wrong_rejections_gained: int

@@ -3,11 +3,11 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from typing import Literal
 
-from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import FileResponse
+from starlette.responses import StreamingResponse
 
 from ...errors import UserError
 from . import shapes
@@ -16,6 +16,8 @@ from .common import COLLECTION, INCOMING, Collection, Routes, answer, call, regi
 router = Routes("Transfer", COLLECTION)
 
 ZIP = "application/zip"
+BLOCK = 256 << 10  # bytes of an export that are read at a time
+OLD = 24 * 3600  # seconds without a write after which a file in INCOMING belongs to no running request
 COUNTS = "Docmetric-Result"  # a header: what is in the file
 _ARCHIVE = {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -27,11 +29,18 @@ async def export(request: Request, collection: Collection):
     path = await call(request, _temporary, registry.store)
     try:
         counts = await call(request, registry.export, path)
-    except BaseException:
-        os.unlink(path)
-        raise
-    return FileResponse(path, media_type=ZIP, filename=f"{collection}.zip", headers={COUNTS: json.dumps(counts)},
-                        background=BackgroundTask(os.unlink, path))
+        file = open(path, "rb")
+    finally:
+        os.unlink(path)  # the open file stays, and nothing of it when the answer ends, however that is
+    return StreamingResponse(_blocks(file), media_type=ZIP, headers={
+        COUNTS: json.dumps(counts), "Content-Length": str(os.fstat(file.fileno()).st_size),
+        "Content-Disposition": f'attachment; filename="{collection}.zip"'})
+
+
+def _blocks(file):
+    with file:
+        while block := file.read(BLOCK):
+            yield block
 
 
 @router.add("POST", "/import", "admin", shapes.Imported, errors=(409, 415), body={"required": True, **_ARCHIVE})
@@ -46,9 +55,18 @@ def _temporary(store):
     """On the disk of the store, which is meant to hold that much; a memory file system is not."""
     folder = store.path / INCOMING
     folder.mkdir(exist_ok=True)
+    sweep(store)
     descriptor, path = tempfile.mkstemp(dir=folder)
     os.close(descriptor)
     return path
+
+
+def sweep(store):
+    """Delete what requests left that were killed."""
+    for path in (store.path / INCOMING).glob("*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - OLD:
+                path.unlink()
 
 
 @contextlib.asynccontextmanager
