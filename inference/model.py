@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import onnxruntime
 
@@ -65,7 +66,7 @@ class Model:
 
     def prepare(self, image) -> np.ndarray:
         """A path, or an array as `cv2.imread` returns it -> uint8 RGB `[S, S, 3]`. Raises ImageError."""
-        return fit_square(load_image(image, self.image_size), self.image_size, self.fit)[:, :, ::-1]
+        return cv2.cvtColor(fit_square(load_image(image, self.image_size), self.image_size, self.fit), cv2.COLOR_BGR2RGB)
 
     def stream(self, sources: Sequence, views: Callable | None = None) -> Iterator[Part]:
         """Prepare and embed many paths or arrays: yields a `Part` at a time, in order, the next ones under way.

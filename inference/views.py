@@ -3,6 +3,7 @@ import csv
 import os
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from .errors import UserError
@@ -86,7 +87,7 @@ class Views:
         """What lies in `quad`, as the network takes it: at once at that size."""
         size, fit = self.model.image_size, self.model.fit
         flat = sides_of(quad, pixels.shape[1], pixels.shape[0], size)
-        return fit_square(rectify(pixels, quad, fitted_sides(*flat, size, fit)), size, fit)[:, :, ::-1]
+        return cv2.cvtColor(fit_square(rectify(pixels, quad, fitted_sides(*flat, size, fit)), size, fit), cv2.COLOR_BGR2RGB)
 
 
 def read_corners(path) -> dict[str, np.ndarray]:

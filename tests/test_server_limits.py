@@ -340,10 +340,10 @@ class Slow:
     def index(self):
         return range(1_000_000)
 
-    def look(self, image, quad=None):
+    def look(self, image, quad=None, snapshot=None):
         return image
 
-    def decide(self, looks, top_k):
+    def decide(self, looks, top_k, snapshot=None):
         self.batches.append(list(looks))
         self.began.set()
         assert self.go.wait(30)

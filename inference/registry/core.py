@@ -204,29 +204,30 @@ class Registry:
                                          finder, self.store.backend)
             return self._views[key]
 
-    def look(self, image, quad=None) -> Look:
+    def look(self, image, quad=None, snapshot=None) -> Look:
         """An image (a path, a file's content as bytes, or an array as `cv2.imread` returns it) as the network sees it:
         decoded, the document looked for as `settings` say, embedded. quad: its corners where they are known, [x, y] in
-        pixels of the upright image, clockwise from the document's top left. Raises ImageError."""
-        snapshot = self.snapshot()
+        pixels of the upright image, clockwise from the document's top left. snapshot: the state that is meant, where it was
+        asked for already; None: that of now. Raises ImageError."""
+        snapshot = snapshot or self.snapshot()
         squares, seen = self._view_of(snapshot.model_hash, snapshot.find)(opened(image), checked_quad(quad))
         features = self.store.model(snapshot.model_hash).embed(np.stack(squares))
         return Look(features, seen.views, seen.quad, seen.score, snapshot.model_hash, image)
 
-    def decide(self, looks: list[Look], top_k: int = 1) -> list[dict]:
+    def decide(self, looks: list[Look], top_k: int = 1, snapshot=None) -> list[dict]:
         """For each look {image, label or None, score, top_k: [{label, type, kind, score, reference}], error, reason,
         threshold, margin, search, recall, quad, found, view, orientation, model, event}; all are searched at once.
 
         `reason`: "accepted"; "below-threshold" of the best type; "runner-up-gap": the second type scores nearly the same;
         "known-unknown": the nearest reference is a picture that was registered as unknown; "empty": nothing is registered.
         `search`: "exact", or "approximate" with `recall`, the share of right answers that the index measured. `orientation`:
-        by so many degrees clockwise the document is turned (None unless the collection's is "any").
+        by so many degrees clockwise the document is turned (None unless the collection's is "any"). snapshot: as for `look`.
         """
         if top_k < 1:
             raise Invalid(f"top_k {top_k}: must be at least 1")
         if not looks:
             return []
-        snapshot = self.snapshot()
+        snapshot = snapshot or self.snapshot()
         looks = [look if look.model == snapshot.model_hash else self.look(look.image) for look in looks]
         index = snapshot.index
         shared = dict(error=None, search="exact" if index.exact else "approximate", recall=index.recall,

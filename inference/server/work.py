@@ -95,13 +95,14 @@ class Work:
 
 def _look(registry, image, quad, top_k):
     """(look, results); results None where the index is large, and is better searched for several images at once."""
-    look = registry.look(image, quad)
-    return look, _decide(registry, [look], top_k) if len(registry.snapshot().index) < AT_ONCE else None
+    snapshot = registry.snapshot()
+    look = registry.look(image, quad, snapshot)
+    return look, _decide(registry, [look], top_k, snapshot) if len(snapshot.index) < AT_ONCE else None
 
 
-def _decide(registry, looks, top_k):
+def _decide(registry, looks, top_k, snapshot=None):
     metrics.SEARCHES.observe(len(looks))
-    return registry.decide(looks, top_k)
+    return registry.decide(looks, top_k, snapshot)
 
 
 class _Threads:
