@@ -36,7 +36,9 @@ def stores(tmp_path_factory):
     """(a store that was closed, the same with its log as a kill leaves it, what is in them)"""
     folder = tmp_path_factory.mktemp("stores")
     model = write_model(folder / "model.onnx")
-    Registry.open(folder / "closed", create=True, model=model, find="never", threads=1).close()  # tables in the file itself
+    registry = Registry.open(folder / "closed", create=True, model=model, find="never", threads=1)
+    assert b"CREATE TABLE" in (folder / "closed" / "registry.sqlite").read_bytes()  # none of them in the log alone
+    registry.close()
     registry = Registry.open(folder / "closed", threads=1)
     for seed in range(len(LABELS)):
         registry.add(png(seed), LABELS[seed], force=True)
@@ -461,3 +463,37 @@ def test_a_full_disk_leaves_no_half_backup(stores, copy_of, tmp_path, monkeypatc
     with pytest.raises(StoreFull, match="no room on the disk"):
         backup(store, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
+
+
+def test_a_copy_is_another_store(stores, copy_of, tmp_path):
+    """What an engine of its own (PostgreSQL, Qdrant) holds of a store may be newer than a backup of it."""
+    def id_of(path):
+        with Store(path) as opened:
+            return opened.read("SELECT id FROM store")[0][0]
+
+    store = copy_of(stores[0])
+    backup(store, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "one")
+    restore(tmp_path / "backup", tmp_path / "two")
+    found = [id_of(path) for path in (store, tmp_path / "backup", tmp_path / "one", tmp_path / "two")]
+    assert len(set(found)) == 4 and id_of(store) == found[0]
+
+
+def test_what_a_power_cut_left_unfinished_is_no_damage(stores, copy_of, tmp_path):
+    """Of the last transaction of all any frame may be missing; of those before it none."""
+    log = tmp_path / "log"
+    with Store(copy_of(stores[0])) as opened:
+        for number in range(2):
+            with opened.write() as db:
+                db.execute("CREATE TABLE more(content BLOB)") if not number else None
+                db.execute("INSERT INTO more VALUES (randomblob(20000))")
+        whole = (opened.path / "registry.sqlite-wal").read_bytes()
+        frame = int.from_bytes(whole[8:12], "big") + 24
+        starts = range(32, len(whole), frame)
+        commits = [place for place, start in enumerate(starts) if any(whole[start + 4:start + 8])]
+        first, last = commits[-2] + 1, commits[-1]
+        assert last - first >= 3
+        for place in range(len(starts)):
+            start = starts[place]
+            log.write_bytes(whole[:start + 24] + bytes(frame - 24) + whole[start + frame:])
+            assert (wal_damage(log) is None) == (place >= first), place

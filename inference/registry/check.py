@@ -27,7 +27,7 @@ from .core import Store
 from .errors import Busy, Damaged, StoreFull
 from .files import DATABASE, is_store
 from .graph import graph_hash
-from .schema import CHECK, TABLES, _checksummed, open_database, transaction, translated
+from .schema import NEW_ID, TABLES, checksummed, open_database, transaction, translated
 from .store import Change
 from .wal import page_is_whole, reseal, wal_damage
 
@@ -96,8 +96,6 @@ class _Report:
 def _database_problems(path) -> list[str]:
     """What is wrong with the file, as SQLite and its checksums say: of pages, of the log, of references between tables."""
     try:
-        if lost := wal_damage(f"{path}-wal"):
-            return [f"{path}: {lost}; {CHECK}"]
         with contextlib.closing(open_database(path)) as db, translated(path):
             found = [row[0] for row in db.execute("PRAGMA integrity_check(20)")]
             problems = [f"{path}: {first_line(line)}" for line in found if line != "ok"]
@@ -223,10 +221,11 @@ def _salvage(folder, report):
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             db = stack.enter_context(contextlib.closing(_readable(old, new)))
             target.pragma("foreign_keys", False)
+            made = target.total_changes()
             with translated(new), transaction(target):
                 for table in SALVAGED:
                     _copy_rows(db, target, table, report)
-                if not target.total_changes():
+                if target.total_changes() == made:
                     raise Damaged(f"{path}: nothing of it can be read; restore a backup")
                 _mend(target, folder, report)
             target.pragma("foreign_keys", True)
@@ -274,7 +273,7 @@ def _readable(old, fresh):
         if attempt == "without log":
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{old}-wal")
-        db = apsw.Connection(os.fspath(old), vfs=_checksummed())
+        db = apsw.Connection(os.fspath(old), vfs=checksummed())
         try:
             if attempt != "as it is":
                 db.execute("PRAGMA checksum_verification = OFF")
@@ -478,6 +477,7 @@ def _copy(source, target, beside, progress):
                 pictures = [row[0] for row in db.execute("SELECT sha256 FROM picture")]
                 models = {row[0] for row in db.execute("SELECT hash FROM model WHERE state != 'retired'")}
                 kept = {row[0] for row in db.execute("SELECT hash FROM model")}
+                db.execute(f"UPDATE store SET id = ({NEW_ID})")  # what an engine knows of the one is not of the other
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             say(f"copying {len(pictures):,} pictures")
             for name in pictures:
@@ -509,7 +509,7 @@ def _copy(source, target, beside, progress):
 def _copy_database(source, target):
     """As of one moment, while others write."""
     with contextlib.closing(open_database(source)) as old, translated(target):
-        with contextlib.closing(apsw.Connection(os.fspath(target), vfs=_checksummed())) as new:
+        with contextlib.closing(apsw.Connection(os.fspath(target), vfs=checksummed())) as new:
             with new.backup("main", old, "main") as copying:
                 copying.step(-1)
 

@@ -13,6 +13,7 @@ import apsw
 
 from ..errors import UserError, first_line
 from .errors import Busy, Damaged, StoreFull
+from .wal import wal_damage
 
 LEAST_SQLITE = "3.51.3"
 APPLICATION = 0x444D5247  # "DMRG", in the header of registry.sqlite
@@ -23,8 +24,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, the size 
 NETWORK = ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "9p", "ceph", "lustre", "glusterfs", "beegfs", "gpfs",
            "orangefs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.juicefs",
            "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse")
+NEW_ID = "SELECT lower(hex(randomblob(16)))"  # of a store: a copy of one is another
 CHECK = "docmetric check STORE says more, and docmetric check STORE --rebuild saves what can be saved"
 
+# Rows that are deleted for good have ids that are never given again: events speak of them.
 TABLES = """
 CREATE TABLE collection(
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, find TEXT NOT NULL, orientation TEXT NOT NULL, margin REAL,
@@ -35,15 +38,16 @@ CREATE TABLE model(
     changed INTEGER NOT NULL DEFAULT 0, UNIQUE (collection, hash)) STRICT;
 CREATE UNIQUE INDEX one_active_model ON model(collection) WHERE state = 'active';
 CREATE TABLE type(
-    id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collection(id), name TEXT NOT NULL, created REAL NOT NULL,
-    removed REAL, changed INTEGER NOT NULL DEFAULT 0) STRICT;
+    id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collection(id), name TEXT NOT NULL,
+    created REAL NOT NULL, removed REAL, changed INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE UNIQUE INDEX one_type_of_a_name ON type(collection, name) WHERE removed IS NULL;
 CREATE INDEX type_of_collection ON type(collection, id);
 CREATE INDEX changed_type ON type(collection, changed);
 CREATE TABLE picture(
     sha256 TEXT PRIMARY KEY, bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE reference(
-    id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collection(id), type INTEGER REFERENCES type(id),
+    id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collection(id),
+    type INTEGER REFERENCES type(id),
     kind TEXT NOT NULL CHECK (kind IN ('type', 'unknown')), picture TEXT NOT NULL REFERENCES picture(sha256),
     quad TEXT, found REAL, orientation INTEGER NOT NULL DEFAULT 0, quality TEXT, source TEXT, who TEXT,
     created REAL NOT NULL, removed REAL, changed INTEGER NOT NULL DEFAULT 0,
@@ -55,24 +59,29 @@ CREATE INDEX reference_of_picture ON reference(picture, collection);
 CREATE TABLE feature(
     reference INTEGER NOT NULL REFERENCES reference(id), model INTEGER NOT NULL REFERENCES model(id), parts INTEGER NOT NULL,
     vectors BLOB NOT NULL, crc32 INTEGER NOT NULL, UNIQUE (model, reference)) STRICT;
+CREATE INDEX feature_of_reference ON feature(reference);
 CREATE TABLE threshold(
-    id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collection(id),
+    id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collection(id),
     model INTEGER NOT NULL REFERENCES model(id), type INTEGER REFERENCES type(id), value REAL NOT NULL, source TEXT NOT NULL,
     created REAL NOT NULL, removed REAL, changed INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE look_alike(
     id INTEGER PRIMARY KEY, model INTEGER NOT NULL REFERENCES model(id), reference INTEGER NOT NULL REFERENCES reference(id),
     other INTEGER NOT NULL REFERENCES reference(id), score REAL NOT NULL) STRICT;
 CREATE INDEX look_alike_of_model ON look_alike(model, score);
+CREATE INDEX look_alike_of_reference ON look_alike(reference);
+CREATE INDEX look_alike_of_other ON look_alike(other);
 CREATE TABLE event(
     id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collection(id), created REAL NOT NULL,
     who TEXT, what TEXT NOT NULL, text TEXT NOT NULL, changes TEXT NOT NULL, result TEXT NOT NULL, key TEXT, request TEXT,
     undoes INTEGER REFERENCES event(id), undone_by INTEGER REFERENCES event(id)) STRICT;
 CREATE UNIQUE INDEX one_event_of_a_key ON event(collection, key) WHERE key IS NOT NULL;
 CREATE INDEX event_of_collection ON event(collection, id);
+CREATE INDEX undone_event ON event(undone_by) WHERE undone_by IS NOT NULL;
 CREATE TABLE api_key(
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, scopes TEXT NOT NULL, collections TEXT,
     created REAL NOT NULL, expires REAL, revoked REAL) STRICT;
-"""
+CREATE TABLE store(id TEXT NOT NULL) STRICT;
+""" + "INSERT INTO store " + NEW_ID + ";"
 
 
 def open_database(path, *, create: str = "", application: int = APPLICATION, version: int = VERSION,
@@ -84,9 +93,11 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
     lost by a power cut. Raises UserError, Damaged, StoreFull, Busy.
     """
     check_sqlite(apsw.sqlite_lib_version())
+    if damage := wal_damage(f"{os.fspath(path)}-wal"):
+        raise Damaged(f"{path}: {damage}; {CHECK}")
     with translated(path):
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
-        db = apsw.Connection(os.fspath(path), flags=flags, vfs=_checksummed())
+        db = apsw.Connection(os.fspath(path), flags=flags, vfs=checksummed())
         try:
             # What is found to be another's file, or damaged, is left as it is: also its -wal.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
@@ -101,13 +112,13 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
                                 "that wrote it, or a newer one")
             if db.reserve_bytes() != CHECKSUM:  # this byte of the header says whether there are checksums, so it has none
                 raise Damaged(f"{path}: its pages have no checksums; {CHECK}")
-            check_log(db, path)
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
             db.pragma("synchronous", synchronous)
             db.pragma("foreign_keys", True)
             db.pragma("trusted_schema", False)
             db.pragma("cell_size_check", True)
             db.pragma("journal_size_limit", 64 << 20)
+            db.pragma("secure_delete", True)  # of what is deleted for good nothing stays in the file
         except BaseException as error:
             full = is_full(db, error)
             db.close()
@@ -131,47 +142,8 @@ def _make(db, tables, application, version):
         db.execute(tables)
         db.pragma("application_id", application)
         db.pragma("user_version", version)
-
-
-def check_log(db: apsw.Connection, path) -> None:
-    """Raises Damaged where the file `path`-wal holds commits that SQLite does not see.
-
-    After a kill SQLite reads this file as far as its checksums are right, and takes the rest for a transaction that a power
-    cut has left unfinished (https://sqlite.org/fileformat2.html#walformat). But a commit with frames behind it was on the
-    disk before those were written: what hides it is damage. (A flip in the last transaction of all cannot be told from a
-    power cut.) No locks are on this file, so that it may be opened here.
-    """
-    while True:
-        try:
-            with open(f"{os.fspath(path)}-wal", "rb") as file:
-                head, last = file.read(32), 0
-                salts, size = head[16:24], int.from_bytes(head[8:12], "big") + 24
-                known = len(head) == 32 and any(head)  # else nothing was ever committed to it
-                commit = 0  # the last commit seen; `last`: the last that more frames follow
-                for number in range(1, (os.fstat(file.fileno()).st_size - 32) // size + 1 if known and size > 24 else 1):
-                    frame = os.pread(file.fileno(), 16, 32 + (number - 1) * size)
-                    if frame[8:16] == salts:
-                        last = commit
-                        if frame[4:8] != bytes(4):  # pages of the database after this commit
-                            commit = number
-                seen = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0]  # after the file: never behind it
-                again = os.pread(file.fileno(), 32, 0)
-        except FileNotFoundError:
-            return
-        if head == again:
-            break
-    if known and not _is_log(head) or last > max(seen, 0):
-        raise Damaged(f"{path}-wal: damaged, so that the last changes are missing; {CHECK}")
-
-
-def _is_log(head) -> bool:
-    """Whether the header of a -wal file has the checksum that it says."""
-    order = {0x377F0682: "little", 0x377F0683: "big"}.get(int.from_bytes(head[:4], "big"))
-    first = second = 0
-    for at in range(0, 24, 8) if order else ():
-        first = first + int.from_bytes(head[at:at + 4], order) + second & 0xFFFFFFFF
-        second = second + int.from_bytes(head[at + 4:at + 8], order) + first & 0xFFFFFFFF
-    return order is not None and head[24:] == first.to_bytes(4, "big") + second.to_bytes(4, "big")
+    with contextlib.suppress(apsw.BusyError):  # so that the tables do not hang on the log
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
 @contextlib.contextmanager
@@ -249,7 +221,7 @@ def check_local(folder, mounts: str = "/proc/self/mounts") -> None:
 _vfs = ""
 
 
-def _checksummed() -> str:
+def checksummed() -> str:
     """The name of the file layer with checksums. What wrote pages without them would leave wrong ones in them."""
     global _vfs
     if not _vfs:

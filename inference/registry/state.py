@@ -68,8 +68,8 @@ class State:
     def _refresh(self):
         with self.store.reading() as db:
             event, = next(db.execute("SELECT coalesce(max(id), 0) FROM event"))
-            find, orientation, margin, created = next(db.execute(
-                "SELECT find, orientation, margin, created FROM collection WHERE id = ?", (self.id,)))
+            find, orientation, margin = next(db.execute(
+                "SELECT find, orientation, margin FROM collection WHERE id = ?", (self.id,)))
             model_id, digest = next(db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
                                                (self.id,)))
             model, last = self.store.model(digest), self._snapshot
@@ -77,8 +77,9 @@ class State:
             if last is None or (last.model_hash, last.find, last.orientation) != (digest, find, orientation):
                 # Another model, or another way to look: all vectors are others.
                 self.close()
-                # Its name is unique for this store, wherever it is moved to.
-                name = hashlib.sha256(f"{created!r} {self.id} {digest} {find} {orientation}".encode()).hexdigest()[:24]
+                # Its name is unique for this store, wherever it is moved to; a backup, and what is restored, is another one.
+                store, = next(db.execute("SELECT id FROM store"))
+                name = hashlib.sha256(f"{store} {self.id} {digest} {find} {orientation}".encode()).hexdigest()[:24]
                 self._index = open_index(self.store.index, model.embedding_size, name)
                 self._alike.stale = True
             for number, name, removed in db.execute(

@@ -405,7 +405,6 @@ class TrafficFile:
             self._db = open_database(self.path, create=TABLES, application=APPLICATION, version=VERSION,
                                      synchronous="NORMAL")
             self._db.set_busy_timeout(WAITS)
-            self._db.pragma("secure_delete", True)  # of what was deleted nothing stays in the file
             self._inode = os.stat(self.path).st_ino
         return self._db
 

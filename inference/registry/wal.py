@@ -28,22 +28,26 @@ def _unread(path):
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
-            if len(head) < HEAD:
+            if len(head) < HEAD or not any(head):  # nothing was ever committed to it
                 return None
             page, salts, order = _head(head)
             sums = _sum(head[:24], order)
             if page is None or _words(head[24:], ">u4") != sums:
                 return 0, b""
-            damaged = None
+            damaged, commit = None, False  # whether there was a commit from the damage on
             while len(frame := file.read(FRAME + page)) == FRAME + page:
+                ours = frame[8:16] == salts
                 if damaged is None:
                     sums = _sum(frame[:8] + frame[FRAME:], order, sums)
-                    if frame[8:16] != salts or _words(frame[16:24], ">u4") != sums:
-                        damaged = file.tell() - FRAME - page
-                # What was rolled back, or written before the log began anew, may follow: it has no commit, which is a frame
-                # with the size of the database, or has other salts.
-                elif frame[8:16] == salts and any(frame[4:8]):
+                    if ours and _words(frame[16:24], ">u4") == sums:
+                        continue
+                    damaged = file.tell() - FRAME - page
+                elif ours and commit:
                     return damaged, salts
+                # What was rolled back, or written before the log began anew, may follow: it has no commit, which is a frame
+                # with the size of the database, or has other salts. A commit with frames behind it was on the disk before
+                # those were written; the last one of all may be what a power cut left unfinished.
+                commit |= ours and any(frame[4:8])
     except FileNotFoundError:
         pass
     return None
