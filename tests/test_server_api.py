@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import struct
+import threading
 import time
 import zipfile
 import zlib
@@ -381,6 +382,30 @@ def test_a_model_is_added_built_used_and_taken_away(new, tmp_path):
     is_problem(request(new, "POST", HERE + "/models", b"no model"), 400)
     is_problem(request(new, "POST", f"{HERE}/models/{'0' * 64}/build"), 404)
     is_problem(request(new, "GET", f"{HERE}/models/..%2F..%2Fx/report"), 404)
+
+
+def test_what_takes_minutes_does_not_hold_up_what_takes_a_second(new, monkeypatch):
+    """Nor /readyz, after which a server is taken out of use."""
+    go, began = threading.Event(), threading.Semaphore(0)
+
+    def export(self, path):
+        began.release()
+        go.wait(60)
+        return {}
+
+    monkeypatch.setattr(Registry, "export", export)
+    threads = [threading.Thread(target=request, args=(new, "GET", HERE + "/export")) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(began.acquire(timeout=30) for _ in range(4))
+        assert request(new, "GET", "/readyz").status == 200
+        assert request(new, "GET", HERE + "/types").status == 200
+        assert request(new, "POST", HERE + "/references", document(7), label="x", force="true").status == 201
+    finally:
+        go.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_export_and_import(new):

@@ -1,6 +1,9 @@
 """The server as a program: it starts or says in one line why not, ends without losing a request, survives its workers."""
 import collections
+import contextlib
+import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -14,7 +17,11 @@ import pytest
 
 from inference.registry import Registry, Store
 from inference.registry.keys import Keys
-from inference.server.settings import parse
+from inference.server import settings as settings_module
+from inference.server.app import create_app
+from inference.server.problems import SECURITY
+from inference.server.settings import Settings, cores, parse, quota
+from tests.helpers.models import write_model
 from tests.helpers.programs import ROOT
 from tests.helpers.servers import Server, until
 from tests.helpers.serving import document, make_store, request
@@ -152,6 +159,37 @@ def test_workers_do_not_outlive_the_program(store):
                                      for worker in workers))
 
 
+def test_several_workers_that_are_asked_to_build_a_model_build_it_once(tmp_path):
+    with Registry.open(make_store(tmp_path)) as registry:
+        registry.add_many([(document(0), f"type {number}") for number in range(300)])
+    with Server(tmp_path / "store", workers=2) as server:
+        clients = [server.client(), server.client()]
+        onnx = write_model(tmp_path / "other.onnx", mean=.3).read_bytes()
+        digest = send(clients[0], "POST", HERE + "/models", onnx)[1]["hash"]
+        with open(tmp_path / "store" / "models" / f"{digest}.onnx", "rb") as file:  # as a third worker that builds it
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for client in clients * 3:
+                assert send(client, "POST", f"{HERE}/models/{digest}/build")[1]["state"] == "building"
+            time.sleep(.5)
+            model = send(clients[0], "GET", HERE + "/models")[1]["items"][1]
+            assert model["state"] == "building" and model["references"] == 0
+        assert until(lambda: send(clients[0], "POST", f"{HERE}/models/{digest}/build")[1]["state"] == "ready")
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("request_, status", [
+    (b"garbage\r\n\r\n", 400), (b"POST " + HERE.encode() + b"/search HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413)])
+def test_refusals_have_the_security_headers_too(several, request_, status):
+    with several.connect() as client:
+        client.send(request_)
+        got, headers, _ = client.answer()
+    assert got == status
+    for name, value in SECURITY:
+        assert headers[name.decode()] == value.decode().lower()
+    assert headers["cache-control"] == "no-store"
+
+
 # ---- start and end ----
 
 def test_it_says_one_line_when_it_is_ready(store):
@@ -238,6 +276,75 @@ def test_a_model_that_is_gone_is_one_line(store):
     for path in (store / "models").iterdir():
         path.unlink()
         assert str(path) in refused(store, "--port", 0)
+
+
+def test_the_index_and_the_backend_are_chosen(store):
+    with Registry.open(store) as registry:
+        registry.add(document(0), "passport", force=True)
+    with Server(store, "--index", "faiss", "--backend", "cpu") as server:
+        assert request(server.url, "POST", HERE + "/classify", document(0)).json["results"][0]["label"] == "passport"
+    chosen = parse("", [str(store), "--index", "faiss", "--backend", "cuda"])
+    state = create_app(chosen).state
+    assert (state.store.index, state.store.backend) == ("faiss", "cuda")
+    state.work.close()
+    state.keys.close()
+    state.store.close()
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--index", "sqlite"], "index sqlite: unknown; use memory, faiss"), (["--backend", "tpu"], "--backend"),
+    (["--index", "postgresql://127.0.0.1:1/none"], "")])
+def test_an_index_that_is_none_is_one_line(store, words, told):
+    assert told in refused(store, "--port", 0, *words)
+
+
+@pytest.mark.parametrize("files, least", [
+    ({"": "max 100000"}, math.inf), ({}, math.inf), ({"": "150000 100000"}, 1.5), ({"": "nonsense"}, math.inf),
+    ({"": "200000 100000", "/a": "max 100000", "/a/b": "50000 100000"}, .5),
+    ({"/a": "300000 100000", "/a/b": "max 100000"}, 3)])
+def test_a_quota_of_the_container_counts_as_cores(tmp_path, files, least):
+    for place, text in files.items():
+        folder = tmp_path / "fs" / place.lstrip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(text + "\n")
+    (tmp_path / "own").write_text("4:memory:/x\n0::/a/b\n")
+    assert quota(tmp_path / "own", tmp_path / "fs") == least
+    assert quota(tmp_path / "none", tmp_path / "fs") == math.inf
+
+
+def test_as_many_workers_as_the_quota_allows(monkeypatch):
+    cores.cache_clear()
+    for most, expected in ((.5, 1), (1.5, 2), (2, 2), (math.inf, 64)):
+        monkeypatch.setattr(settings_module, "quota", lambda: most)
+        monkeypatch.setattr(settings_module, "available_cores", lambda: 64)
+        assert Settings("s").processes == expected and Settings("s", workers=5).processes == 5
+        cores.cache_clear()
+
+
+def test_fewer_open_files_are_fewer_connections(store):
+    """And not a server that can open no file of its store."""
+    with Server(store, files=200) as server, contextlib.ExitStack() as stack:
+        assert "100 connections instead of 10,000: a process may open 200 files" in server.said()
+        client = server.client()
+        stack.callback(client.close)
+        assert send(client, "GET", HERE)[0] == 200
+        for _ in range(99):
+            stack.enter_context(server.connect())
+        assert stack.enter_context(server.connect()).answer()[0] == 503
+        assert send(client, "POST", HERE + "/references?label=x&force=true", document(1))[0] == 201
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(store):
+    with Server(store, "--log-requests", errors="/dev/full") as server:
+        client = server.client()
+        for _ in range(3):
+            assert send(client, "GET", HERE)[0] == 200  # over one connection
+        client.close()
+        former = server.workers()
+        os.kill(former[0], signal.SIGKILL)
+        assert until(lambda: server.workers() not in ([], former))
+        assert until(lambda: request(server.url, "GET", "/healthz").status == 200)
+        assert server.end() == 0
 
 
 def test_others_may_connect_only_where_there_is_a_key(store):

@@ -6,12 +6,11 @@ application reads the body when it wants to (it checks the key first), and learn
 gone. What waits is bounded, so memory is, and so is the time that an admitted request takes.
 """
 import re
-import sys
 import time
 
 from ..errors import printable
 from . import metrics
-from .problems import MEDIA_TYPE, RETRY_AFTER, SECURITY, problem
+from .problems import MEDIA_TYPE, REFUSAL, RETRY_AFTER, problem, say
 from .settings import Settings
 
 FREE = ("/healthz", "/readyz", "/metrics")  # answered always: whoever watches the server must see what is wrong
@@ -164,7 +163,7 @@ class _Request:
         self.refused, self.status = True, status
         metrics.REJECTED.labels(code).inc()
         body = problem(status, code, detail)
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *SECURITY]
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *REFUSAL]
         if status == 503:
             headers.append((b"retry-after", str(RETRY_AFTER).encode()))
         if close:
@@ -181,5 +180,4 @@ class _Request:
         metrics.answered(scope["method"], route, self.status or 499, seconds)  # 499: the client left
         if self.admission.settings.log_requests:
             # No address, no query and no path: a log is kept longer, and read by more people, than what was sent.
-            print(f"{printable(scope['method'])} {route} {self.status or 499} {1000 * seconds:.1f} ms {self.arrived} bytes",
-                  file=sys.stderr, flush=True)
+            say(f"{printable(scope['method'])} {route} {self.status or 499} {1000 * seconds:.1f} ms {self.arrived} bytes")

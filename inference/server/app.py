@@ -23,7 +23,7 @@ from ..registry.keys import Keys
 from . import metrics
 from .admission import Admission
 from .auth import Door
-from .problems import MEDIA_TYPE, SECURITY, Problem, of_error, problem
+from .problems import MEDIA_TYPE, NO_STORE, SECURITY, Problem, of_error, problem
 from .routes import ROUTES, shapes
 from .routes.transfer import sweep
 from .settings import Settings
@@ -33,7 +33,6 @@ PAGE = Path(__file__).resolve().parent / "page"
 VERSION = "1"
 log = logging.getLogger("docmetric")
 
-NO_STORE = (b"cache-control", b"no-store")  # answers hold what is registered; no cache between keeps it
 
 DESCRIPTION = """Register one picture of a document type; recognize it from then on; reject what was never registered.
 
@@ -55,7 +54,7 @@ SWAGGER = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascrip
 
 def create_app(settings: Settings):
     """The ASGI application of one process. Opens the store: raises UserError where that is none."""
-    store = Store(settings.store, threads=settings.threads)
+    store = Store(settings.store, threads=settings.threads, backend=settings.backend, index=settings.index)
     app = FastAPI(title="DocMetric registry", version=VERSION, description=DESCRIPTION, docs_url=None, redoc_url=None,
                   openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.settings, app.state.store, app.state.keys = settings, store, Keys(store)

@@ -4,8 +4,10 @@
 
 `code` is a word that programs can compare; what else an error says, `RegistryError.details`, stands next to it.
 """
+import contextlib
 import json
 import re
+import sys
 from http import HTTPStatus
 
 from ..errors import UserError, printable
@@ -27,6 +29,8 @@ SECURITY = [(b"content-security-policy", b"default-src 'self'; img-src 'self' bl
             (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
             (b"cross-origin-resource-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"),
             (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()")]
+NO_STORE = (b"cache-control", b"no-store")  # answers hold what is registered; no cache between keeps it
+REFUSAL = [*SECURITY, NO_STORE]  # of answers that the application does not make
 
 
 class Problem(Exception):
@@ -41,6 +45,12 @@ def problem(status: int, code: str, detail: str, **more) -> bytes:
     """The body of an answer of MEDIA_TYPE. `more`: JSON values beside the members that all errors have."""
     about = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
     return json.dumps({**more, **about}).encode()
+
+
+def say(line: str, file=None) -> None:
+    """A line on stderr. Where that cannot be written, a file on a full disk say, the server goes on without it."""
+    with contextlib.suppress(OSError):
+        print(line, file=file or sys.stderr, flush=True)
 
 
 def of_error(error: Exception, *secret) -> Problem:

@@ -4,6 +4,7 @@ Worker processes are spawned, never forked: ONNX Runtime's threads and SQLite's 
 store, then takes connections from the one socket; each sees what the others register (`Registry.snapshot`). The work of a
 request is done in the threads of its worker (work.py): the event loop stays free to answer /healthz and to refuse.
 """
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import time
 from multiprocessing.connection import wait
 
 from ..errors import UserError, printable
+from .problems import say
 from .settings import Settings
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -32,7 +34,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; running requests are answered before it returns. Prints one line with the address when
     all workers are ready. Raises UserError where it cannot start."""
     with listen(settings.host, settings.port) as listener, tempfile.TemporaryDirectory(prefix="docmetric-") as folder:
-        _raise_file_limit(settings)
+        settings = _within_file_limit(settings)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -65,13 +67,21 @@ def address_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _raise_file_limit(settings):
+def _within_file_limit(settings):
+    """Raise the limit of open files; where that is not allowed so far, there are fewer connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.connections_each + SPARE_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    most = soft - SPARE_FILES if soft > 2 * SPARE_FILES else soft // 2
+    if soft == resource.RLIM_INFINITY or most >= settings.connections_each:
+        return settings
+    say(f"{settings.processes * most:,} connections instead of {settings.connections:,}: a process may open {soft:,} files; "
+        "raise that limit (ulimit -n, LimitNOFILE)")
+    return dataclasses.replace(settings, connections=settings.processes * most)
 
 
 def _work(settings, listener, pipe, counts, place):
@@ -143,8 +153,8 @@ class _Supervisor:
                 worker.listen()
         if not self.announced and len(living) == len(self.workers) and all(worker.ready for worker in living):
             self.announced = True
-            print(f"serving {printable(self.settings.store)} on "
-                  f"{address_of(self.settings.host, self.listener.getsockname()[1])}", flush=True)
+            say(f"serving {printable(self.settings.store)} on "
+                f"{address_of(self.settings.host, self.listener.getsockname()[1])}", sys.stdout)
 
     def _bury(self):
         """Take note of the dead, and say when they are started again."""
@@ -160,8 +170,8 @@ class _Supervisor:
             if time.monotonic() - worker.began > QUICK_DEATH:
                 self.pauses[place] = 0.0
             self.workers[place], self.starts[place] = None, time.monotonic() + self.pauses[place]
-            print(f"a worker process is gone: {printable(reason)}; it is started again"
-                  + (f" in {self.pauses[place]:g} s" if self.pauses[place] else ""), file=sys.stderr, flush=True)
+            say(f"a worker process is gone: {printable(reason)}; it is started again"
+                + (f" in {self.pauses[place]:g} s" if self.pauses[place] else ""))
             self.pauses[place] = min(max(2 * self.pauses[place], .5), LONGEST_PAUSE)
 
     def _forget(self, worker):

@@ -1,8 +1,11 @@
 """What a server is told at its start, and the command line that says it."""
 import argparse
 import dataclasses
+import functools
 import ipaddress
+import math
 import re
+from pathlib import Path
 
 from ..cli import Parser
 from ..image import available_cores
@@ -22,6 +25,8 @@ class Settings:
     workers: int = 0                # processes; 0: one for each core
     threads: int = 0                # threads of a process that decode images and run the network; 0: chosen by `workers`
     no_auth: bool = False           # serve without keys even beyond this machine
+    index: str | None = None        # what searches, see registry/engines.py; None: memory, exact
+    backend: str = "cpu"            # or "cuda": of the network
     keep_unknown: float = 0.0       # how long pictures of unknowns are kept; 0: not at all
     keep_decisions: int = 100_000   # how many decisions are kept, without their images
     max_body: int = 32 << 20
@@ -49,12 +54,12 @@ class Settings:
     @property
     def processes(self) -> int:
         """Worker processes."""
-        return self.workers or available_cores()
+        return self.workers or cores()
 
     @property
     def threads_each(self) -> int:
         """Threads of a process for what is quick. At least two: beside a large image a small one goes on."""
-        return self.threads or max(2, -(-available_cores() // self.processes))
+        return self.threads or max(2, -(-cores() // self.processes))
 
     @property
     def queue_each(self) -> int:
@@ -68,6 +73,31 @@ class Settings:
     @property
     def connections_each(self) -> int:
         return -(-self.connections // self.processes)
+
+
+@functools.cache
+def cores() -> int:
+    """Cores that this process may use, or fewer, where its control group has a quota: `docker run --cpus 2`."""
+    return max(1, min(available_cores(), math.ceil(min(quota(), 1e6))))
+
+
+def quota(own: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float:
+    """Cores' worth of time that a process may take: the least `cpu.max` of its control group and of those around it
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html). `own`: the file that names the group; infinity: no limit."""
+    try:
+        group = next(line[3:] for line in Path(own).read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return math.inf
+    folder, least = Path(root) / group.lstrip("/"), math.inf
+    for place in (folder, *folder.parents):
+        try:
+            most, period = map(int, (place / "cpu.max").read_text().split())
+            least = min(least, most / period)
+        except (OSError, ValueError):  # no such file; "max"
+            pass
+        if place == Path(root):
+            break
+    return least
 
 
 def size(text: str) -> int:
@@ -105,9 +135,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", help="the folder of the store, see docmetric init")
     option("host", str, "address to listen on; 0.0.0.0 is every network of this machine")
     option("port", between(0, 65535), "port to listen on; 0: any free one")
-    option("workers", between(0, 64), "processes", "one for each core")
+    option("workers", between(0, 64), "processes", "one for each core that it may use")
     option("threads", between(0, 64), "threads of a process that decode images and run the network", "chosen by --workers")
     parser.add_argument("--no-auth", action="store_true", help="serve beyond this machine without any key")
+    option("index", str, "what searches: memory, faiss, postgresql://..., qdrant+http://..., see docs/registry.md", "memory")
+    parser.add_argument("--backend", default=default["backend"], choices=("cpu", "cuda"), help="what runs the network")
     option("keep_unknown", duration, "keep the pictures of unknown documents for so long, such as 30d", "they are not kept")
     option("keep_decisions", between(0, 10 ** 9), "decisions to remember, without their images", "100,000")
     option("max_body", size, "largest body of a request", "32MiB")

@@ -29,6 +29,7 @@ class Work:
     def __init__(self, settings: Settings):
         self._quick = _Threads("work", settings.threads_each, settings)
         self._slow = _Threads("slow", SLOW_THREADS, settings)
+        self._long = _Threads("long", SLOW_THREADS, settings)
         self._searches: dict[tuple, list] = {}  # (registry, top_k): [(looks, future)] that wait for the search that runs
 
     async def run(self, function, *arguments):
@@ -38,6 +39,10 @@ class Work:
     async def run_slow(self, function, *arguments):
         """The same in other threads: what takes seconds or waits for the disk does not hold up what is quick."""
         return await self._slow.run(function, arguments)
+
+    async def run_long(self, function, *arguments):
+        """The same in threads for what may take minutes, and must not hold up what takes a second."""
+        return await self._long.run(function, arguments)
 
     async def classify(self, registry, images: list, top_k: int = 1, quad=None) -> tuple[list, list[dict]]:
         """Images (bytes) -> (looks of `registry.look`, results of `registry.decide`). Raises ImageError for one that cannot
@@ -85,12 +90,13 @@ class Work:
 
     def sweep(self) -> None:
         """Bring the gauge up to date."""
-        metrics.JOBS.set(self._quick.waiting + self._slow.waiting)
+        metrics.JOBS.set(self._quick.waiting + self._slow.waiting + self._long.waiting)
 
     def close(self) -> None:
         """End the threads, each after the job that it is at, unless that takes longer than LAST."""
         self._quick.close()
         self._slow.close()
+        self._long.close()
 
 
 def _look(registry, image, quad, top_k):

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ..errors import UserError
 from . import metrics
 from .app import create_app
-from .problems import MEDIA_TYPE, RETRY_AFTER, problem
+from .problems import MEDIA_TYPE, REFUSAL, RETRY_AFTER, problem
 from .settings import Settings
 
 MOST_HEAD = 64 << 10  # bytes of a request's headers; also of a body's framing and trailers, between two bytes of it
@@ -231,7 +231,9 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, status, code, detail):
         body = problem(status, code, detail)
-        retry = f"retry-after: {RETRY_AFTER}\r\n" if status == 503 else ""
-        self.transport.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n{retry}"
+        more = b"".join(b"%s: %s\r\n" % header for header in REFUSAL).decode()
+        if status == 503:
+            more += f"retry-after: {RETRY_AFTER}\r\n"
+        self.transport.write(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n{more}"
                              f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()

@@ -12,13 +12,15 @@ from tests.helpers.programs import ROOT
 
 
 class Server:
-    """A server of its own processes on a free port. `said()` is what it has written to stderr."""
+    """A server of its own processes on a free port. `said()` is what it has written to stderr, or to `errors`, another file.
+    files: that a process may have open."""
 
-    def __init__(self, store, *options, workers=1):
+    def __init__(self, store, *options, workers=1, errors=None, files=None):
         self.store, self.folder = store, Path(store).parent
-        self._errors = open(self.folder / f"stderr-{time.monotonic_ns()}", "w+")
+        self._errors = open(errors or self.folder / f"stderr-{time.monotonic_ns()}", "w")
+        limited = ["prlimit", f"--nofile={files}:{files}"] if files else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "inference.server", str(store), "--port", "0", "--workers", str(workers),
+            [*limited, sys.executable, "-m", "inference.server", str(store), "--port", "0", "--workers", str(workers),
              *map(str, options)], cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True)
         self.line = self.process.stdout.readline()
         assert " on http://" in self.line, self.said()

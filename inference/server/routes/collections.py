@@ -2,7 +2,7 @@
 from starlette.requests import Request
 
 from . import shapes
-from .common import COLLECTION, Collection, Routes, answer, call, registry_of, who
+from .common import COLLECTION, Collection, Routes, answer, call, call_long, registry_of, who
 
 router = Routes("Collections")
 
@@ -34,7 +34,7 @@ async def change_collection(request: Request, collection: Collection, body: shap
     """Change the settings."""
     registry = await registry_of(request, collection)
     if given := body.model_dump(exclude_none=True):
-        await call(request, registry.set_settings, **given, who=who(request))
+        await call_long(request, registry.set_settings, **given, who=who(request))
     return answer(await call(request, _in_use, registry))
 
 

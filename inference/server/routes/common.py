@@ -247,6 +247,11 @@ async def call(request: Request, function, *arguments, **named):
     return await work(request).run_slow(functools.partial(function, *arguments, **named))
 
 
+async def call_long(request: Request, function, *arguments, **named):
+    """The same for what looks at all of a collection, and takes the longer the more there is."""
+    return await work(request).run_long(functools.partial(function, *arguments, **named))
+
+
 # ---- answers ----
 
 def answer(value, status: int = 200, headers: dict | None = None) -> Response:

@@ -1,4 +1,5 @@
 """Another model: embed all references beside the one in use, compare, switch, and go back."""
+import fcntl
 import logging
 import threading
 from typing import Annotated
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from ...errors import UserError, printable
 from ...registry.errors import NotFound
 from . import shapes
-from .common import COLLECTION, Collection, Routes, answer, call, registry_of, who
+from .common import COLLECTION, Collection, Routes, answer, call, call_long, registry_of, who
 from .transfer import received
 
 router = Routes("Models", COLLECTION)
@@ -31,7 +32,7 @@ async def add_model(request: Request, collection: Collection,
     """Add an exported model (ONNX). It is not in use until it is built and activated."""
     registry = await registry_of(request, collection)
     async with received(request, registry.store, printable(name)) as path:
-        digest = await call(request, registry.upgrade.add, path, printable(name), who(request))
+        digest = await call_long(request, registry.upgrade.add, path, printable(name), who(request))
     return answer({"hash": digest}, 201, {"Location": f"{request.scope['path']}/{digest}"})
 
 
@@ -54,7 +55,8 @@ async def build_model(request: Request, collection: Collection, hash: Hash):
 
 
 class _Build(threading.Thread):
-    """It may take hours, and may be cut off at any time, since asking again resumes it."""
+    """It may take hours, and may be cut off at any time, since asking again resumes it. Of several worker processes one
+    does it: the one that holds a lock on the model's file."""
 
     def __init__(self, registry, hash):
         super().__init__(name="build", daemon=True)
@@ -62,7 +64,13 @@ class _Build(threading.Thread):
 
     def run(self):
         try:
-            self.registry.upgrade.build(self.hash)
+            self.registry.store.model(self.hash)  # says what is wrong with the file
+            with open(self.registry.store.model_path(self.hash), "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+                self.registry.upgrade.build(self.hash)
         except Exception as error:
             self.error = error
             log.error("model %s was not built: %s", self.hash, error if isinstance(error, UserError) else repr(error))
@@ -71,14 +79,14 @@ class _Build(threading.Thread):
 @router.add("GET", "/models/{hash}/report", "read", shapes.Report, errors=(409,))
 async def report(request: Request, collection: Collection, hash: Hash):
     """What would change with it: stored unknowns and references decided by both models."""
-    return answer(await call(request, (await registry_of(request, collection)).upgrade.report, hash))
+    return answer(await call_long(request, (await registry_of(request, collection)).upgrade.report, hash))
 
 
 @router.add("POST", "/models/{hash}/activate", "admin", shapes.Activated, errors=(409,))
 async def activate(request: Request, collection: Collection, hash: Hash, body: shapes.Activate | None = None):
     """Use it from now on, in one step; activate the former one to go back. It has thresholds of its own."""
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.upgrade.activate, hash, who(request), body.threshold if body else None))
+    return answer(await call_long(request, registry.upgrade.activate, hash, who(request), body.threshold if body else None))
 
 
 @router.add("DELETE", "/models/{hash}", "admin", shapes.ModelRemoved, errors=(409,))

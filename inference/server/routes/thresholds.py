@@ -7,7 +7,7 @@ from starlette.requests import Request
 from ...registry.errors import Invalid
 from ...thresholds import UNKNOWN_LABELED
 from . import shapes
-from .common import COLLECTION, Collection, Idempotency, Routes, answer, call, changing, registry_of
+from .common import COLLECTION, Collection, Idempotency, Routes, answer, call, call_long, changing, registry_of
 
 router = Routes("Threshold", COLLECTION)
 
@@ -38,7 +38,7 @@ async def set_threshold(request: Request, collection: Collection, body: shapes.S
 async def suggest_threshold(request: Request, collection: Collection, target: Target = UNKNOWN_LABELED):
     """A threshold from the references and the decisions with feedback. Nothing is changed."""
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.suggest_threshold, target=target))
+    return answer(await call_long(request, registry.suggest_threshold, target=target))
 
 
 @router.add("GET", "/threshold/replay", "read", shapes.Replay)

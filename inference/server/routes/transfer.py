@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from ...errors import UserError
 from . import shapes
-from .common import COLLECTION, INCOMING, Collection, Routes, answer, call, registry_of, who
+from .common import COLLECTION, INCOMING, Collection, Routes, answer, call, call_long, registry_of, who
 
 router = Routes("Transfer", COLLECTION)
 
@@ -28,7 +28,7 @@ async def export(request: Request, collection: Collection):
     registry = await registry_of(request, collection)
     path = await call(request, _temporary, registry.store)
     try:
-        counts = await call(request, registry.export, path)
+        counts = await call_long(request, registry.export, path)
         file = open(path, "rb")
     finally:
         os.unlink(path)  # the open file stays, and nothing of it when the answer ends, however that is
@@ -48,7 +48,7 @@ async def import_(request: Request, collection: Collection, on_conflict: Literal
     """Register what an export holds. on_conflict: what happens to a type that is there already."""
     registry = await registry_of(request, collection)
     async with received(request, registry.store, "archive") as path:
-        return answer(await call(request, registry.import_, path, on_conflict, who=who(request)))
+        return answer(await call_long(request, registry.import_, path, on_conflict, who=who(request)))
 
 
 def _temporary(store):

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import shapes
-from .common import COLLECTION, After, Collection, Id, Limit, Routes, answer, call, page, registry_of, who
+from .common import COLLECTION, After, Collection, Id, Limit, Routes, answer, call, call_long, page, registry_of, who
 from .references import PICTURE, SIZES, send_picture
 
 router = Routes("Review", COLLECTION)
@@ -40,7 +40,7 @@ async def list_clusters(request: Request, collection: Collection,
                                                                  "cluster; without it the one in use")] = None):
     """Rejected pictures that look alike."""
     registry = await registry_of(request, collection)
-    return answer({"clusters": await call(request, registry.unknowns.clusters, threshold)})
+    return answer({"clusters": await call_long(request, registry.unknowns.clusters, threshold)})
 
 
 @router.add("GET", "/unknowns/{id}/image", "read", content=PICTURE)
@@ -65,5 +65,5 @@ async def resolve(request: Request, collection: Collection, body: shapes.Resolve
     """Name rejected pictures, or register them as known unknowns: the most central ones become references, and all that
     these explain are resolved."""
     registry = await registry_of(request, collection)
-    return answer(await call(request, registry.unknowns.resolve, body.ids, who=who(request),
+    return answer(await call_long(request, registry.unknowns.resolve, body.ids, who=who(request),
                              **body.model_dump(exclude={"ids"})))
