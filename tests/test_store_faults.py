@@ -103,21 +103,8 @@ def test_a_store_that_lost_its_database_is_not_made_anew(registry, tmp_path):
 @pytest.fixture
 def disk(tmp_path):
     """A folder on a separate disk of 3 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("needs the permission to mount")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(disk):
-    with open(disk / "filler", "wb", buffering=0) as filler:
-        try:
-            while filler.write(bytes(4096)) == 4096:
-                pass
-        except OSError:
-            pass
+    with small_disk(tmp_path / "disk", 3) as place:
+        yield place
 
 
 @pytest.mark.parametrize("what", ["picture", "log"])
