@@ -25,10 +25,10 @@ from inference.image import ImageError
 from inference.model import PART
 from inference.registry import schema
 from inference.registry.check import check
-from inference.registry.core import Outdated
-from inference.registry.errors import Conflict, Damaged, NotFound, StoreFull
+from inference.registry.errors import Conflict, Damaged, NotFound, Outdated, StoreFull
 from inference.registry.graph import graph_hash, is_sealed, sealed
 from tests.faults.store import flip_rounds, kill_rounds, many_processes
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.models import blocks, write_model
 from tests.helpers.stores import Worker, check_whole, content, files_of, last_event, make_store, opened, picture
 

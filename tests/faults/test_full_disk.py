@@ -1,5 +1,4 @@
 """A disk that is full, from the start or later: a small tmpfs, where this process is allowed to mount one."""
-import subprocess
 import time
 
 import pytest
@@ -9,6 +8,7 @@ from engine.distributed import Ranks
 from inference.errors import UserError
 from tasks import registration as tasks
 from tests.faults.kills import board_steps
+from tests.helpers.disks import fill, small_disk
 from tests.helpers.runs import CPU, rows, settings
 from train_v2 import train
 
@@ -16,21 +16,8 @@ from train_v2 import train
 @pytest.fixture
 def disk(tmp_path):
     """A folder on a separate disk of 24 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("needs the permission to mount")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(disk):
-    with open(disk / "filler", "wb", buffering=0) as filler:
-        try:
-            while filler.write(bytes(4096)) == 4096:
-                pass
-        except OSError:
-            pass
+    with small_disk(tmp_path / "disk", 24) as place:
+        yield place
 
 
 def test_full_for_a_while(folder, disk, monkeypatch, capfd):
