@@ -562,7 +562,7 @@ registry.close()
 
 def test_a_fork_opens_the_store_again(registry, tmp_path):
     registry.close()
-    done = subprocess.run([sys.executable, "-c", FORKS, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FORKS, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     with opened(tmp_path / "store") as registry:
         check_whole(registry)
