@@ -554,3 +554,147 @@ def test_stores_close(tmp_path, model):
         store.create("default", model)
     with Store(tmp_path / "store") as store:
         assert [one["name"] for one in store.collections()] == ["default"]
+
+
+def test_nothing_of_what_was_deleted_for_good_is_left(registry, model):
+    """Not in rows, not in the free pages of the file or its log, not in events, not in decisions; and no id comes again."""
+    with Registry.open(registry.store.path) as other:
+        kept = add(registry, 1, "kept")
+        secret = add(registry, 2, "Secretlabel", source="Secretsource", key="Secretkey")
+        unknown = registry.add(blocks(3), kind="unknown", source="Secretunknown", force=True)
+        registry.set_threshold(.6, label="Secretlabel")
+        for result in other.classify([blocks(1), blocks(2), blocks(3)]):
+            registry.traffic.record(result)
+        registry.traffic.feedback(registry.traffic.decisions()[0]["decision"], False, "Secretlabel")
+        registry.remove("Secretlabel")
+        registry.remove(reference=unknown["reference"])
+        assert other.classify([blocks(2)])[0]["label"] is None and len(registry.traffic.decisions()) == 3
+        registry.purge(time.time() + 1)
+        assert [result["label"] for result in other.classify([blocks(1), blocks(2), blocks(3)])] == ["kept", None, None]
+        assert other.snapshot().threshold == registry.snapshot().threshold
+    assert registry.store.read("SELECT name FROM type") == [("kept",)] and registry.traffic.decisions() == []
+    for file in ("registry.sqlite", "registry.sqlite-wal"):
+        content = (registry.store.path / file).read_bytes()
+        for word in (b"Secretlabel", b"Secretsource", b"Secretunknown", secret["sha256"].encode()):
+            assert word not in content, (file, word)
+    for event in registry.events():
+        if event["what"] == "add" and event["event"] != kept["event"]:
+            assert event["text"] == "deleted for good"
+            with pytest.raises(Conflict, match="for good"):
+                registry.undo(event["event"])
+    with pytest.raises(Conflict, match="deleted for good"):
+        add(registry, 2, "Secretlabel", source="Secretsource", key="Secretkey")
+    again = add(registry, 4, "new")
+    assert again["reference"] > unknown["reference"] and again["type"] > secret["type"]
+
+
+def test_deleting_for_good_looks_at_no_row_twice(registry):
+    """Each row that goes is looked for in the tables that refer to it: by an index, or 1e5 types would take hours."""
+    indexed = {"reference": set(), "type": set()}
+    tables = [row[0] for row in registry.store.read("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    for table in tables:
+        for key in registry.store.read(f"SELECT \"table\", \"from\" FROM pragma_foreign_key_list('{table}')"):
+            if key[0] in indexed and table != "threshold":  # of those there are few
+                first = registry.store.read(f"SELECT 1 FROM pragma_index_list('{table}') l, pragma_index_info(l.name) i "
+                                            "WHERE i.seqno = 0 AND i.name = ? AND NOT l.partial", (key[1],))
+                assert first, (table, key)
+                indexed[key[0]].add(table)
+    assert indexed == {"reference": {"feature", "look_alike"}, "type": {"reference"}}
+
+
+def test_a_reference_that_another_process_removed_in_the_meantime(registry):
+    """Between looking it up and changing it: one line, and it is removed once."""
+    look_up = registry.reference
+    for change in (lambda number: registry.remove(reference=number), lambda number: registry.move(number, "b")):
+        for gone in (lambda number: registry.store.collection("default").remove("a"),
+                     lambda number: (registry.remove("a"), registry.purge(time.time() + 1))):
+            number = add(registry, 1, "a")["reference"]
+
+            def slow(asked, gone=gone):
+                row = look_up(asked)
+                registry.reference = look_up
+                gone(asked)
+                return row
+
+            registry.reference = slow
+            with pytest.raises(NotFound, match="removed"):
+                change(number)
+    assert registry.labels == []
+
+
+def test_an_image_that_is_embedded_while_another_model_is_activated(registry, tmp_path):
+    """The first model was in use before, so that it is active again in a moment, and then has no vector of the image."""
+    first = registry.models()[0]["hash"]
+    second = registry.upgrade.add(write_model(tmp_path / "second.onnx", METADATA | {"thresholds": TABLE}, mean=0.3))
+    registry.upgrade.activate(second)
+    prepare, calls = registry.prepare, []
+
+    def slow(*arguments, **options):
+        made = prepare(*arguments, **options)
+        if not calls:
+            calls.append(registry.upgrade.activate(first))
+        return made
+
+    registry.prepare = slow
+    registry.add(blocks(1), "a")
+    assert registry(blocks(1)) == ("a", pytest.approx(1)) and calls[0]["former"] == second
+    calls.clear()
+    registry.upgrade.activate(second)
+    assert registry.inspect(blocks(1), "a")["findings"]
+    look = registry.look(blocks(1))
+    registry.upgrade.activate(second)
+    assert registry.decide([look])[0]["label"] == "a"
+
+
+def test_a_threshold_is_never_set_for_another_model(registry, tmp_path, monkeypatch):
+    second = registry.upgrade.add(write_model(tmp_path / "second.onnx", METADATA | {"thresholds": TABLE}, mean=0.3))
+    registry.upgrade.build(second)
+    snapshot = registry.snapshot()
+    registry.upgrade.activate(second)
+    registry.snapshot = lambda: snapshot  # what was so when it was asked
+    with pytest.raises(UserError, match="another model"):
+        registry.set_threshold(.5)
+    assert [one["threshold"] for one in registry.models()] == [None, None]
+
+
+def test_types_that_look_alike_have_a_higher_threshold_unless_one_is_given(registry):
+    for label in "ab":
+        add(registry, 1, label)
+    add(registry, 2, "c")
+    of = lambda: [one["threshold"] for one in registry.types()]
+    automatic = registry.threshold
+    assert of() == [pytest.approx(automatic + .25 * (1 - automatic))] * 2 + [automatic]
+    answer = registry.set_threshold("suggestion")
+    now = registry.suggest_threshold()["threshold"]
+    assert answer["threshold"] == registry.threshold == now and not registry.snapshot().automatic
+    assert of() == [pytest.approx(now + .25 * (1 - now))] * 2 + [now]
+    registry.set_threshold(.7)
+    assert of() == [.7] * 3
+    with pytest.raises(Invalid, match="for all types"):
+        registry.set_threshold("suggestion", label="a")
+    with pytest.raises(Invalid, match="number between 0 and 1"):
+        registry.set_threshold("high")
+    for target in (5e-324, 0, 1, float("nan")):
+        with pytest.raises(Invalid, match="target"):
+            registry.suggest_threshold(target=target)
+
+
+def test_an_engine_that_is_ahead_of_what_this_process_has_read(registry, monkeypatch):
+    """As PostgreSQL, which all processes share: another one has added a type, and then removed all, since."""
+    add(registry, 1, "a")
+    old = registry.snapshot()
+    with Registry.open(registry.store.path) as other:
+        add(other, 2, "b")
+        ahead = old._replace(index=other.snapshot().index, types=dict(old.types))
+        monkeypatch.setattr(registry, "snapshot", lambda: ahead.types.update(other.snapshot().types) or ahead)
+        looks = [registry.look(blocks(2))]
+        ahead.types.pop(2, None)
+        assert registry.decide(looks, snapshot=ahead)[0]["label"] == "b"
+
+        class Emptied:
+            exact, recall = True, None
+            __len__ = lambda self: 1
+            search = lambda self, queries, k: other.snapshot().index.search(queries, k)
+
+        other.remove("a"), other.remove("b")
+        assert registry.decide(looks, snapshot=ahead._replace(index=Emptied()))[0]["reason"] == "empty"

@@ -159,7 +159,8 @@ def test_with_many_types_the_collection_says_it_and_keeps_it(tmp_path):
         assert found["source"] == "references" and found["threshold"] < .99
         assert found["unknown_labeled"]["high"] <= UNKNOWN_LABELED and found["unknown_labeled"]["of"] == 150
         assert found["now"]["threshold"] == .99 and found["now"]["unknown_labeled"]["count"] == 0
-        registry.set_threshold(found["threshold"])
+        registry.set_threshold("suggestion")
+        assert registry.threshold == found["threshold"]
         asked = [noisy(kind, 1) for kind in range(1000, 1300)]
         results = registry.decide([registry.look(image) for image in asked])
         labeled = sum(result["label"] is not None for result in results)

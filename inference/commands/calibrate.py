@@ -31,7 +31,7 @@ def main(arguments=None) -> int:
             return tell(args, result, [set_line(result)])
         found = registry.suggest_threshold()
         if args.apply:
-            result = registry.set_threshold(found["threshold"], **author(args))
+            result = registry.set_threshold("suggestion", **author(args))
             return tell(args, result, [set_line(result), found["message"]])
     now = found["now"]
     return tell(args, found, [

@@ -28,7 +28,7 @@ def pictures_of(registry, model_id: int, depth: int, turns: int, references: lis
             SELECT r.id, r.type, f.parts, f.vectors, f.crc32 FROM reference r JOIN feature f ON f.reference = r.id
             WHERE f.model = ? AND r.id IN ({','.join('?' * len(some))}) ORDER BY r.id""", (model_id, *some))
         if block:
-            found.append(registry.state._rows(block, depth))
+            found.append(registry.state.as_rows(block, depth))
     if not found:
         return Pictures(np.zeros((0, depth), np.float32), *np.zeros((3, 0), np.int64))
     rows = Rows(*map(np.concatenate, zip(*found)))
@@ -52,7 +52,7 @@ def registered(registry, model_id: int, depth: int) -> Iterator[Rows]:
             WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL AND r.id > ? ORDER BY r.id LIMIT ?""",
                                        (model_id, registry.id, last, BLOCK)):
         last = block[-1][0]
-        yield registry.state._rows(block, depth)
+        yield registry.state.as_rows(block, depth)
 
 
 def rank(blocks: Iterable[Rows], asked: Pictures, k: int, without: str) -> Hits:

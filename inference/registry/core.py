@@ -10,6 +10,7 @@ something (3 us) and reads the rows that have changed since: every process sees 
 """
 import contextlib
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -194,7 +195,7 @@ class Registry:
 
     # ---- looking ----
 
-    def _view_of(self, digest, find, reference=False) -> Views:
+    def views_of(self, digest, find, reference=False) -> Views:
         key = digest, find, reference
         with self._viewing:  # the finder is loaded once, by whichever thread comes first
             if key not in self._views:
@@ -210,7 +211,7 @@ class Registry:
         pixels of the upright image, clockwise from the document's top left. snapshot: the state that is meant, where it was
         asked for already; None: that of now. Raises ImageError."""
         snapshot = snapshot or self.snapshot()
-        squares, seen = self._view_of(snapshot.model_hash, snapshot.find)(opened(image), checked_quad(quad))
+        squares, seen = self.views_of(snapshot.model_hash, snapshot.find)(opened(image), checked_quad(quad))
         features = self.store.model(snapshot.model_hash).embed(np.stack(squares))
         return Look(features, seen.views, seen.quad, seen.score, snapshot.model_hash, image)
 
@@ -228,7 +229,8 @@ class Registry:
         if not looks:
             return []
         snapshot = snapshot or self.snapshot()
-        looks = [look if look.model == snapshot.model_hash else self.look(look.image) for look in looks]
+        looks = [look if look.model == snapshot.model_hash else self.look(
+            look.image, look.quad if look.found is None else None, snapshot) for look in looks]
         index = snapshot.index
         shared = dict(error=None, search="exact" if index.exact else "approximate", recall=index.recall,
                       model=snapshot.model_hash[:16], event=snapshot.event, margin=snapshot.margin)
@@ -238,6 +240,7 @@ class Registry:
         hits = index.search(queries, max(top_k, 2))
         scores = np.clip((hits.cosines + 1) / 2, 0, 1).tolist()  # -inf, where there are fewer types, becomes 0
         types, ids, results, first = hits.types.tolist(), hits.ids.tolist(), [], 0
+        self._learn(snapshot, itertools.chain.from_iterable(types))
         for look in looks:
             views = range(first, first + len(look.views))
             first += len(look.views)
@@ -256,7 +259,9 @@ class Registry:
                     if number and (kind not in best or score > best[kind][0]):
                         best[kind] = score, kind, number, name
             ranked = sorted(best.values(), key=lambda hit: (-hit[0], hit[1]))
-            view = ranked[0][3]
+            view = ranked[0][3] if ranked else None
+        if not ranked:  # an engine that is shared has lost its last row just now
+            return self._empty(look, snapshot, shared)
         score, kind, number = ranked[0][:3]
         threshold = snapshot.thresholds.get(kind, snapshot.threshold)
         if score < threshold:
@@ -281,6 +286,12 @@ class Registry:
                     threshold=snapshot.threshold, quad=corners_of(look.quad), found=look.found, view=None, orientation=None,
                     **shared)
 
+    def _learn(self, snapshot, types):
+        """An engine that several processes share may have types that this one has not read yet: all snapshots share `types`,
+        so that reading what was committed adds them."""
+        if not all(kind <= 0 or kind in snapshot.types for kind in types):
+            self.snapshot()
+
     def __call__(self, image, quad=None) -> tuple[str | None, float | None]:
         """(label, score) of one image; score None where nothing is registered. Raises ImageError."""
         result = self.decide([self.look(image, quad)])[0]
@@ -293,7 +304,7 @@ class Registry:
     def stream(self, images: Iterable, top_k: int = 1) -> Iterator[dict]:
         """The results of `classify`, in order, each as soon as it is known, in bounded memory."""
         snapshot = self.snapshot()
-        views, images = self._view_of(snapshot.model_hash, snapshot.find), list(images)
+        views, images = self.views_of(snapshot.model_hash, snapshot.find), list(images)
         for part in self.store.model(snapshot.model_hash).stream(images, lambda image: views(opened(image))):
             rows, looks = {}, []
             for row, position in enumerate(part.positions):
@@ -326,6 +337,7 @@ class Registry:
         if not len(snapshot.index):
             return []
         hits, best = snapshot.index.search_rows(features, k * PARTS), {}
+        self._learn(snapshot, hits.types.ravel().tolist())
         for score, kind, number in zip(*(column.ravel().tolist() for column in hits)):
             if number:
                 best[number // PARTS] = max(best.get(number // PARTS, (-1, 0)), (min(max((score + 1) / 2, 0), 1), kind))
@@ -338,12 +350,17 @@ class Registry:
     def inspect(self, image, label=None, quad=None, orientation: int = 0) -> dict:
         """What `add` would say, without registering anything: {quad, found, width, height, quality, findings, nearest,
         vectors (of the active model)}."""
-        return self._inspected(self.prepare(image, quad, orientation), clean_label(label) if label else None, "type")[0]
+        data, label = picture_of(image), clean_label(label) if label else None
+        while True:
+            with contextlib.suppress(Outdated):
+                return self._inspected(self.prepare(data, quad, orientation), label, "type")[0]
 
     def _inspected(self, prepared, label, kind):
         """(what `inspect` answers, look-alikes [(reference, score)] of other types)"""
         snapshot = self.snapshot()
-        vectors = prepared.vectors[snapshot.model_id]
+        vectors = prepared.vectors.get(snapshot.model_id)
+        if vectors is None:
+            raise Outdated("another model was activated while the image was embedded: try again")
         nearest = self._nearest(snapshot, vectors, 10)
         found, alike = list(findings(prepared.quality)), {}
         digest = hashlib.sha256(prepared.data).hexdigest()
@@ -383,7 +400,7 @@ class Registry:
         vectors, seen = {}, None
         for number, digest in models:
             if only is None or number in only:
-                squares, seen = self._view_of(digest, snapshot.find, reference=True)(data, given)
+                squares, seen = self.views_of(digest, snapshot.find, reference=True)(data, given)
                 vectors[number] = self.store.model(digest).embed(np.stack(
                     [np.rot90(square, orientation // 90 - turn) for square in squares
                      for turn in range(TURNS if snapshot.orientation == "any" else 1)]))
@@ -417,27 +434,24 @@ class Registry:
         request = digest_of("add", label, kind, hashlib.sha256(data).hexdigest(), checked_quad(quad), orientation, source)
         if (done := self._repeated(key, request)) is not None:
             return done
-        prepared = self.prepare(data, quad, orientation)
-        seen, alike = self._inspected(prepared, label, kind)
-        if seen["findings"] and not force:
-            raise Refused("; ".join(finding.message for finding in seen["findings"])
-                          + "; register it all the same with force", seen["findings"])
-        sha256 = self.store.blobs.put(data)
 
         def body(change):
-            number, new = self._type(change, label) if label is not None else (None, False)
-            reference = self._insert(change, prepared, sha256, number, kind, source, who, alike)
+            number, new = self.type_named(change, label) if label is not None else (None, False)
+            reference = self.insert(change, prepared, sha256, number, kind, source, who, alike)
             what = label if label is not None else "a known unknown"
             return f"registered a picture of {what}", dict(
                 reference=reference, type=number, label=label, kind=kind, event=change.event, new_type=new, sha256=sha256,
                 quad=seen["quad"], findings=[finding._asdict() for finding in seen["findings"]])
 
         while True:
-            try:
-                return self._mutate("add", body, who, key, request)
-            except Outdated:
+            with contextlib.suppress(Outdated):
                 prepared = self.prepare(data, quad, orientation)
-                self.store.blobs.put(data)
+                seen, alike = self._inspected(prepared, label, kind)
+                if seen["findings"] and not force:
+                    raise Refused("; ".join(finding.message for finding in seen["findings"])
+                                  + "; register it all the same with force", seen["findings"])
+                sha256 = self.store.blobs.put(data)
+                return self.mutate("add", body, who, key, request)
 
     def add_many(self, items: Iterable[tuple], who: str | None = None, source: str | None = None,
                  progress: Callable[[int], None] | None = None) -> list[dict]:
@@ -469,21 +483,21 @@ class Registry:
         def body(change):
             results = []
             for prepared, sha256, label, kind, of_image in rows:
-                number, new = self._type(change, label) if label is not None else (None, False)
-                reference = self._insert(change, prepared, sha256, number, kind, of_image, who, ())
+                number, new = self.type_named(change, label) if label is not None else (None, False)
+                reference = self.insert(change, prepared, sha256, number, kind, of_image, who, ())
                 results.append(dict(reference=reference, type=number, label=label, kind=kind, event=change.event,
                                     new_type=new, sha256=sha256))
             return f"registered {len(rows):,} pictures", dict(references=results)
 
-        return self._mutate("add", body, who)["references"]
+        return self.mutate("add", body, who)["references"]
 
-    def _type(self, change, label):
+    def type_named(self, change, label):
         """(id of the type of this name, whether it is new)"""
         row = next(change.db.execute("SELECT id FROM type WHERE collection = ? AND name = ? AND removed IS NULL",
                                      (self.id, label)), None)
         return (row[0], False) if row else (change.insert("type", collection=self.id, name=label), True)
 
-    def _insert(self, change, prepared, sha256, kind_of, kind, source, who, alike):
+    def insert(self, change, prepared, sha256, kind_of, kind, source, who, alike):
         db = change.db
         models = {number: state for number, state in db.execute(
             "SELECT id, state FROM model WHERE collection = ? AND state != 'retired'", (self.id,))}
@@ -515,7 +529,7 @@ class Registry:
 
     # ---- changing ----
 
-    def _mutate(self, what, body, who=None, key=None, request=None) -> dict:
+    def mutate(self, what, body, who=None, key=None, request=None) -> dict:
         """body: change -> (a line about what was done, the answer)."""
         with self.store.write() as db:
             if (done := self._repeated(key, request, db)) is not None:
@@ -539,6 +553,8 @@ class Registry:
             return None
         if rows[0][0] != request:
             raise Conflict(f"idempotency key {printable(key)[:80]}: was used for another request; take a new one")
+        if rows[0][1] == "{}":
+            raise Conflict(f"idempotency key {printable(key)[:80]}: what it registered was deleted for good; take a new one")
         return json.loads(rows[0][1])
 
     def _type_id(self, label) -> tuple[int, str]:
@@ -552,11 +568,11 @@ class Registry:
         return rows[0]
 
     @staticmethod
-    def _check_there(change, *types):
-        """Raises NotFound where another process has removed one of the types since it was looked up."""
-        for number in types:
-            if list(change.db.execute("SELECT 1 FROM type WHERE id = ? AND removed IS NOT NULL", (number,))):
-                raise NotFound(f"type {number}: was removed just now")
+    def _check_there(change, *numbers, table="type"):
+        """Raises NotFound where another process has removed one of the types, or references, since it was looked up."""
+        for number in numbers:
+            if not list(change.db.execute(f"SELECT 1 FROM {table} WHERE id = ? AND removed IS NULL", (number,))):
+                raise NotFound(f"{table} {number}: was removed just now")
 
     def remove(self, label: str | None = None, *, reference: int | None = None, type: int | None = None,
                who: str | None = None, key: str | None = None) -> dict:
@@ -578,6 +594,8 @@ class Registry:
         def body(change):
             if reference is None:
                 self._check_there(change, number)
+            else:
+                self._check_there(change, reference, table="reference")
             removed = [row[0] for row in change.db.execute("SELECT id FROM reference WHERE type = ? AND removed IS NULL",
                                                            (number,))] if reference is None else ids
             for one in removed:
@@ -588,7 +606,7 @@ class Registry:
                 f"removed a picture of {name or 'a known unknown'}")
             return text, dict(event=change.event, references=removed, type=number, label=name)
 
-        return self._mutate("remove", body, who, key, request)
+        return self.mutate("remove", body, who, key, request)
 
     def rename(self, label: str | int, new: str, *, who: str | None = None, key: str | None = None) -> dict:
         """Raises Conflict where a type is called `new` already: `merge` makes one of both. Answers {event, type, label}."""
@@ -606,7 +624,7 @@ class Registry:
             change.set("type", number, name=new)
             return f"renamed {name} to {new}", dict(event=change.event, type=number, label=new)
 
-        return self._mutate("rename", body, who, key, request)
+        return self.mutate("rename", body, who, key, request)
 
     def merge(self, source: str | int, into: str | int, *, who: str | None = None, key: str | None = None) -> dict:
         """All references of one type become the other's; the first is removed. Answers {event, type, label, references}."""
@@ -626,7 +644,7 @@ class Registry:
             change.set("type", number, removed=change.now)
             return f"merged {name} into {kept}", dict(event=change.event, type=target, label=kept, references=moved)
 
-        return self._mutate("merge", body, who, key, request)
+        return self.mutate("merge", body, who, key, request)
 
     def move(self, reference: int, label: str, *, who: str | None = None, key: str | None = None) -> dict:
         """A reference becomes one of another type, a new or a known one. Answers {event, reference, type, label}."""
@@ -638,12 +656,13 @@ class Registry:
             raise NotFound(f"reference {reference}: was removed")
 
         def body(change):
-            number, _ = self._type(change, label)
+            self._check_there(change, reference, table="reference")
+            number, _ = self.type_named(change, label)
             change.set("reference", reference, type=number, kind="type")
             return (f"moved a picture of {row['label'] or 'a known unknown'} to {label}",
                     dict(event=change.event, reference=reference, type=number, label=label))
 
-        return self._mutate("move", body, who, key, request)
+        return self.mutate("move", body, who, key, request)
 
     def undo(self, event: int | None = None, *, who: str | None = None, key: str | None = None,
              check: Callable[[set[str]], None] | None = None) -> dict:
@@ -684,7 +703,7 @@ class Registry:
             change.db.execute("UPDATE event SET undoes = ? WHERE id = ?", (number, change.event))
             return f"undone: {text}", dict(event=change.event, undone=number)
 
-        return self._mutate("undo", body, who, key, request)
+        return self.mutate("undo", body, who, key, request)
 
     @staticmethod
     def _check_types(change):
@@ -698,11 +717,12 @@ class Registry:
                 raise Conflict(f"type {printable(found[0])[:80]} would be removed, but reference {found[1]} belongs to it: "
                                "undo the later events first", reference=found[1])
 
-    def set_threshold(self, value: float | None = None, *, fpr: float | None = None, label: str | int | None = None,
+    def set_threshold(self, value: float | str | None = None, *, fpr: float | None = None, label: str | int | None = None,
                       who: str | None = None, key: str | None = None) -> dict:
         """The lowest score at which a label is given: `value`, 0..1, or that of the model's own table for the false positive
         rate `fpr` of pairs; for one type, where `label` says which. Neither: automatic, from the table and the number of
-        types; types that look alike then have a higher one. It holds for the active model. Answers {event, threshold, type}.
+        types. "suggestion": that of `suggest_threshold`. Types that look alike have a higher one than the automatic or the
+        suggested one, and just this one where it was given. It holds for the active model. Answers {event, threshold, type}.
         """
         if value is not None and fpr is not None:
             raise Invalid("threshold: give a value or an fpr, not both")
@@ -710,7 +730,11 @@ class Registry:
         if (done := self._repeated(key, request)) is not None:
             return done
         number, name = (None, None) if label is None else self._type_id(label)
-        snapshot = self.snapshot()
+        snapshot, source = self.snapshot(), "given" if fpr is None else f"fpr {fpr:g}"
+        if value == "suggestion":
+            if label is not None:
+                raise Invalid("threshold: a suggestion is for all types; leave the label away, or give a value")
+            value, source = self.suggest_threshold()["threshold"], "suggestion"
         automatic = value is None and fpr is None
         if not automatic:
             try:
@@ -722,17 +746,20 @@ class Registry:
                 raise Invalid("threshold: must be a number between 0 and 1") from None
 
         def body(change):
+            if not list(change.db.execute("SELECT 1 FROM model WHERE id = ? AND state = 'active'", (snapshot.model_id,))):
+                raise Outdated("another model was activated just now; try again")
+            self._check_there(change, *(() if number is None else (number,)))
             for row, in list(change.db.execute("SELECT id FROM threshold WHERE model = ? AND type IS ? AND removed IS NULL",
                                                (snapshot.model_id, number))):
                 change.set("threshold", row, removed=change.now)
             if not automatic:
                 change.insert("threshold", collection=self.id, model=snapshot.model_id, type=number, value=value,
-                              source="given" if fpr is None else f"fpr {fpr:g}")
+                              source=source)
             whose = f" of {name}" if name else ""
             return (f"set the threshold{whose} to {'automatic' if automatic else f'{value:.4f}'}",
                     dict(event=change.event, threshold=None if automatic else value, type=number))
 
-        return self._mutate("threshold", body, who, key, request)
+        return self.mutate("threshold", body, who, key, request)
 
     def set_settings(self, *, find: str | None = None, orientation: str | None = None, margin: float | None = None,
                      who: str | None = None, progress: Callable[[int], None] | None = None) -> dict:
@@ -752,7 +779,7 @@ class Registry:
             return "changed the settings: " + ", ".join(f"{name} {value}" for name, value in wanted.items()), dict(
                 event=change.event, **wanted)
 
-        return self._mutate("settings", body, who)
+        return self.mutate("settings", body, who)
 
     def _embed_again(self, change, progress):
         """All vectors of the collection, within the transaction: others may read meanwhile, not write. Those of removed
@@ -771,7 +798,7 @@ class Registry:
             data, given = self.store.blobs.get(picture), json.loads(quad) if quad and found is None else None
             made = {}
             for model_id, digest in models:
-                squares, _ = self._view_of(digest, find, reference=True)(data, given)
+                squares, _ = self.views_of(digest, find, reference=True)(data, given)
                 made[model_id] = self.store.model(digest).embed(np.stack(
                     [np.rot90(square, turned // 90 - turn) for square in squares for turn in range(turns)]))
             return number, made
@@ -784,30 +811,59 @@ class Registry:
                 progress(done)
 
     def purge(self, before: float, who: str | None = None) -> dict:
-        """Delete for good what was removed before a time (seconds since 1970): rows, vectors, and pictures that nothing else
-        uses. It cannot be undone. Answers {event, references, pictures}."""
+        """Delete for good what was removed before a time (seconds since 1970): rows, vectors, pictures that nothing else
+        has, and what events and decisions say of them. It cannot be undone. Answers {event, references, pictures}."""
+        unused, names = [], set()
+
         def body(change):
             db = change.db
-            gone = [row[0] for row in db.execute("SELECT id FROM reference WHERE collection = ? AND removed < ?",
-                                                 (self.id, before))]
-            pictures = set()
+            gone = dict(db.execute("SELECT id, picture FROM reference WHERE collection = ? AND removed < ?",
+                                   (self.id, before)))
             for number in gone:
-                pictures.add(next(db.execute("SELECT picture FROM reference WHERE id = ?", (number,)))[0])
-                db.execute("DELETE FROM feature WHERE reference = ?", (number,))
-                db.execute("DELETE FROM look_alike WHERE reference = ?", (number,))
-                db.execute("DELETE FROM look_alike WHERE other = ?", (number,))
-                db.execute("DELETE FROM reference WHERE id = ?", (number,))
-            unused = [name for name in pictures
-                      if not list(db.execute("SELECT 1 FROM reference WHERE picture = ? LIMIT 1", (name,)))]
+                for rows in ("feature WHERE reference", "look_alike WHERE reference", "look_alike WHERE other",
+                             "reference WHERE id"):
+                    db.execute(f"DELETE FROM {rows} = ?", (number,))
+            types = dict(db.execute("SELECT id, name FROM type t WHERE collection = ? AND removed < ? AND NOT EXISTS "
+                                    "(SELECT 1 FROM reference WHERE type = t.id)", (self.id, before)))
+            for number in types:
+                db.execute("DELETE FROM threshold WHERE type = ?", (number,))
+                db.execute("DELETE FROM type WHERE id = ?", (number,))
+            unused.extend(name for name in set(gone.values())
+                          if not list(db.execute("SELECT 1 FROM reference WHERE picture = ? LIMIT 1", (name,))))
             db.executemany("DELETE FROM picture WHERE sha256 = ?", [(name,) for name in unused])
-            return f"deleted {len(gone)} removed pictures for good", dict(event=change.event, deleted=gone, pictures=unused)
+            names.update(name for name in types.values() if not list(db.execute(
+                "SELECT 1 FROM type WHERE collection = ? AND name = ? LIMIT 1", (self.id, name))))
+            if gone or types:
+                self._forget(change, gone.keys(), types.keys())
+            return (f"deleted {len(gone)} removed pictures for good",
+                    dict(event=change.event, deleted=list(gone), types=list(types)))
 
-        result = self._mutate("purge", body, who)
+        result = self.mutate("purge", body, who)
         with self.store.write() as db:  # who registers one of them now, looks whether it is there after this
-            for name in result["pictures"]:
+            for name in unused:
                 if not list(db.execute("SELECT 1 FROM picture WHERE sha256 = ?", (name,))):
                     self.store.blobs.delete(name)
-        return dict(event=result["event"], references=len(result["deleted"]), pictures=len(result["pictures"]))
+        self.store.clear_log()
+        self.traffic.forget([*result["types"], *(-number for number in result["deleted"])], sorted(names))
+        return dict(event=result["event"], references=len(result["deleted"]), pictures=len(unused))
+
+    def _forget(self, change, references, types):
+        """What events say of references and types that were deleted for good: they cannot be undone any longer."""
+        forgotten, shorter = [], []
+        for event, changes, result in change.db.execute("SELECT id, changes, result FROM event WHERE collection = ? AND "
+                                                        "id < ? AND what != 'purge'", (self.id, change.event)):
+            changes, result = json.loads(changes), json.loads(result)
+            listed = result.get("references")
+            if (any(row in (references if table == "reference" else types if table == "type" else ())
+                    or not types.isdisjoint(columns.get("type", ())) for table, row, columns in changes)
+                    or any(isinstance(one, dict) and one.get("type") in types
+                           for one in (result, *(listed if isinstance(listed, list) else ())))):
+                forgotten.append((event,))
+            elif any(found["details"].get("reference") in references for found in result.get("findings", ())):
+                shorter.append((json.dumps(result | {"findings": []}), event))
+        change.db.executemany("UPDATE event SET text = 'deleted for good', changes = '[]', result = '{}' WHERE id = ?",
+                              forgotten)
+        change.db.executemany("UPDATE event SET result = ? WHERE id = ?", shorter)
 
     # ---- listing ----
 
@@ -828,10 +884,14 @@ class Registry:
             FROM type t WHERE t.collection = ? AND t.removed IS NULL AND {condition} ORDER BY t.id LIMIT ?""",
                                (self.id, *bindings, limit))
         types = [dict(zip(("type", "label", "references", "cover", "created"), row)) for row in rows]
+        alike = {one["type"]: [] for one in types}
+        for first, second, score in snapshot.look_alikes:
+            for mine, other in ((first, second), (second, first)):
+                if mine in alike:
+                    alike[mine].append(dict(label=snapshot.types[other], score=score))
         for one in types:
             one["threshold"] = snapshot.thresholds.get(one["type"], snapshot.threshold)
-            one["look_alikes"] = [dict(label=snapshot.types[second if first == one["type"] else first], score=score)
-                                  for first, second, score in snapshot.look_alikes if one["type"] in (first, second)]
+            one["look_alikes"] = alike[one["type"]]
         return types
 
     def references(self, label: str | int | None = None, kind: str | None = None, after: int = 0, limit: int = 100,

@@ -108,7 +108,9 @@ class State:
             "SELECT id FROM reference WHERE collection = ? AND changed > ?", (self.id, seen))]
         for deleted, in db.execute("SELECT result FROM event WHERE collection = ? AND id > ? AND what = 'purge'",
                                    (self.id, seen)):
-            changed += json.loads(deleted)["deleted"]
+            deleted = json.loads(deleted)
+            changed += deleted["deleted"]
+            self._live.difference_update(deleted["types"])
         self._alike.stale |= not self._alike.references.isdisjoint(changed)
         # A reference that was embedded again may have fewer vectors than before: all that it can have go first.
         gone = (np.array(changed, np.int64)[:, None] * PARTS + np.arange(PARTS)).ravel()
@@ -129,14 +131,14 @@ class State:
             WHERE f.model = ? AND r.collection = ? AND r.removed IS NULL {condition}""", (model_id, self.id, since))
         blocks, count = [Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, depth), np.float32))], 0
         while block := list(itertools.islice(rows, LOADED)):
-            blocks.append(self._rows(block, depth))
+            blocks.append(self.as_rows(block, depth))
             count += len(blocks[-1].ids)
             if count >= PART:
                 yield joined(blocks)
                 blocks, count = blocks[:1], 0
         yield joined(blocks)
 
-    def _rows(self, block, depth):
+    def as_rows(self, block, depth):
         """Rows of the database, [(reference, type or None, parts, vectors, crc32)], as those of the index."""
         for number, _, parts, vectors, crc in block:
             if zlib.crc32(vectors) != crc or len(vectors) != parts * depth * 4:
@@ -151,19 +153,22 @@ class State:
 
     def _thresholds(self, db, model_id, model: Model, find, orientation):
         """(threshold, whether it is automatic, {type: threshold of its own}, pairs of types that look alike, warnings)"""
-        given = list(db.execute("SELECT type, value FROM threshold WHERE model = ? AND removed IS NULL", (model_id,)))
-        own = {number: value for number, value in given if number is not None}
+        own, given, source = {}, None, None
+        for number, *row in db.execute("SELECT type, value, source FROM threshold WHERE model = ? AND removed IS NULL",
+                                       (model_id,)):
+            if number is None:
+                given, source = row
+            else:
+                own[number] = row[0]
         compared = max(1, len(self._live)) * (2 if find == "auto" else 1)
-        threshold, warnings = choose_threshold(model, next((value for number, value in given if number is None), None), None,
-                                               orientation, compared)
-        automatic = len(own) == len(given)
+        threshold, warnings = choose_threshold(model, given, None, orientation, compared)
         pairs = self._alike.pairs(db, model_id, threshold)
         raises = {}
-        if automatic:
+        if source in (None, "suggestion"):  # a given one holds for all types alike
             for first, second, score in pairs:
                 for number in (first, second):
                     raises[number] = max(raises.get(number, threshold), raised(threshold, score))
-        return threshold, automatic, raises | own, tuple(pairs), tuple(warnings)
+        return threshold, source is None, raises | own, tuple(pairs), tuple(warnings)
 
 
 def joined(parts: list[Rows]) -> Rows:

@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+import apsw
+
 from ..errors import UserError, printable
 from ..model import TABLES, Model, load_model
 from .blobs import Blobs, write_durably
@@ -19,7 +21,7 @@ from .errors import Conflict, Damaged, Invalid
 from .files import DATABASE, is_store
 from .graph import graph_hash, is_sealed, sealed
 from .schema import TABLES as SQL
-from .schema import check_local, open_database, transaction, translated
+from .schema import WAITS, check_local, open_database, transaction, translated
 
 DEFAULT_COLLECTION = "default"
 FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
@@ -111,6 +113,15 @@ class StoreFiles:
         self._check_process()
         with self._writing, translated(self.database), transaction(self._writer):
             yield self._writer
+
+    def clear_log(self) -> None:
+        """Take what was deleted out of the log of the database too, unless somebody reads for seconds."""
+        with self._writing, contextlib.suppress(apsw.Error):
+            self._writer.set_busy_timeout(2000)
+            try:
+                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            finally:
+                self._writer.set_busy_timeout(WAITS)
 
     def version(self) -> int:
         """Another number after each commit of anyone: 3 us."""

@@ -19,6 +19,7 @@ from .errors import Invalid
 
 SAMPLED = 2_000  # references that are compared with all others, at most: seconds for 100,000 of them
 CONFIDENCE = 0.95
+LEAST_TARGET = 1e-6  # to tell so low a share takes millions of pictures
 SHOWN = 100  # types that look alike
 NEVER = -1.0  # the score of a picture that gets no label at any threshold: a known unknown is nearest, or the gap is small
 
@@ -40,11 +41,12 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
     unknown_labeled and right_rejected: {rate, low, high (of the 95 % interval), count, of} at this threshold, None without
     any picture; now: the same two and `threshold`, for the one in use; based_on: {types, references, pairs, known_unknowns,
     feedback_unknown, feedback_right, sampled (whether not all references were compared)}; needed: so many unknown pictures,
-    types included, are needed for this target; types: [{type, label, threshold}] that look like another one and so would
+    types included, are needed for this target; types: [{type, label, threshold}] that look like another one and so
     have a higher threshold; message: one line}. digest: of another model of the collection. Nothing is changed.
     """
-    if not 0 < target < 1:
-        raise Invalid(f"target {target}: must be between 0 and 1, the share of unknown pictures that may get a label")
+    if not LEAST_TARGET <= target < 1:
+        raise Invalid(f"target {target}: must be between {LEAST_TARGET:g} and 1, the share of unknown pictures that may "
+                      "get a label")
     snapshot, model = registry.snapshot(), registry.model
     number, margin = snapshot.model_id, snapshot.margin
     if digest is not None:

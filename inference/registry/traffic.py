@@ -100,6 +100,20 @@ class Traffic:
                        result["reason"], result["threshold"], result["margin"]), picture)
         return decision
 
+    def forget(self, kinds: list[int], labels: list[str]) -> None:
+        """Delete the decisions that name what was deleted for good: types by their ids, known unknowns by minus theirs, and
+        types that feedback named by their labels."""
+        self.flush()
+        if not (self.file.path.exists() and (kinds or labels)):
+            return
+        try:
+            self.file.write(lambda db: db.execute(
+                "DELETE FROM decision WHERE collection = ?3 AND (best IN (SELECT value FROM json_each(?1)) OR second IN "
+                "(SELECT value FROM json_each(?1)) OR right IN (SELECT value FROM json_each(?2)))",
+                (json.dumps(kinds), json.dumps(labels), self.collection)))
+        except UserError as error:
+            self.file.tell("decisions about what was deleted for good were not deleted", error)
+
     def flush(self) -> None:
         """Write what waits. Says nothing where it cannot be written; see the log."""
         self.file.flush()
@@ -292,7 +306,7 @@ class TrafficFile:
                 pictures = [(row, self.pictures.put(picture[0]), picture) for row, picture in rows if picture]
                 self.write(lambda db: self._insert(db, [row for row, _ in rows], pictures))
             except UserError as error:
-                self._tell(f"{len(rows)} decisions were not noted", error)
+                self.tell(f"{len(rows)} decisions were not noted", error)
 
     def _insert(self, db, rows, pictures):
         db.executemany("INSERT OR IGNORE INTO decision(id, collection, created, model, event, best, score, second, "
@@ -329,7 +343,7 @@ class TrafficFile:
             self.pictures.sweep(kept, time.time() - SWEEP)
             return bool(kept)
         except (UserError, OSError) as error:
-            self._tell("pictures of unknowns were not deleted", error)
+            self.tell("pictures of unknowns were not deleted", error)
             return True
 
     def _expire(self, db, now):
@@ -436,9 +450,9 @@ class TrafficFile:
             pass
         except OSError:
             raise error from None
-        self._tell(f"the file is now {aside.name}, and a new one was made", error)
+        self.tell(f"the file is now {aside.name}, and a new one was made", error)
 
-    def _tell(self, what, error):
+    def tell(self, what, error):
         if time.monotonic() - self._told >= 60:
             self._told = time.monotonic()
             log.warning("%s: %s (%s)", self.path, what, first_line(error))

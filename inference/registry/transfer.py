@@ -338,14 +338,14 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
                 continue
             number = None
             if entry.label is not None:
-                number, made = registry._type(change, entry.label)
+                number, made = registry.type_named(change, entry.label)
                 if made:
                     new[entry.label] = number
-            registry._insert(change, prepared, sha256, number, entry.kind, entry.source or origin, who, ())
+            registry.insert(change, prepared, sha256, number, entry.kind, entry.source or origin, who, ())
             count += 1
         for label in head.get("types", ()):
             if label not in old and label not in new:
-                new[label] = registry._type(change, label)[0]
+                new[label] = registry.type_named(change, label)[0]
         if not count and not new:
             raise _Nothing
         (model, digest), = db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
@@ -361,7 +361,7 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
                 dict(event=change.event, types=len(new), references=count, skipped=skipped))
 
     try:
-        return registry._mutate("import", body, who)
+        return registry.mutate("import", body, who)
     except _Nothing:
         return dict(event=None, types=0, references=0, skipped=skipped)
     except Outdated:

@@ -241,7 +241,7 @@ class Unknowns:
             state, groups = self._grouped(snapshot.threshold, FRESH)
         except UserError:  # scikit-learn is missing, or the file cannot be read: nothing can be told
             return []
-        places = self._explained(groups, np.asarray(features, np.float32), (), _threshold_of(snapshot, label), state)
+        places = self._explained(groups, np.asarray(features, np.float32), (), self._threshold_of(snapshot, label), state)
         return [state.ids[place] for place in places]
 
     def _explained(self, groups, features, given, threshold, state=None):
@@ -286,7 +286,7 @@ class Unknowns:
         chosen = [places[one] for one in central(state.scores[np.ix_(places, places)], references)]
         ends = np.append(state.turned_starts[1:], len(state.turned))
         features = np.concatenate([state.turned[state.turned_starts[place]:ends[place]] for place in chosen])
-        resolved = set(chosen) | set(self._explained(groups, features, places, _threshold_of(snapshot, label), state))
+        resolved = set(chosen) | set(self._explained(groups, features, places, self._threshold_of(snapshot, label), state))
         answer = dict(references=[], pictures=[state.ids[place] for place in chosen],
                       resolved=sorted(state.ids[place] for place in resolved),
                       left=sorted(state.ids[place] for place in set(places) - resolved), events=[])
@@ -302,6 +302,12 @@ class Unknowns:
         self._dismiss(answer["resolved"])
         return answer
 
+    def _threshold_of(self, snapshot, label):
+        """Of the type of this name, where it has one of its own."""
+        found = self.registry.store.read("SELECT id FROM type WHERE collection = ? AND name = ? AND removed IS NULL",
+                                         (self.registry.id, label))
+        return snapshot.thresholds.get(found[0][0], snapshot.threshold) if found else snapshot.threshold
+
     def list(self, after: int = 0, limit: int = 100) -> list[dict]:  # the last one: its name hides the type
         """[{id, when, expires, score (of the best type, None: there was none), seen (how often exactly this picture came),
         decision, bytes}], by id, from the one behind `after`."""
@@ -310,12 +316,6 @@ class Unknowns:
                                "WHERE collection = ? AND id > ? AND expires > ? ORDER BY id LIMIT ?",
                                (self.registry.id, after, time.time(), limit))
         return [dict(zip(("id", "when", "expires", "score", "seen", "decision", "bytes"), row)) for row in rows]
-
-
-def _threshold_of(snapshot, label):
-    """Of the type of this name, where it has one of its own; of several ids the last: the others were removed."""
-    number = max((number for number, name in snapshot.types.items() if name == label), default=None)
-    return snapshot.thresholds.get(number, snapshot.threshold)
 
 
 def _missing(unknown):

@@ -53,7 +53,7 @@ class Upgrade:
                               (self.registry.id, digest, name, change.now, change.event))
             return f"added the model {name}", dict(event=change.event, hash=digest, new=True)
 
-        self.registry._mutate("model", body, who)
+        self.registry.mutate("model", body, who)
         return digest
 
     def build(self, digest: str, progress=None) -> dict:
@@ -186,10 +186,11 @@ class Upgrade:
             return dict(number=number, model=model, hash=digest, threshold=snapshot.threshold,
                         thresholds=snapshot.thresholds, alike=alike, margin=snapshot.margin,
                         warnings=list(snapshot.warnings) + note)
-        own = dict(self.store.read("SELECT type, value FROM threshold WHERE model = ? AND removed IS NULL", (number,)))
+        rows = self.store.read("SELECT type, value, source FROM threshold WHERE model = ? AND removed IS NULL", (number,))
+        own = {kind: value for kind, value, _ in rows}
         threshold, warnings = own.pop(None, None), []
-        given = threshold is not None
-        if not given:
+        given = any(kind is None and source != "suggestion" for kind, _, source in rows)
+        if threshold is None:
             compared = max(1, len(self.registry.labels)) * (2 if snapshot.find == "auto" else 1)
             threshold, warnings = choose_threshold(model, None, None, snapshot.orientation, compared)
         alike, note = self._look_alikes(number, model, threshold, snapshot)
@@ -233,7 +234,7 @@ class Upgrade:
 
     def _unknowns(self, side, unknowns, snapshot):
         """{unknown: (type or 0, score)}; those whose picture is gone are not in it."""
-        views = self.registry._view_of(side["hash"], snapshot.find)
+        views = self.registry.views_of(side["hash"], snapshot.find)
 
         def look(item):
             number, (name, quad) = item
@@ -268,11 +269,8 @@ class Upgrade:
             raise Conflict(f"model {digest[:16]}: has not embedded all references yet; build it first")
         embedded = self.build(digest)["embedded"]
         snapshot = self.registry.snapshot()
-        types = []
         if threshold == "suggestion":
-            suggestion = suggest(self.registry, digest=digest)
-            value, source = suggestion["threshold"], "suggestion"
-            types = [(entry["type"], entry["threshold"]) for entry in suggestion["types"]]
+            value, source = suggest(self.registry, digest=digest)["threshold"], "suggestion"
         elif threshold is None or isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
             value, source = threshold, "given"
         else:
@@ -296,16 +294,14 @@ class Upgrade:
             if value is not None:
                 db.execute("UPDATE threshold SET removed = ?, changed = ? WHERE model = ? AND removed IS NULL",
                            (change.now, change.event, number))
-                for kind, of_type in [(None, value), *types]:
-                    change.insert("threshold", collection=self.registry.id, model=number, type=kind, value=of_type,
-                                  source=source)
+                change.insert("threshold", collection=self.registry.id, model=number, type=None, value=value, source=source)
                 change.rows.clear()  # the way back is to activate the former model
             return f"switched to the model {self._name(db, number)}", dict(
                 hash=digest, event=change.event, former=former[1], threshold=value, embedded=embedded)
 
         while True:
             try:
-                return self.registry._mutate("activate", body, who)
+                return self.registry.mutate("activate", body, who)
             except _CameMeanwhile:  # a reference, of a process that knew no second model
                 embedded += self.build(digest)["embedded"]
 
@@ -322,7 +318,7 @@ class Upgrade:
             change.db.execute("DELETE FROM model WHERE id = ?", (number,))
             return f"removed the model {name}", dict(event=change.event, hash=digest)
 
-        answer = self.registry._mutate("model", body, who)
+        answer = self.registry.mutate("model", body, who)
         if not self.store.read("SELECT 1 FROM model WHERE hash = ? LIMIT 1", (digest,)):
             self.store.model_path(digest).unlink(missing_ok=True)
         return answer

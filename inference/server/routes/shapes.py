@@ -332,8 +332,9 @@ class Threshold(BaseModel):
 
 
 class SetThreshold(Strict):
-    """One of `threshold` and `fpr`; neither: automatic."""
-    threshold: float | None = Field(None, ge=0, le=1)
+    """One of `threshold` and `fpr`; neither: automatic. Types that look alike have a higher threshold than an automatic or a
+    suggested one; one that is given holds for all."""
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["suggestion"] | None = None
     fpr: float | None = Field(None, gt=0, le=1, description="The false positive rate of pairs, from the model's table")
     type: Number | None = Field(None, description="The id of the type that it is for; null: all others")
     label: Label | None = Field(None, description="Its label instead")
