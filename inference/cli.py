@@ -2,6 +2,7 @@
 with exit status 2, progress on a terminal. The standard library only.
 """
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -48,6 +49,12 @@ def exit_status(main) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: no room on the disk that the output goes to", file=sys.stderr, flush=True)
+        return 2
 
 
 def run_cli(main) -> None:

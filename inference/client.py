@@ -6,11 +6,13 @@
 
 Arguments, answers and errors are those of `Registry` (registry/core.py), whose documentation holds here too. What differs:
 `who` is the name of the key, whatever is given; unknowns, traffic and upgrade have the methods below. A change is sent with
-an idempotency key, so that it is repeated where its answer was lost, and is made once all the same.
+an idempotency key, so that it is repeated where its answer was lost, and is made once all the same; one that the server
+would make twice is not repeated.
 """
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import ssl
@@ -34,6 +36,7 @@ PAGE = 1000        # entries that one request lists
 IMAGES, BYTES = 16, 8 << 20  # of one request that classifies many
 AT_ONCE = 4        # of those requests
 BLOCK = 1 << 20
+KEY = re.compile("[!-~]{1,200}")  # an idempotency key
 ERRORS = {kind.code: kind for kind in (Invalid, NotFound, Conflict, Busy, StoreFull, Damaged)} | {
     "not-an-image": ImageError, "unusable-image": ImageError, "invalid-request": UserError}
 STRANGE = "answers as no registry does; is that the address of docmetric serve?"
@@ -56,12 +59,12 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None, collection: str = "default", timeout: float = 60.0):
         self.name, self._server = collection, _Server(url, key, timeout)
-        self._path = f"/v1/collections/{quote(collection, safe='')}"
+        self._path = _path_of(collection)
 
     @classmethod
     def _of(cls, server, collection):
         client = object.__new__(cls)
-        client.name, client._server, client._path = collection, server, f"/v1/collections/{quote(collection, safe='')}"
+        client.name, client._server, client._path = collection, server, _path_of(collection)
         return client
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class Client:
     def labels(self) -> list[str]:
         return sorted(one["label"] for one in self._items("/types", "type", 0, float("inf"), {}))
 
-    def set_threshold(self, value: float | None = None, *, fpr: float | None = None, label: str | int | None = None,
+    def set_threshold(self, value: float | str | None = None, *, fpr: float | None = None, label: str | int | None = None,
                       who: str | None = None, key: str | None = None) -> dict:
         whose = {} if label is None else {"type" if _is_id(label) else "label": label}
         return self._call("PUT", "/threshold", body=_given(threshold=value, fpr=fpr, **whose), key=key)
@@ -405,7 +408,12 @@ class _Server:
         body: a dict as JSON, bytes, or the `Path` of a file. key: an idempotency key of the caller's. once: a request that
         the server may have carried out is not sent again.
         """
-        target = self._prefix + path + ("?" + urlencode(_texts(query)) if query else "")
+        try:
+            target = self._prefix + path + ("?" + urlencode(_texts(query)) if query else "")
+        except UnicodeEncodeError:
+            raise Invalid(f"{', '.join(query)}: must be text that UTF-8 can hold") from None
+        if key is not None and not KEY.fullmatch(str(key)):
+            raise Invalid("key: an idempotency key has 1 to 200 characters of ASCII, without spaces")
         headers = dict(self._headers)
         if isinstance(body, dict):
             body, kind = json.dumps(body).encode(), "application/json"
@@ -475,9 +483,10 @@ class _Server:
         except http.client.HTTPException as error:
             connection.close()
             raise UserError(f"{self.url}: answers with something that is no HTTP ({first_line(error)})") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second: of a name that no host can have
             connection.close()
-            raise UserError(f"{self.url}: cannot be reached ({first_line(error.strerror or error)})") from None
+            reason = first_line(getattr(error, "strerror", None) or error)
+            raise UserError(f"{self.url}: cannot be reached ({reason})") from None
         except BaseException:
             connection.close()
             raise
@@ -546,6 +555,10 @@ def _texts(query):
     return {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
 
 
+def _path_of(collection) -> str:
+    return f"/v1/collections/{quote(collection, safe='', errors='replace')}"
+
+
 def _is_id(label) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)
 
@@ -557,7 +570,7 @@ def _number(value) -> int:
 
 
 def _hash(value) -> str:
-    return quote(str(value), safe="")
+    return quote(str(value), safe="", errors="replace")
 
 
 def _quad(quad) -> str | None:

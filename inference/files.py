@@ -14,6 +14,8 @@ def replacing(path):
     Raises UserError when the system does not allow the write.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no file but a device or the like, which would be replaced; give another name")
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

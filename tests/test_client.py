@@ -447,6 +447,20 @@ def test_a_key_with_a_line_break_is_not_sent():
         Client("http://localhost", "dm_1_x\r\nX-Evil: y")
 
 
+@pytest.mark.parametrize("key", ["", "a b", "a\nb", "é", "x" * 201])
+def test_an_idempotency_key_that_cannot_be_sent(client, key):
+    with pytest.raises(Invalid, match="idempotency key"):
+        client.undo(key=key)
+
+
+def test_text_that_cannot_be_sent(client):
+    for call in (client.type, client.remove, lambda text: client.add(document(1), text)):
+        with pytest.raises(Invalid, match="UTF-8"):
+            call("\udcff")
+    with pytest.raises(UserError):
+        client.collection("\udcff").labels
+
+
 def test_a_closed_client_says_so(client):
     client.close()
     with pytest.raises(UserError, match="was closed"):

@@ -262,7 +262,8 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
 
 @pytest.mark.parametrize("words, says", [
     ([], None), (["frob"], "no such command"), (["ls"], "STORE"), (["ls", "nowhere"], "docmetric init nowhere"),
-    (["ls", "{store}", "a", "--events"], "TEXT is of use for types"), (["ls", "{store}", "--limit", "0"], "at least 1"),
+    (["ls", "{store}", "a", "--events"], "TEXT is of use for types"),
+    (["ls", "{store}", "--limit", "0"], "no number from 1"),
     (["ls", "{store}", "--references", "nope"], "type nope: there is none"),
     (["init", "new", "nowhere"], "nowhere: no such folder"), (["init", "{store}"], "collection default: is there already"),
     (["add", "{store}", "photo.jpg"], "say what it shows with --type"), (["add", "{store}"], "IMAGE"),
@@ -273,7 +274,7 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     (["rm", "{store}", "--reference", "99"], "reference 99: there is none"),
     (["mv", "{store}", "a"], "give the type and its new name"), (["mv", "{store}", "a", "b"], "type a: there is none"),
     (["undo", "{store}", "99"], "event 99"), (["search", "{store}", "gone.jpg"], "gone.jpg"),
-    (["classify", "{store}", "a.jpg", "--top-k", "0"], "at least 1"),
+    (["classify", "{store}", "a.jpg", "--top-k", "0"], "no number from 1"),
     (["calibrate", "{store}", "--threshold", "2"], "between 0"),
     (["calibrate", "{store}", "--type", "a"], "--type: needs"), (["purge", "{store}"], "--older"),
     (["purge", "{store}", "--older", "x"], "duration"), (["key", "add", "{store}"], "give its name"),
@@ -283,6 +284,12 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     (["import", "{store}", "nowhere.zip"], "nowhere.zip"), (["export", "{store}", "nowhere/a.zip"], "nowhere"),
     (["backup", "http://127.0.0.1:1", "x"], "works on the folder"), (["restore", "nowhere", "x"], "nowhere"),
     (["check", "nowhere"], "nowhere"), (["ls", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
+    *((words, "99999999999999999999") for words in (
+        ["rm", "{store}", "--reference", "9" * 20], ["mv", "{store}", "a", "--reference", "9" * 20],
+        ["undo", "{store}", "9" * 20], ["review", "{store}", "--drop", "9" * 20], ["key", "rm", "{store}", "9" * 20],
+        ["search", "{store}", "a.jpg", "-k", "9" * 20], ["classify", "{store}", "a.jpg", "--top-k", "9" * 20])),
+    (["ls", "{store}", "--collection", "\udcff"], "no UTF-8"), (["ls", "{store}", "\udcff"], "no UTF-8"),
+    (["rm", "http://a..b", "x"], "cannot be reached"), (["rm", "http://127.0.0.1:1", "\udcff"], "UTF-8"),
     (["serve", "nowhere"], "nowhere: no store there"), (["serve", "{store}", "--port", "99999999"], "99999999"),
 ])
 def test_mistakes_are_one_line_and_exit_2(words, says, store, docmetric, tmp_path, monkeypatch):
@@ -294,6 +301,21 @@ def test_mistakes_are_one_line_and_exit_2(words, says, store, docmetric, tmp_pat
     if words:
         assert out == "" and err.startswith("error: ") and says in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before      # a mistake leaves nothing behind
+
+
+def test_an_export_does_not_take_the_place_of_a_device(store, docmetric, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = docmetric("export", store, tmp_path / "pipe")
+    assert status == 2 and out == "" and "is no file but a device" in err and err.count("\n") == 1
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_output_that_finds_no_room_is_one_line(store):
+    for words in (["ls", store], ["ls", store, "--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([sys.executable, "-m", "inference", *map(str, words)], cwd=ROOT, stdout=full,
+                                  stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and done.stderr == "error: no room on the disk that the output goes to\n", done.stderr
 
 
 @pytest.mark.parametrize("command", MODULES)

@@ -3,6 +3,7 @@
 STORE is the folder of a store or, for most commands, the address of a server: `opened` gives a `Registry` or a `Client`,
 which have the same methods.
 """
+import argparse
 import contextlib
 import getpass
 import json
@@ -14,8 +15,21 @@ from collections.abc import Callable, Iterable
 from ..cli import Parser
 from ..errors import UserError, printable
 from ..image import images_at
+from ..server.settings import between
 
 KEY_VARIABLE = "DOCMETRIC_KEY"
+
+number = between(1, 10 ** 12 - 1)  # the type of options that name a reference, an event and the like
+count = between(1, 1000)           # and of those that say how many of the best are shown
+
+
+def word(text: str) -> str:
+    """The type of options whose text is compared with the store's, which is UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{printable(text)} is no UTF-8 text") from None
+    return text
 
 
 class CommandLine(Parser):
@@ -33,7 +47,7 @@ def parser(command: str, description: str, actions: tuple = (), server: bool = T
     made.add_argument("store", metavar="STORE", help="folder of the store" + (
         f", or the address of a server, http://...; its key is in the variable {KEY_VARIABLE}" if server else ""))
     if collection:
-        made.add_argument("--collection", default="default", metavar="NAME", help="collection of the store")
+        made.add_argument("--collection", type=word, default="default", metavar="NAME", help="collection of the store")
     made.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
     return made
 

@@ -10,16 +10,14 @@ Nothing of the images is kept. Exit status 2 when not one of them can be used.
 import json
 
 from ..errors import printable
-from . import described, images_of, opened, parser
+from . import count, described, images_of, opened, parser
 
 
 def main(arguments=None) -> int:
     made = parser("classify", __doc__)
     made.add_argument("images", nargs="+", metavar="IMAGE", help="image, or a folder of images")
-    made.add_argument("--top-k", type=int, default=1, metavar="K", help="number of types to list")
+    made.add_argument("--top-k", type=count, default=1, metavar="K", help="number of types to list")
     args = made.parse_args(arguments)
-    if args.top_k < 1:
-        made.error(f"--top-k {args.top_k}: must be at least 1")
     results, usable = [], False
     with opened(args) as registry:
         # The second type may be the reason for no label.

@@ -8,12 +8,13 @@
 Scopes: classify (classify, search), read (look at all of a collection), write (register, remove, undo, review), admin
 (collections, keys, models, thresholds, export, import, and all the others).
 """
+import argparse
 import contextlib
 import time
 
 from ..registry.keys import SCOPES, Keys
 from ..server.settings import duration
-from . import day, is_address, opened, opened_store, parser, tell
+from . import day, is_address, number, opened, opened_store, parser, tell
 
 
 def main(arguments=None) -> int:
@@ -35,9 +36,10 @@ def main(arguments=None) -> int:
             key = keys.add(args.key, scopes, args.collections, expires)
             return tell(args, key, [key["key"]])
         if args.action == "rm":
-            if not args.key.isdecimal():
+            try:
+                found = [keys.revoke(number(args.key))]
+            except argparse.ArgumentTypeError:
                 made.error(f"key rm {args.key}: give its number, see docmetric key ls STORE")
-            found = [keys.revoke(int(args.key))]
         else:
             found = keys.list()
     return tell(args, found, [line(key) for key in found] or ["no keys: docmetric key add STORE NAME makes one"])

@@ -6,21 +6,19 @@
     docmetric ls types --events                 # who changed what, the last change first; docmetric undo takes its number
     docmetric ls types --collections
 """
-from . import day, every, is_address, opened, opened_store, parser, plural, tell
+from . import day, every, is_address, number, opened, opened_store, parser, plural, tell, word
 
 
 def main(arguments=None) -> int:
     made = parser("ls", __doc__)
-    made.add_argument("text", nargs="?", metavar="TEXT", help="part of a label; with --references a label")
+    made.add_argument("text", nargs="?", type=word, metavar="TEXT", help="part of a label; with --references a label")
     what = made.add_mutually_exclusive_group()
     what.add_argument("--references", action="store_true", help="list references")
     what.add_argument("--events", action="store_true", help="list changes")
     what.add_argument("--collections", action="store_true", help="list collections")
     made.add_argument("--removed", action="store_true", help="with --references: those that were removed")
-    made.add_argument("--limit", type=int, metavar="N", help="at most so many (default: all; of --events the last 20)")
+    made.add_argument("--limit", type=number, metavar="N", help="at most so many (default: all; of --events the last 20)")
     args = made.parse_args(arguments)
-    if args.limit is not None and args.limit < 1:
-        made.error(f"--limit {args.limit}: must be at least 1")
     if args.text is not None and (args.events or args.collections):
         made.error("ls: TEXT is of use for types and references alone")
     if args.collections and not is_address(args.store):

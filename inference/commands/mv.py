@@ -4,14 +4,14 @@
     docmetric mv types pasport passport --merge          # all references of the first become the other's
     docmetric mv types passport_2024 --reference 12 13   # these references are of that type, a new or a known one
 """
-from . import author, opened, parser, plural, tell
+from . import author, number, opened, parser, plural, tell
 
 
 def main(arguments=None) -> int:
     made = parser("mv", __doc__)
     made.add_argument("labels", nargs="+", metavar="LABEL", help="the type and its new name; with --reference one type")
     made.add_argument("--merge", action="store_true", help="the second type is there already: it takes all references")
-    made.add_argument("--reference", nargs="+", type=int, metavar="ID", help="references to move")
+    made.add_argument("--reference", nargs="+", type=number, metavar="ID", help="references to move")
     args = made.parse_args(arguments)
     if len(args.labels) != (1 if args.reference else 2):
         made.error("mv: give the type and its new name, or one type and --reference ID")
@@ -19,7 +19,7 @@ def main(arguments=None) -> int:
         made.error("--merge: is about types, --reference about single references")
     with opened(args) as registry:
         if args.reference:
-            results = [registry.move(number, args.labels[0], **author(args)) for number in args.reference]
+            results = [registry.move(one, args.labels[0], **author(args)) for one in args.reference]
             lines = [f"moved reference {result['reference']} to {result['label']} (event {result['event']})"
                      for result in results]
         elif args.merge:

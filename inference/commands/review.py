@@ -15,18 +15,18 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import replacing
 from ..registry.formats import kind_of
-from . import author, opened, parser, plural, tell
+from . import author, count, number, opened, parser, plural, tell
 
 
 def main(arguments=None) -> int:
     made = parser("review", __doc__)
-    made.add_argument("pictures", nargs="*", type=int, metavar="NUMBER", help="pictures to name or to delete")
+    made.add_argument("pictures", nargs="*", type=number, metavar="NUMBER", help="pictures to name or to delete")
     what = made.add_mutually_exclusive_group()
     what.add_argument("--name", metavar="LABEL", help="register them as this type, a new or a known one")
     what.add_argument("--unknown", action="store_true", help="register them as known unknowns")
     what.add_argument("--drop", action="store_true", help="delete them")
     what.add_argument("--save", metavar="FOLDER", help="write the pictures of all groups there")
-    made.add_argument("--references", type=int, default=1, metavar="N", help="register so many, the most typical ones")
+    made.add_argument("--references", type=count, default=1, metavar="N", help="register so many, the most typical ones")
     made.add_argument("--dry-run", action="store_true", help="say only what would be explained")
     made.add_argument("--force", action="store_true", help="register what would be refused")
     args = made.parse_args(arguments)
@@ -36,8 +36,8 @@ def main(arguments=None) -> int:
                    "review: say what becomes of the pictures: --name LABEL, --unknown or --drop")
     with opened(args) as registry:
         if args.drop:
-            for number in args.pictures:
-                registry.unknowns.remove(number)
+            for one in args.pictures:
+                registry.unknowns.remove(one)
             return tell(args, args.pictures, [f"deleted {plural(len(args.pictures), 'picture')}"])
         if acts:
             result = registry.unknowns.resolve(args.pictures, args.name, "unknown" if args.unknown else "type",
@@ -49,25 +49,25 @@ def main(arguments=None) -> int:
         groups = registry.unknowns.clusters()
         if args.save:
             save(registry, groups, Path(args.save))
-    return tell(args, groups, [line(number, group) for number, group in enumerate(groups, 1)]
+    return tell(args, groups, [line(place, group) for place, group in enumerate(groups, 1)]
                 or ["nothing to review; docmetric serve --keep-unknown 30d keeps what is rejected"])
 
 
-def line(number: int, group: dict) -> str:
+def line(place: int, group: dict) -> str:
     near = group["suggestion"]
-    text = f"group {number}: {group['size']} look alike" if group["size"] > 1 else f"group {number}: one alone"
+    text = f"group {place}: {group['size']} look alike" if group["size"] > 1 else f"group {place}: one alone"
     return (text + (f", nearest type {near['label']} ({near['score']:.4f})" if near and near["label"] else "")
             + f": {' '.join(map(str, group['ids']))}")
 
 
 def save(registry, groups, folder: Path) -> None:
-    for number, group in enumerate(groups, 1):
+    for place, group in enumerate(groups, 1):
         try:
-            (folder / str(number)).mkdir(parents=True, exist_ok=True)
+            (folder / str(place)).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
         for unknown in group["ids"]:
             data = registry.unknowns.picture(unknown)
             suffix = {"JPEG": "jpg"}.get(kind := kind_of(data), (kind or "bin").lower())
-            with replacing(folder / str(number) / f"{unknown}.{suffix}") as partial:
+            with replacing(folder / str(place) / f"{unknown}.{suffix}") as partial:
                 partial.write_bytes(data)

@@ -4,22 +4,22 @@
     docmetric rm types --reference 12 13
     docmetric rm http://localhost:8080 passport
 """
-from . import author, opened, parser, plural, tell
+from . import author, number, opened, parser, plural, tell
 
 
 def main(arguments=None) -> int:
     made = parser("rm", __doc__)
     made.add_argument("types", nargs="*", metavar="LABEL", help="type to remove")
-    made.add_argument("--reference", nargs="+", type=int, default=[], metavar="ID", help="references to remove")
+    made.add_argument("--reference", nargs="+", type=number, default=[], metavar="ID", help="references to remove")
     args = made.parse_args(arguments)
     if bool(args.types) == bool(args.reference):
         made.error("rm: name the types, or --reference ID, to remove")
     with opened(args) as registry:
         if args.types:  # a name that is not there is told before anything is removed
-            numbers = [registry.type(label)["type"] for label in args.types]
-            results = [registry.remove(type=number, **author(args)) for number in numbers]
+            types = [registry.type(label)["type"] for label in args.types]
+            results = [registry.remove(type=one, **author(args)) for one in types]
         else:
-            results = [registry.remove(reference=number, **author(args)) for number in args.reference]
+            results = [registry.remove(reference=one, **author(args)) for one in args.reference]
     return tell(args, results, (f"removed {result['label'] or 'a known unknown'}: "
                                 f"{plural(len(result['references']), 'reference')} (event {result['event']})"
                                 for result in results))

@@ -4,13 +4,13 @@
     docmetric search types photo.jpg -k 3 --json
 """
 from ..image import ImageError
-from . import opened, parser, tell
+from . import count, opened, parser, tell
 
 
 def main(arguments=None) -> int:
     made = parser("search", __doc__)
     made.add_argument("image", metavar="IMAGE", help="image to look for")
-    made.add_argument("-k", type=int, default=10, metavar="K", help="number of references to list")
+    made.add_argument("-k", type=count, default=10, metavar="K", help="number of references to list")
     args = made.parse_args(arguments)
     with opened(args) as registry:
         try:

@@ -4,12 +4,12 @@
     docmetric ls types --events       # the numbers
     docmetric undo types 17
 """
-from . import author, opened, parser, tell
+from . import author, number, opened, parser, tell
 
 
 def main(arguments=None) -> int:
     made = parser("undo", __doc__)
-    made.add_argument("event", nargs="?", type=int, metavar="EVENT", help="number of the change (default: the last one)")
+    made.add_argument("event", nargs="?", type=number, metavar="EVENT", help="number of the change (default: the last one)")
     args = made.parse_args(arguments)
     with opened(args) as registry:
         result = registry.undo(args.event, **author(args))
