@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from inference.errors import UserError
-from inference.registry import Registry, Store
+from inference.registry import Registry, Store, state
 from inference.registry import check as checks
 from inference.registry.check import backup, check, restore
 from inference.registry.errors import Damaged, StoreFull
+from inference.registry.index import MemoryIndex
 from inference.registry.wal import reseal, wal_damage
 from tests.helpers.models import blocks, write_model
 
@@ -465,7 +466,7 @@ def test_a_full_disk_leaves_no_half_backup(stores, copy_of, tmp_path, monkeypatc
     assert not (tmp_path / "backup").exists()
 
 
-def test_a_copy_is_another_store(stores, copy_of, tmp_path):
+def test_a_copy_is_another_store(stores, copy_of, tmp_path, monkeypatch):
     """What an engine of its own (PostgreSQL, Qdrant) holds of a store may be newer than a backup of it."""
     def id_of(path):
         with Store(path) as opened:
@@ -477,6 +478,14 @@ def test_a_copy_is_another_store(stores, copy_of, tmp_path):
     restore(tmp_path / "backup", tmp_path / "two")
     found = [id_of(path) for path in (store, tmp_path / "backup", tmp_path / "one", tmp_path / "two")]
     assert len(set(found)) == 4 and id_of(store) == found[0]
+    names = []
+    monkeypatch.setattr(state, "open_index", lambda spec, depth, name: names.append(name) or MemoryIndex(depth))
+    for path in (store, tmp_path / "backup", tmp_path / "one", tmp_path / "moved"):
+        if path.name == "moved":
+            shutil.move(store, path)
+        with Registry.open(path) as registry:
+            registry.snapshot()
+    assert len(set(names)) == 3 and names[3] == names[0]  # one that was moved is the same
 
 
 def test_what_a_power_cut_left_unfinished_is_no_damage(stores, copy_of, tmp_path):

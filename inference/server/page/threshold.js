@@ -12,12 +12,14 @@ export function view(root) {
   root.append(body);
   const refresh = () => load().catch(error => put(body, errorBox(error)));
 
+  let suggested; // the slider's value for the suggestion: types that look alike keep a higher threshold with it
+
   async function load() {
     const [used, {items}] = await Promise.all([api.get("threshold"), api.get("decisions", {limit: DECISIONS, newest: "true"})]);
     const id = unique("slider"), value = h("output.numeral.big", {for: id, "data-test": "value"});
     const slider = h("input", {id, type: "range", min: LEAST, max: 1, step: STEP, value: used.threshold, "data-test": "slider", oninput: () => { spoken(); replay(); }});
     const counts = h("div", {"aria-live": "polite", "data-test": "replay"});
-    const use = h("button.main", {type: "button", "data-test": "use", onclick: () => busy(use, () => set(Number(slider.value)))});
+    const use = h("button.main", {type: "button", "data-test": "use", onclick: () => busy(use, () => set(slider.value === suggested ? "suggestion" : Number(slider.value)))});
     const automatic = h("button", {type: "button", "data-test": "automatic", hidden: used.automatic, onclick: () => busy(automatic, () => set(null))}, t("threshold.automatic.again"));
     const marks = histogram(items, used.threshold);
     const replay = later(async () => {
@@ -63,8 +65,8 @@ export function view(root) {
 
   async function set(threshold) {
     try {
-      const {event} = await api.put("threshold", {threshold});
-      done(t(threshold === null ? "threshold.set.automatic" : "threshold.set", {threshold: score(threshold ?? 0)}), event, refresh);
+      const {event, threshold: now} = await api.put("threshold", {threshold});
+      done(t(now === null ? "threshold.set.automatic" : "threshold.set", {threshold: score(now ?? 0)}), event, refresh);
       await refresh();
     } catch (error) {
       failed(error);
@@ -78,6 +80,7 @@ export function view(root) {
       card.append(h("p.numeral.big", {"data-test": "suggested"}, score(found.threshold)), ...grounds(found),
         h("div.buttons", {}, h("button", {type: "button", "data-test": "suggest", onclick: () => {
           slider.value = found.threshold;
+          suggested = slider.value;
           slider.focus();
           spoken();
           replay();
