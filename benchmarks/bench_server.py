@@ -285,7 +285,7 @@ def large(report, folder: Path, files: list[Path], sizes: Sizes):
                 found[name].append(seconds)
     median = {name: statistics.median(values[1:]) * 1e3 for name, values in found.items()}
     look = median["look"] / len(contents)
-    report.add(f"classify against {sizes.large:,} references, one at a time; -; matmul + image", median["one"], None,
+    report.add(f"classify against {sizes.large:,} references, one at a time; limit: matmul + image", median["one"], None,
                median["one matmul"] + look)
     many = median["all matmul"] / TOGETHER + look / CORES
     report.add(f"  {TOGETHER} in one request, each", median["form"], None, many)
@@ -308,7 +308,7 @@ def start(report, folder: Path, files: list[Path], sizes: Sizes):
             np.frombuffer(b"".join(row[2] for row in rows), np.float32)
         found["rows"].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in found.items()}
-    report.add(f"start with {sizes.medium:,} references: /readyz; -; reading the rows", median["ready"], None,
+    report.add(f"start with {sizes.medium:,} references, until /readyz; limit: reading the rows", median["ready"], None,
                median["rows"], "s")
     report.add("  the same: the first answer", median["answer"], None, median["rows"], "s")
 
@@ -359,11 +359,11 @@ def adds(report, folder: Path, small: list[Path], sizes: Sizes):
             timed("blob", lambda: write_durably(path, content, "a picture"))
     limit = np.sum([found[name] for name in ("image", "commit", "blob")], axis=0)
     for percent in (50, 99):
-        report.add(f"durable add, p{percent}; -; image + commit + file" if percent == 50 else f"  p{percent}",
+        report.add(f"durable add, p{percent}; limit: image + commit + file" if percent == 50 else f"  p{percent}",
                    percentile(found["ours"], percent) * 1e3, None, percentile(limit, percent) * 1e3)
     report.say(f"  at p50 the image takes {percentile(found['image'], 50) * 1e3:.2f} ms, one commit "
                f"{percentile(found['commit'], 50) * 1e3:.2f}, one file {percentile(found['blob'], 50) * 1e3:.2f}")
-    report.add(f"an add is known to all workers: {len(others)} answers after it; -; after none",
+    report.add(f"an add is known to all workers: {len(others)} answers after it; limit: after none",
                percentile(found["seen"], 50) * 1e3, None, percentile(found["not added"], 50) * 1e3)
     report.say(f"  {stale} of {asked} answers did not know it")
 
