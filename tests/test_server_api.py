@@ -348,7 +348,11 @@ def test_the_threshold_is_set_and_automatic_again(new):
     for wrong in ({"threshold": 2}, {"threshold": .5, "fpr": .1}, {"fpr": 0}, {"treshold": .5}, {"threshold": "high"},
                   {"type": 1, "label": "x"}):
         is_problem(request(new, "PUT", at, wrong), 422, "invalid-value")
-    assert request(new, "GET", at + "/suggestion").json["source"] == "model"
+    suggested = request(new, "GET", at + "/suggestion").json
+    assert suggested["source"] == "model"
+    assert request(new, "PUT", at, {"threshold": "suggestion"}).json["threshold"] == suggested["threshold"]
+    assert request(new, "GET", at).json | {"warnings": []} == before | {
+        "automatic": False, "threshold": suggested["threshold"], "warnings": []}
 
 
 # ---- collections, models, transfer ----
@@ -622,6 +626,17 @@ def test_openapi_is_complete(url):
         assert name in document["components"]["schemas"], name
     image = document["paths"]["/v1/collections/{collection}/classify"]["post"]["requestBody"]["content"]
     assert image["image/jpeg"]["schema"] == {"type": "string", "format": "binary"} and "multipart/form-data" in image
+
+
+def test_the_routes_that_take_an_idempotency_key_are_those_that_are_said_to(url):
+    """docs/http_api.md names them; others must not list a header that they ignore."""
+    paths = request(url, "GET", "/openapi.json").json["paths"]
+    found = {f"{method} {path.rpartition('{collection}')[2]}" for path, methods in paths.items()
+             for method, operation in methods.items()
+             if any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ()))}
+    assert found == {"post /references", "patch /references/{id}", "delete /references/{id}", "patch /types", "delete /types",
+                     "patch /types/{id}", "delete /types/{id}", "post /types/merge", "post /types/{id}/merge",
+                     "put /threshold", "post /undo"}
 
 
 def test_the_routes_of_the_contract_are_there(url):

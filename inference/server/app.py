@@ -36,9 +36,9 @@ log = logging.getLogger("docmetric")
 
 DESCRIPTION = """Register one picture of a document type; recognize it from then on; reject what was never registered.
 
-Every change is an event that can be undone. Send an `Idempotency-Key` with a change, and it can be repeated safely. Errors
-are `application/problem+json`; 503 says with `Retry-After` when to come again. Keys are given as
-`Authorization: Bearer dm_...`; `x-scope` is the scope that a request needs.
+Every change is an event that can be undone. With an `Idempotency-Key`, on the routes that list this header, a change can be
+repeated safely; other routes ignore it. Errors are `application/problem+json`; 503 says with `Retry-After` when to come
+again. Keys are given as `Authorization: Bearer dm_...`; `x-scope` is the scope that a request needs.
 """
 DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>DocMetric: HTTP API</title>

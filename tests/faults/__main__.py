@@ -1,7 +1,7 @@
 """The long form of the fault tests, a quarter of an hour on 2 cores:
 
     python -m tests.faults
-    python -m tests.faults.kills --rounds 10      # a part of it; others are tests.faults.images and tests.faults.store
+    python -m tests.faults.kills --rounds 10      # a part of it; others: tests.faults.images, .store, .sockets
 
 Each part has a --help of its own.
 """
@@ -12,6 +12,7 @@ from inference.cli import Parser, run_cli
 
 LONG = (["tests.faults.kills", "--rounds", "50"],
         ["tests.faults.store", "--kills", "500", "--processes", "8", "--adds", "1000", "--flips", "1000"],
+        ["tests.faults.sockets"],
         ["tests.faults.images", "--count", "100000"],
         ["tests.faults.images", "--count", "200000", "--headers"])
 
