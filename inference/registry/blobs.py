@@ -29,17 +29,29 @@ def write_durably(path: Path, data: bytes, what: str) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        for folder in list(path.parents)[:3]:  # the new names in them: two of these may be new themselves
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        _sync(path.parent)
+        for folder in list(path.parents)[:2]:  # may be new themselves, made by whichever process
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) not in _durable:
+                _sync(folder.parent)
+                _durable.add((status.st_dev, status.st_ino))
     except OSError as error:
         if error.errno in FULL:
             raise StoreFull(f"{path.parent}: no room on the disk for {what} of {len(data):,} bytes; nothing was changed; "
                             "make room, or move the store") from None
         raise UserError(f"{path.parent}: cannot be written ({error.strerror}); check its permissions") from None
+
+
+_durable: set[tuple[int, int]] = set()  # folders whose names this process has seen to the disk: device and inode
+
+
+def _sync(folder):
+    """See that the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Blobs:
