@@ -634,7 +634,8 @@ def test_the_routes_that_take_an_idempotency_key_are_those_that_are_said_to(url)
     found = {f"{method} {path.rpartition('{collection}')[2]}" for path, methods in paths.items()
              for method, operation in methods.items()
              if any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ()))}
-    assert found == {"post /references", "patch /references/{id}", "delete /references/{id}", "patch /types", "delete /types",
+    assert found == {"post /references", "patch /references/{id}", "delete /references/{id}",
+                     "patch /types", "delete /types",
                      "patch /types/{id}", "delete /types/{id}", "post /types/merge", "post /types/{id}/merge",
                      "put /threshold", "post /undo"}
 
