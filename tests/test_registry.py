@@ -698,3 +698,27 @@ def test_an_engine_that_is_ahead_of_what_this_process_has_read(registry, monkeyp
 
         other.remove("a"), other.remove("b")
         assert registry.decide(looks, snapshot=ahead._replace(index=Emptied()))[0]["reason"] == "empty"
+
+
+def test_look_alikes_that_come_one_by_one_are_those_of_a_fresh_start(registry):
+    """Known pairs are kept and new ones added to them; what was removed, undone or purged goes."""
+    rng = random.Random(0)
+
+    def expected():
+        with Registry.open(registry.store.path) as fresh:
+            snapshot = fresh.snapshot()
+            return sorted(snapshot.look_alikes), snapshot.thresholds
+
+    for step in range(30):
+        near = np.clip(blocks(rng.randrange(3)).astype(int) + rng.randrange(4), 0, 255).astype(np.uint8)
+        registry.add(near, f"t{step}", force=True)
+        if step % 5 == 2:
+            registry.remove(rng.choice(registry.labels))
+        if step % 7 == 3:
+            registry.undo()
+        if step % 10 == 9:
+            registry.purge(time.time() + 1)
+        snapshot = registry.snapshot()
+        assert (sorted(snapshot.look_alikes), snapshot.thresholds) == expected()
+        assert [row[2] for row in snapshot.look_alikes] == sorted((row[2] for row in snapshot.look_alikes), reverse=True)
+    assert len(snapshot.look_alikes) > 5

@@ -168,7 +168,7 @@ class State:
             for first, second, score in pairs:
                 for number in (first, second):
                     raises[number] = max(raises.get(number, threshold), raised(threshold, score))
-        return threshold, source is None, raises | own, tuple(pairs), tuple(warnings)
+        return threshold, source is None, raises | own, pairs, tuple(warnings)
 
 
 def joined(parts: list[Rows]) -> Rows:
@@ -177,23 +177,30 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 class _Alike:
-    """The pairs of types that look alike, read again only where one of their references changed."""
+    """The pairs of types that look alike. What was added since is read; all of it again only where one of their references
+    changed, or the model or the threshold did."""
 
     def __init__(self):
         self.stale, self.references = True, set()
-        self._key, self._pairs = None, []
+        self._key, self._last, self._best, self._pairs = None, 0, {}, ()
 
-    def pairs(self, db, model_id, threshold):
-        """[(type, type, score)], the highest score first: types with references that score `threshold` with each other."""
+    def pairs(self, db, model_id, threshold) -> tuple[tuple[int, int, float], ...]:
+        """(type, type, score), the highest score first: types with references that score `threshold` with each other."""
+        if self.stale or (model_id, threshold) != self._key:
+            self._last, self._best, self._pairs, self.references = 0, {}, (), set()
+            self.stale, self._key = False, (model_id, threshold)
         last, = next(db.execute("SELECT coalesce(max(id), 0) FROM look_alike"))
-        key = model_id, threshold, last
-        if self.stale or key != self._key:
-            self._pairs = list(db.execute("""
-                SELECT min(a.type, b.type) AS one, max(a.type, b.type) AS two, max(l.score) FROM look_alike l
-                JOIN reference a ON a.id = l.reference JOIN reference b ON b.id = l.other
-                WHERE l.model = ? AND l.score >= ? AND a.removed IS NULL AND b.removed IS NULL AND a.type != b.type
-                GROUP BY one, two ORDER BY max(l.score) DESC""", (model_id, threshold)))
-            self.references = {number for pair in db.execute(
-                "SELECT reference, other FROM look_alike WHERE model = ?", (model_id,)) for number in pair}
-            self.stale, self._key = False, key
+        if last > self._last:
+            # `+` keeps SQLite from the index of models: few rows are behind the last.
+            added, before = "WHERE l.id > ? AND +l.model = ?", self._last
+            for pair in db.execute(f"SELECT reference, other FROM look_alike l {added}", (before, model_id)):
+                self.references.update(pair)
+            for one, two, score in db.execute(f"""
+                    SELECT min(a.type, b.type), max(a.type, b.type), l.score FROM look_alike l
+                    JOIN reference a ON a.id = l.reference JOIN reference b ON b.id = l.other {added}
+                    AND l.score >= ? AND a.removed IS NULL AND b.removed IS NULL AND a.type != b.type""",
+                                              (before, model_id, threshold)):
+                self._best[one, two] = max(self._best.get((one, two), 0), score)
+            self._last = last
+            self._pairs = tuple((*pair, score) for pair, score in sorted(self._best.items(), key=lambda item: -item[1]))
         return self._pairs
