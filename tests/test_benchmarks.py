@@ -33,7 +33,7 @@ def books(tmp_path):
     return [tmp_path, "--base", tmp_path, "--work", tmp_path / "work", "--counts"]
 
 
-@pytest.mark.parametrize("name", ["books", "checkpoint", "head", "inference", "loader", "photo", "read", "search",
+@pytest.mark.parametrize("name", ["books", "checkpoint", "head", "index", "inference", "loader", "photo", "read", "search",
                                   "server", "zero_shot"])
 def test_quick_rows(name, request):
     options = request.getfixturevalue("books") if name in ("books", "read") else []
