@@ -529,6 +529,14 @@ def test_damaged_vectors_are_never_searched(registry):
         again(blocks(1))
 
 
+def test_text_that_is_no_utf8_is_damage(registry):
+    add(registry, 1, "a")
+    with registry.store.write() as db:
+        db.execute("UPDATE type SET name = CAST(x'ff41' AS TEXT)")
+    with pytest.raises(Damaged, match="no UTF-8"):
+        registry.types()
+
+
 def test_network_disks_and_old_sqlite_are_refused(tmp_path):
     mounts = tmp_path / "mounts"
     for kind, refused in (("nfs4", True), ("cifs", True), ("ext4", False), ("fuse.sshfs", True), ("tmpfs", False)):

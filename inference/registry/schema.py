@@ -188,6 +188,8 @@ def translated(path):
         if error.extendedresult == apsw.SQLITE_IOERR_DATA:
             raise Damaged(f"{path}: a page has not the checksum it was written with; {CHECK}") from None
         raise Damaged(f"{path}: cannot be read or written ({first_line(error)}); check the disk; {CHECK}") from None
+    except UnicodeDecodeError:  # of a text in a row
+        raise Damaged(f"{path}: damaged (a text that is no UTF-8); {CHECK}") from None
     except apsw.SQLError as error:  # a table of ours is not there, or not as we made it
         raise Damaged(f"{path}: damaged ({first_line(error)}); {CHECK}") from None
 
