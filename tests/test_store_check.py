@@ -120,10 +120,12 @@ def test_pictures_without_a_row_are_deleted_after_an_hour(stores, copy_of):
     old, young = blobs.put(png(900)), blobs.put(png(901))
     partial = blobs.path(old).with_name(".x.partial")
     partial.write_bytes(b"")
+    (model := store / "models" / ".y.onnx.1.partial").write_bytes(b"")  # of a copy that was killed
     past = time.time() - 2 * checks.ORPHAN
-    for path in (blobs.path(old), partial, next(blobs.path(name) for name in blobs.names() if name not in (old, young))):
+    registered = next(blobs.path(name) for name in blobs.names() if name not in (old, young))
+    for path in (blobs.path(old), partial, model, registered):
         os.utime(path, (past, past))
-    assert sorted(check(store)["swept"]) == sorted([old, partial.name])
+    assert sorted(check(store)["swept"]) == sorted([old, partial.name, model.name])
     assert not blobs.has(old) and blobs.has(young) and check(store)["ok"] and len(list(blobs.names())) == 241
 
 

@@ -111,10 +111,15 @@ class Blobs:
     def sweep(self, keep: set[str], older_than: float) -> list[str]:
         """Delete pictures not in `keep`, and temporary files, that were last written before `older_than` (since 1970);
         returns their names. Younger ones may belong to a transaction that is under way."""
-        swept = []
-        for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.name not in keep and path.stat().st_mtime < older_than:
-                    path.unlink()
-                    swept.append(path.name)
-        return swept
+        return swept((path for path in self.folder.glob("[0-9a-f][0-9a-f]/*") if path.name not in keep), older_than)
+
+
+def swept(paths, older_than: float) -> list[str]:
+    """Delete the files that were last written before `older_than`; returns their names."""
+    names = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < older_than:
+                path.unlink()
+                names.append(path.name)
+    return names

@@ -22,7 +22,7 @@ import apsw
 from ..errors import UserError, first_line, printable
 from ..files import replacing
 from ..header import read_header
-from .blobs import Blobs
+from .blobs import Blobs, swept
 from .core import Store
 from .errors import Busy, Damaged, StoreFull
 from .files import DATABASE, is_store
@@ -191,7 +191,8 @@ def _check_pictures(store, report, salvaged):
             if lost:
                 report.add("pictures", [f"{len(lost):,} pictures have lost their references; they lie in "
                                         f"{store.path / LOST}: register them again"])
-        report.swept = store.blobs.sweep(keep, time.time() - ORPHAN)
+        old = time.time() - ORPHAN
+        report.swept = store.blobs.sweep(keep, old) + swept((store.path / "models").glob(".*.partial"), old)
 
 
 # ---- saving what can be read ----
