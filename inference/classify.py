@@ -30,18 +30,15 @@ from .cli import Parser, counted, run_cli  # noqa: E402
 from .errors import UserError, printable  # noqa: E402
 from .gallery import COMPARED, Gallery  # noqa: E402
 from .image import ImageError, images_at  # noqa: E402
-from .model import TABLES, Model, load_model  # noqa: E402
+from .model import DEFAULT_MODEL, TABLES, Model, load_model  # noqa: E402
 from .registry.files import is_store  # noqa: E402
 from .segments import read_segments  # noqa: E402
 from .show import draw, show_folder, write_drawing  # noqa: E402
 from .thresholds import choose_threshold, raised  # noqa: E402
-from .views import Seen, Views, find_in_references, read_corners  # noqa: E402
+from .views import FINDS, Seen, Views, find_in_references, read_corners  # noqa: E402
 
-SHIPPED = Path(__file__).resolve().parent / "models"
-DEFAULT_MODEL = SHIPPED / "docmetric.onnx"
-DEFAULT_REGISTRY = SHIPPED / "registry"
+DEFAULT_REGISTRY = DEFAULT_MODEL.with_name("registry")
 DEFAULT_FIND = False  # see `views.Views`
-FINDS = {"auto": "auto", "always": True, "never": False}  # the words of the command line
 OF_REGISTERED = ("model", "register", "threshold", "fpr", "margin", "find", "find_references", "finder", "corners",
                  "orientation", "backend", "gallery")  # options that --classifier has no use for
 SHOWN = 3  # pairs of types that look alike; only the number of the others is shown

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,6 +14,7 @@ import onnxruntime
 from .errors import UserError, first_line
 from .image import FITS, MAX_INPUT, ImageError, default_threads, fit_square, load_image, map_ahead
 
+DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "docmetric.onnx"  # the shipped one
 METADATA_KEY = "docmetric"
 FORMAT = 1
 AGAIN = "export it again with onnx_export.py"

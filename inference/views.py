@@ -13,7 +13,7 @@ from .model import Model
 from .quads import inside
 from .rectify import load_with_corners, rectify, sides_of
 
-FINDS = (False, "auto", True)
+FINDS = {"auto": "auto", "always": True, "never": False}  # the words of command lines and stores, and what `Views` takes
 MAX_CORNERS = 64 << 20  # bytes of a file of corners: a million images
 # From this share of the image on, a document that is found is the image: cropped already, by hand or by a scanner. What the
 # finder takes for the document there may be a frame in its design. (Photos that were never cropped: the median is 37 %.)
@@ -45,7 +45,7 @@ class Views:
     """
 
     def __init__(self, model: Model, find=False, finder=None, backend: str = "cpu", corners: dict | None = None):
-        if not any(find is choice or find == choice == "auto" for choice in FINDS):
+        if not any(find is choice or find == choice == "auto" for choice in FINDS.values()):
             raise UserError(f"find {find}: unknown; use False, True or \"auto\"")
         self.model, self.find, self.corners = model, find, corners or {}
         self.finder = None

@@ -17,7 +17,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import apsw
@@ -25,19 +24,18 @@ import numpy as np
 
 from ..errors import UserError, printable
 from ..image import ImageError, decode_reduced, map_ahead
-from ..model import TURNS, Model
+from ..model import DEFAULT_MODEL, TURNS, Model
 from ..rectify import as_quad
 from ..thresholds import choose_threshold
-from ..views import Views, find_in_references
+from ..views import FINDS, Views, find_in_references
 from .errors import Conflict, Invalid, NotFound, Outdated, Refused
 from .gate import Finding, findings, inspect
 from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, name_of, opened, picture_of
 from .listing import Listing
 from .state import PARTS, State
-from .store import DEFAULT_COLLECTION, FINDS, Change, StoreFiles, check_settings
+from .store import DEFAULT_COLLECTION, Change, StoreFiles, check_settings
 
 NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "docmetric.onnx"
 NAMED = "a word of letters, digits, '-' and '_', at most 64"
 GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that
 
@@ -384,14 +382,18 @@ class Registry(Listing):
         vectors, seen = {}, None
         for number, digest in models:
             if only is None or number in only:
-                squares, seen = self.views_of(digest, snapshot.find, reference=True)(data, given)
-                vectors[number] = self.store.model(digest).embed(np.stack(
-                    [np.rot90(square, orientation // 90 - turn) for square in squares
-                     for turn in range(TURNS if snapshot.orientation == "any" else 1)]))
+                vectors[number], seen = self._embedded(digest, snapshot.find, snapshot.orientation, data, given, orientation)
         quad = given if seen is None else seen.quad
         quality = inspect(pixels, None if quad is None else quad / divisor, divisor)
         return Prepared(data, width, height, quad, None if seen is None else seen.score, orientation, quality, vectors,
                         (snapshot.find, snapshot.orientation))
+
+    def _embedded(self, digest, find, orientation, data, quad, turned):
+        """(float32 `[views x turns, D]` of a reference, `Seen`). orientation: the collection's; turned: of the document."""
+        squares, seen = self.views_of(digest, find, reference=True)(data, quad)
+        turns = TURNS if orientation == "any" else 1
+        return self.store.model(digest).embed(np.stack(
+            [np.rot90(square, turned // 90 - turn) for square in squares for turn in range(turns)])), seen
 
     def features_of(self, reference: int, model_id: int) -> np.ndarray:
         """float32 `[n, D]`: what a model of the collection makes of a registered picture, embedded now."""
@@ -765,17 +767,12 @@ class Registry(Listing):
                                         (self.id,)))
         change.db.execute("DELETE FROM feature WHERE model IN (SELECT id FROM model WHERE collection = ? "
                           "AND state = 'retired')", (self.id,))
-        turns = TURNS if orientation == "any" else 1
 
         def vectors_of(row):
             number, picture, quad, found, turned = row
             data, given = self.store.blobs.get(picture), json.loads(quad) if quad and found is None else None
-            made = {}
-            for model_id, digest in models:
-                squares, _ = self.views_of(digest, find, reference=True)(data, given)
-                made[model_id] = self.store.model(digest).embed(np.stack(
-                    [np.rot90(square, turned // 90 - turn) for square in squares for turn in range(turns)]))
-            return number, made
+            return number, {model_id: self._embedded(digest, find, orientation, data, given, turned)[0]
+                            for model_id, digest in models}
 
         for done, (number, made) in enumerate(map_ahead(vectors_of, references, threads=self.store.threads), 1):
             for model_id, vectors in made.items():

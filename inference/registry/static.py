@@ -4,10 +4,10 @@ import numpy as np
 from ..errors import UserError
 from ..gallery import Gallery
 from ..model import TURNS, Model
+from ..views import FINDS
 from .core import Registry
 from .graph import graph_hash
 from .state import Snapshot
-from .store import FINDS
 
 UNKNOWN = ""  # the label of all known unknowns: no type has an empty one
 

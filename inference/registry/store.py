@@ -16,6 +16,7 @@ import apsw
 
 from ..errors import UserError, printable
 from ..model import TABLES, Model, load_model
+from ..views import FINDS
 from .blobs import Blobs, write_durably
 from .errors import Conflict, Damaged, Invalid
 from .files import DATABASE, is_store
@@ -24,7 +25,6 @@ from .schema import TABLES as SQL
 from .schema import WAITS, check_local, open_database, transaction, translated
 
 DEFAULT_COLLECTION = "default"
-FINDS = {"never": False, "auto": "auto", "always": True}  # of a collection, and what `views.Views` calls them
 AGAIN = "restore it from a backup, or export it again and give it to docmetric model add"
 
 
