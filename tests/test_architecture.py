@@ -31,15 +31,20 @@ def room_of(module):
     return "__main__" if module.endswith("__main__") and RANK[room] < RANK["__main__"] else room
 
 
+def source_of(node, path):
+    """The module that an `ImportFrom` of a file names, relative or not."""
+    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    base = ".".join(package.split(".")[:len(package.split(".")) - node.level + 1]) if node.level else ""
+    return ".".join(filter(None, (base, node.module)))
+
+
 def imports_of(path):
     """The project's modules that a file imports, at its top and inside functions alike."""
-    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package.split(".")[:len(package.split(".")) - node.level + 1]) if node.level else ""
-            source = ".".join(filter(None, (base, node.module)))
+            source = source_of(node, path)
             found = [name if (name := f"{source}.{alias.name}") in MODULES else source for alias in node.names]
         else:
             continue
@@ -53,6 +58,29 @@ def test_imports_go_one_way(path):
         if (name, imported) in EXCEPTIONS or imported.split(".")[0] == module_of(path).split(".")[0]:
             continue
         assert RANK[room_of(imported)] < RANK[room], f"{name} imports {imported}: {room} stands before {room_of(imported)}"
+
+
+def test_imported_names_exist():
+    """Also of modules that no test runs: a name that moved is seen at once."""
+    def names_of(tree):
+        """What a module may bind; names within its functions are among them, so this is a little too kind."""
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                yield from ((alias.asname or alias.name.split(".")[0]) for alias in node.names)
+
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    bound = {name: set(names_of(tree)) | {"__doc__", "__file__", "__name__"} for name, tree in trees.items()}
+    wrong = [f"{name} imports {alias.name} from {source}" for name, path in MODULES.items()
+             for node in ast.walk(trees[name]) if isinstance(node, ast.ImportFrom)
+             if (source := source_of(node, path)) in MODULES
+             for alias in node.names
+             if alias.name not in bound[source] | {"*"} and f"{source}.{alias.name}" not in MODULES
+             and "__getattr__" not in bound[source]]
+    assert not wrong, wrong
 
 
 def test_there_are_no_circles():

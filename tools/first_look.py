@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from inference.classify import DEFAULT_MODEL, DEFAULT_REGISTRY, SHIPPED, DocClassifier
+from inference.classify import DEFAULT_MODEL, DEFAULT_REGISTRY, DocClassifier
 from inference.cli import Parser, run_cli
 from inference.errors import UserError, printable
 from inference.files import replacing
@@ -25,7 +25,7 @@ MOST = 100  # captures on one sheet
 
 def main(arguments=None) -> None:
     parser = Parser(prog="python -m tools.first_look", description=__doc__)
-    parser.add_argument("captures", nargs="?", metavar="DIR", default=str(SHIPPED / "photos"),
+    parser.add_argument("captures", nargs="?", metavar="DIR", default=str(DEFAULT_MODEL.with_name("photos")),
                         help=f"folder of images to classify, the first {MOST} are taken (default: the shipped ones)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="what onnx_export.py wrote (default: the shipped one)")
     parser.add_argument("--register", metavar="DIR", default=DEFAULT_REGISTRY,
