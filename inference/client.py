@@ -588,7 +588,7 @@ def _content(image) -> bytes:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if not isinstance(image, (str, os.PathLike)):
-        from .registry.core import picture_of
+        from .registry.inputs import picture_of
         return picture_of(image)
     try:
         return Path(image).read_bytes()
