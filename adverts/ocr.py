@@ -12,10 +12,7 @@ texts.jsonl: one JSON object a line, {"id": path below DIR, "segments": [{"text"
 import contextlib
 import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import sqlite3
 import sys
 import time
@@ -25,6 +22,7 @@ from tqdm import tqdm
 
 from adverts.split import content_digest, read_split
 from adverts.texts import Segment, write_texts
+from engine.processes import map_processes
 from inference.cli import Parser
 from inference.errors import UserError, first_line, printable
 from inference.image import ImageError, available_cores, list_images, load_image, map_ahead
@@ -89,50 +87,19 @@ def read_images(paths: list[str], make: Callable, processes: int) -> Iterator[tu
     """(number of the path, its segments or None, why there are none or ""), in the order in which they are ready.
 
     make: gives, in each process, the function from an image to its segments; it must be picklable. Raises UserError when a
-    process cannot begin or dies. A pipe to each process, and no queue that they share: whoever is killed at whatever moment,
-    the other end of its pipe is closed, and nobody waits for ever.
+    process cannot begin or dies.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of OpenCV's and ONNX Runtime's threads
-    under_way, numbers = {}, iter(range(len(paths)))  # {our end of the pipe: number of the path}
+    for number, found in map_processes(functools.partial(_reader, make), paths, processes, "what has been read is kept; run "
+                                       "the command again, with fewer --processes"):
+        yield number, *found
+
+
+def _reader(make):
+    """The function of a process; or a UserError that says why it cannot begin."""
     try:
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            under_way[ours] = None
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # theirs from their start: Ctrl-C is this process's matter
-            context.Process(target=_work, args=(theirs, make), daemon=True).start()
-            signal.signal(signal.SIGINT, before)
-            theirs.close()
-        while under_way:
-            for pipe in multiprocessing.connection.wait(list(under_way)):
-                found = pipe.recv()
-                if under_way[pipe] is None and found:
-                    raise UserError(f"text cannot be read: {found}")
-                if under_way[pipe] is not None:
-                    yield under_way[pipe], *found
-                under_way[pipe] = next(numbers, None)
-                if under_way[pipe] is None:
-                    del under_way[pipe]
-                    pipe.close()
-                else:
-                    pipe.send(paths[under_way[pipe]])
-    except (EOFError, ConnectionError):
-        raise UserError("a process that reads text has died, as happens when memory is short; what has been read is kept; "
-                        "run the command again, with fewer --processes") from None
-    finally:
-        for pipe in under_way:
-            pipe.close()
-
-
-def _work(pipe, make):
-    """Say "" or why it cannot begin, then answer each path that comes through the pipe, until it is closed."""
-    with contextlib.suppress(EOFError, ConnectionError):
-        try:
-            read = make()
-        except Exception as error:  # of the library or of ONNX Runtime
-            return pipe.send(first_line(error))
-        pipe.send("")
-        while True:
-            pipe.send(_read(read, pipe.recv()))
+        return functools.partial(_read, make())
+    except Exception as error:  # of the library or of ONNX Runtime
+        raise UserError(f"text cannot be read: {first_line(error)}") from None
 
 
 def _read(read, path):

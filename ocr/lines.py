@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from engine.processes import map_processes
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from inference.files import replacing
@@ -451,10 +451,10 @@ def _complete(out, manifest, options, workers):
                     bar.update(_write_chunk(maker, *job))
             finally:
                 cv2.setNumThreads(threads)
-        else:  # spawn, since OpenCV may have threads, and a fork would inherit their locks
-            with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _start, (options,)) as pool:
-                for done in pool.imap_unordered(_work, jobs):
-                    bar.update(done)
+        else:
+            for _, done in map_processes(functools.partial(_writer, options), jobs, workers, "what is written is kept; give "
+                                         "the command again, with fewer --workers"):
+                bar.update(done)
     _join(out, manifest)
     shutil.rmtree(out / PARTS)
 
@@ -463,14 +463,11 @@ def _maker(faces, charset, texts, height, vertical, seed):
     return LineMaker(faces, Texts(charset, texts), height, vertical, seed)
 
 
-def _start(options):
-    global _worker
+def _writer(options):
+    """What writes chunks in a process of its own."""
     cv2.setNumThreads(1)
-    _worker = _maker(*options)
-
-
-def _work(job):
-    return _write_chunk(_worker, *job)
+    maker = _maker(*options)
+    return lambda job: _write_chunk(maker, *job)
 
 
 def _write_chunk(maker, out, start, stop):

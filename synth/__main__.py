@@ -44,9 +44,12 @@ def _arguments(argv):
                                                                                    "folders are documents too")
     parser.add_argument("--backgrounds", nargs="+", default=[], metavar="DIR3", help="for --scenes: photos below these "
                                                                                      "folders are backgrounds")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--sheet", metavar="FILE", help="write an overview image (.jpg or .png)")
     args = parser.parse_args(argv)
+    if args.workers is not None and args.workers < 1:
+        parser.error(f"--workers {args.workers}: give at least 1")
     if not (args.both or args.out or args.sheet or args.scenes):
         parser.error("give a folder to write to, --out DIR, OUT or --scenes DIR, or --sheet FILE")
     if (args.documents or args.backgrounds) and not args.scenes:
@@ -68,20 +71,20 @@ def main(argv=None):
             contact_sheet(args.sheet, args.seed)
         if args.scenes:
             sources = Sources(files_below(args.documents), files_below(args.backgrounds), args.first_type)
-            count = write_scenes(args.scenes, args.number, args.seed, sources)
+            count = write_scenes(args.scenes, args.number, args.seed, sources, args.workers)
             print(f"{args.scenes}: {count} scenes")
         captures = (args.copies or 5) - 1  # beside the reference of each type
         if args.captures_of:
-            count = write_captures(args.captures_of, args.out, captures, args.seed, args.severity)
+            count = write_captures(args.captures_of, args.out, captures, args.seed, args.severity, args.workers)
             print(f"{args.out}: {count} images")
         elif args.out:
-            count = write_eval(args.out, args.types, captures, args.seed, args.first_type, alike=args.look_alikes)
+            count = write_eval(args.out, args.types, captures, args.seed, args.first_type, args.workers, args.look_alikes)
             print(f"{args.out}: {count} images of {args.types} types")
         if args.both:
             copies = 8 if args.copies is None else args.copies
-            train = write_train(f"{args.both}/train", args.train_types, copies, args.seed, args.train_captures)
+            train = write_train(f"{args.both}/train", args.train_types, copies, args.seed, args.train_captures, args.workers)
             test = write_eval(f"{args.both}/eval", args.eval_types, args.captures, args.seed, args.first_type,
-                              alike=args.look_alikes)
+                              args.workers, args.look_alikes)
             print(f"{args.both}/train: {train} images of {args.train_types} types; "
                   f"{args.both}/eval: {test} images of {args.eval_types} other types")
     except OSError as error:

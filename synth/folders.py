@@ -3,11 +3,10 @@
 A folder is complete or absent: it is written under another name and then renamed. Its `synth.json` records the arguments;
 when they are requested again, the folder is reused.
 """
-import contextlib
+import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from engine.processes import map_processes
 from inference.errors import UserError
 from inference.files import replacing
 from inference.image import ImageError, list_images, load_image
@@ -186,13 +186,12 @@ def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
     jobs = [(part / name, *rest) for name, *rest in jobs]
     workers = min(workers or os.cpu_count() or 1, total // 200 + 1)  # a process takes a second to start
     began, written = time.perf_counter(), 0
-    with contextlib.ExitStack() as until_done:
-        bar = until_done.enter_context(tqdm(total=total, desc=f"synth {folder.name}", unit="img", disable=None))
-        results = map(write, jobs)
-        if workers > 1:  # spawn, since OpenCV and torch may have threads, and a fork would inherit their locks
-            pool = multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,))
-            results = until_done.enter_context(pool).imap_unordered(write, jobs)
-        for count in results:
+    with tqdm(total=total, desc=f"synth {folder.name}", unit="img", disable=None) as bar:
+        results = enumerate(map(write, jobs))
+        if workers > 1:
+            results = map_processes(functools.partial(_one_thread, write), jobs, workers,
+                                    f"{folder} is not written; give the command again, with fewer --workers")
+        for _, count in results:
             written += count
             bar.update(count)
     if not written:
@@ -208,6 +207,12 @@ def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
     print(f"{folder}: {written:,} images in {seconds:.1f} s, {written / seconds / workers:.0f} images/s per core "
           f"({workers} {'process' if workers == 1 else 'processes'})", file=sys.stderr)
     return written
+
+
+def _one_thread(write):
+    """`write`, in a process that has one core to itself."""
+    cv2.setNumThreads(1)
+    return write
 
 
 def _require(smallest, **numbers):

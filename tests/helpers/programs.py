@@ -82,6 +82,12 @@ def _become(words, environment, folder):
         runpy.run_path(words[0], run_name="__main__")
 
 
+def workers_of(pid) -> list[int]:
+    """The ids of the worker processes that a program has started by now."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def launch(world: int, *words) -> list[subprocess.CompletedProcess]:
     """`world` processes with the environment that torchrun gives its ranks; their results in rank order. When one fails, no
     torchrun ends the others, so each must end by itself."""
