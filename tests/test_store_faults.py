@@ -395,7 +395,7 @@ def test_other_versions_are_refused(registry, tmp_path, monkeypatch):
     with registry.store.write() as db:
         db.pragma("user_version", schema.VERSION + 1)
     registry.close()
-    with pytest.raises(UserError, match="its format is 2, this program reads 1") as error:
+    with pytest.raises(UserError, match=f"its format is {schema.VERSION + 1}, this program reads {schema.VERSION}") as error:
         opened(tmp_path / "store")
     assert one_line(error)
     for version, fits in (("3.51.2", False), ("3.7.0", False), ("3.51.3", True), ("3.54.1", True), ("4.0", True)):

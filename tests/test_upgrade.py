@@ -92,7 +92,7 @@ def test_a_model_of_another_size_and_way_up(tmp_path):
         digest = registry.upgrade.add(SHIPPED)
         registry.upgrade.build(digest)
         assert {vectors.shape for vectors in features(registry, digest).values()} == {(4, 256)}
-        assert registry.upgrade.report(digest)["threshold"]["new"] == registry.store.model(digest).threshold_at(1e-3, "any")
+        assert registry.upgrade.report(digest)["threshold"]["new"] == load_model(SHIPPED).threshold_at(1e-3, "any")
         registry.upgrade.activate(digest)
         result, = registry.decide([registry.look(turned(noisy(1, 0), 3))])
         assert result["label"] == "type 1" and result["orientation"] == 90 and result["model"] == digest[:16]

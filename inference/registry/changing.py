@@ -214,6 +214,7 @@ class Changing:
             return done
         number, name = (None, None) if label is None else self._type_id(label)
         snapshot, source = self.snapshot(), "given" if fpr is None else f"fpr {fpr:g}"
+        model = self.store.model(snapshot.model_hash, snapshot.tables)
         if value == "suggestion":
             if label is not None:
                 raise Invalid("threshold: a suggestion is for all types; leave the label away, or give a value")
@@ -221,7 +222,7 @@ class Changing:
         automatic = value is None and fpr is None
         if not automatic:
             try:
-                value = choose_threshold(self.store.model(snapshot.model_hash), value if value is None else float(value),
+                value = choose_threshold(model, value if value is None else float(value),
                                          fpr if fpr is None else float(fpr), snapshot.orientation)[0]
             except UserError as error:
                 raise Invalid(str(error)) from None

@@ -22,6 +22,7 @@ import apsw
 from ..errors import UserError, first_line, printable
 from ..files import replacing
 from ..header import read_header
+from ..model import load_model
 from .blobs import Blobs, swept
 from .core import Store
 from .errors import Busy, Damaged, StoreFull
@@ -29,6 +30,7 @@ from .files import DATABASE, is_store
 from .graph import graph_hash
 from .schema import NEW_ID, TABLES, checksummed, open_database, transaction, translated
 from .store import Change
+from .tables import NO_TABLES, tables_of
 from .wal import page_is_whole, reseal, wal_damage
 
 ORPHAN = 3600  # seconds after which a picture without a row belongs to no transaction under way
@@ -110,14 +112,14 @@ def _database_problems(path) -> list[str]:
 
 def _check_models(store, report):
     missing = []
-    for digest, name, collection in store.read("""SELECT m.hash, m.name, c.name FROM model m JOIN collection c
-            ON c.id = m.collection WHERE m.state != 'retired'"""):
+    for digest, tables, name, collection in store.read("""SELECT m.hash, m.tables, m.name, c.name FROM model m
+            JOIN collection c ON c.id = m.collection WHERE m.state != 'retired'"""):
         path = store.model_path(digest)
         try:
             if graph_hash(path) != digest:
                 missing.append(f"{path}: model {name} of collection {collection} is damaged; restore it from a backup")
             else:
-                store.model(digest)  # that it runs
+                store.model(digest, tables)  # that it runs
         except UserError as error:
             missing.append(f"model {name} of collection {collection}: {error}")
     report.add("models", missing)
@@ -397,7 +399,11 @@ def _mend(db, folder, report):
 
 
 def _mend_models(db, folder, now, lines):
-    """Each collection needs an active model: the newest that it has, or one of the files."""
+    """Each collection needs an active model: the newest that it has, or one of the files. Thresholds that were lost are
+    those of the model's file, which may be another collection's."""
+    for number, digest in list(db.execute("SELECT id, hash FROM model WHERE NOT json_valid(tables)")):
+        db.execute("UPDATE model SET tables = ? WHERE id = ?", (_tables_in(folder / "models" / f"{digest}.onnx"), number))
+        lines("the thresholds of model", [number])
     for collection, in list(db.execute("SELECT id FROM collection WHERE id NOT IN (SELECT collection FROM model "
                                        "WHERE state = 'active')")):
         found = list(db.execute("SELECT id FROM model WHERE collection = ? ORDER BY state = 'ready' DESC, id DESC",
@@ -413,11 +419,19 @@ def _mend_models(db, folder, now, lines):
             # Vectors are made again unless it is surely the model that made them.
             number = lost[0][0] if lost and len(files) == 1 else next(db.execute(
                 "SELECT coalesce(max(id), 0) + 1 + (SELECT coalesce(max(model), 0) FROM feature) FROM model"))[0]
-            db.execute("INSERT INTO model(id, collection, hash, name, state, created) VALUES (?, ?, ?, ?, 'active', ?)",
-                       (number, collection, files[0].stem, "recovered", now))
+            db.execute("INSERT INTO model(id, collection, hash, name, state, tables, created) "
+                       "VALUES (?, ?, ?, ?, 'active', ?, ?)",
+                       (number, collection, files[0].stem, "recovered", _tables_in(files[0]), now))
             lines("the model of collection", [collection])
         else:
             raise Damaged(f"{folder / 'models'}: no model is left there; copy one from a backup")
+
+
+def _tables_in(path):
+    try:
+        return tables_of(load_model(path, threads=1))
+    except UserError:
+        return NO_TABLES
 
 
 def _is_whole(path):

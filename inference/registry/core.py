@@ -133,8 +133,16 @@ class Registry(Asking, Registering, Changing, Listing):
 
     @property
     def model(self) -> Model:
-        """The active model."""
-        return self.store.model(self.snapshot().model_hash)
+        """The active model, with the collection's own thresholds and margin."""
+        snapshot = self.snapshot()
+        return self.store.model(snapshot.model_hash, snapshot.tables)
+
+    def model_of(self, model_id: int) -> Model:
+        """As `model`, for any model of the collection. Raises NotFound."""
+        rows = self.store.read("SELECT hash, tables FROM model WHERE id = ?", (model_id,))
+        if not rows:
+            raise NotFound("the model was removed just now")
+        return self.store.model(*rows[0])
 
     @property
     def threshold(self) -> float:
@@ -180,16 +188,15 @@ class Store(StoreFiles):
         if not (isinstance(name, str) and 0 < len(name) <= 64 and name.isascii()
                 and name.replace("-", "").replace("_", "").isalnum()):
             raise Invalid(f"collection {printable(name)[:80]}: its name must be {NAMED}")
-        digest, title = self.keep_model(DEFAULT_MODEL if model is None else model)
-        now = time.time()
-        with self.write() as db:
-            try:
+        digest, title, tables = self.keep_model(DEFAULT_MODEL if model is None else model)
+        try:
+            with self.write() as db:
                 db.execute("INSERT INTO collection(name, find, orientation, created) VALUES (?, ?, ?, ?)",
-                           (name, find, orientation, now))
-            except apsw.ConstraintError:
-                raise Conflict(f"collection {name}: is there already; choose another name") from None
-            db.execute("INSERT INTO model(collection, hash, name, state, created) VALUES (?, ?, ?, 'active', ?)",
-                       (db.last_insert_rowid(), digest, title, now))
+                           (name, find, orientation, time.time()))
+                self.insert_model(db, db.last_insert_rowid(), digest, title, tables, "active")
+        except apsw.ConstraintError:
+            self.delete_model(digest)
+            raise Conflict(f"collection {name}: is there already; choose another name") from None
         return self.collection(name)
 
     def collection(self, name: str = DEFAULT_COLLECTION):

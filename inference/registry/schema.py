@@ -17,7 +17,7 @@ from .wal import wal_damage
 
 LEAST_SQLITE = "3.51.3"
 APPLICATION = 0x444D5247  # "DMRG", in the header of registry.sqlite
-VERSION = 1
+VERSION = 2
 WAITS = 30_000  # milliseconds for another process's transaction
 CHECKSUM = 8  # bytes of each page
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, the size that a file may have
@@ -35,6 +35,7 @@ CREATE TABLE collection(
 CREATE TABLE model(
     id INTEGER PRIMARY KEY, collection INTEGER NOT NULL REFERENCES collection(id), hash TEXT NOT NULL, name TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('building', 'ready', 'active', 'retired')), created REAL NOT NULL,
+    tables TEXT NOT NULL, -- of thresholds, see tables.py
     changed INTEGER NOT NULL DEFAULT 0, UNIQUE (collection, hash)) STRICT;
 CREATE UNIQUE INDEX one_active_model ON model(collection) WHERE state = 'active';
 CREATE TABLE type(

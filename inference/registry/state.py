@@ -22,13 +22,15 @@ PART = 500_000  # vectors that are added to an index at once
 
 class Snapshot(NamedTuple):
     """A state of a collection. `event` is the last event that it knows of; `index` is what is searched; `types` maps ids to
-    labels; `thresholds` holds those of types that have one of their own, by id; `look_alikes` are pairs of types, (id, id,
-    score); `automatic`: nobody has set the threshold; `warnings` are lines about it."""
+    labels; `tables` are the collection's own of the model (`tables.tables_of`); `thresholds` holds those of types that have
+    one of their own, by id; `look_alikes` are pairs of types, (id, id, score); `automatic`: nobody has set the threshold;
+    `warnings` are lines about it."""
     event: int
     index: Index
     types: dict[int, str]
     model_id: int
     model_hash: str
+    tables: str
     threshold: float
     automatic: bool
     thresholds: dict[int, float]
@@ -70,9 +72,9 @@ class State:
             event, = next(db.execute("SELECT coalesce(max(id), 0) FROM event"))
             find, orientation, margin = next(db.execute(
                 "SELECT find, orientation, margin FROM collection WHERE id = ?", (self.id,)))
-            model_id, digest = next(db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
-                                               (self.id,)))
-            model, last = self.store.model(digest), self._snapshot
+            model_id, digest, tables = next(db.execute(
+                "SELECT id, hash, tables FROM model WHERE collection = ? AND state = 'active'", (self.id,)))
+            model, last = self.store.model(digest, tables), self._snapshot
             seen = 0 if last is None else last.event
             if last is None or (last.model_hash, last.find, last.orientation) != (digest, find, orientation):
                 # Another model, or another way to look: all vectors are others.
@@ -89,7 +91,7 @@ class State:
             if event > self._index.event:
                 self._load(db, model_id, model.embedding_size, event)
             chosen = self._thresholds(db, model_id, model, find, orientation)
-        self._snapshot = Snapshot(event, self._index.view(), self._types, model_id, digest, *chosen,
+        self._snapshot = Snapshot(event, self._index.view(), self._types, model_id, digest, tables, *chosen,
                                   model.margin if margin is None else margin, find, orientation)
 
     def _load(self, db, model_id, depth, event):

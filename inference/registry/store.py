@@ -18,11 +18,12 @@ from ..errors import UserError, printable
 from ..model import TABLES, Model, load_model
 from ..views import FINDS
 from .blobs import Blobs, write_durably
-from .errors import Conflict, Damaged, Invalid
+from .errors import Conflict, Damaged, Invalid, Outdated
 from .files import DATABASE, is_store
 from .graph import graph_hash, is_sealed, sealed
 from .schema import TABLES as SQL
 from .schema import WAITS, check_local, open_database, transaction, translated
+from .tables import NO_TABLES, tables_of, with_tables
 
 DEFAULT_COLLECTION = "default"
 AGAIN = "restore it from a backup, or export it again and give it to docmetric model add"
@@ -54,7 +55,7 @@ class StoreFiles:
         self._reader = open_database(self.database)
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._process = os.getpid()
-        self._models: dict[str, tuple[Model, tuple]] = {}
+        self._models: dict[str, tuple[tuple, dict[str, Model]]] = {}  # {hash: (stamp of the file, {tables: model})}
         self._loading = threading.RLock()
 
     def _check_there(self):
@@ -131,38 +132,63 @@ class StoreFiles:
 
     # ---- models ----
 
-    def keep_model(self, path) -> tuple[str, str]:
-        """Copy an exported model into the store: (hash of its graph, its file's name). Raises UserError where it is none."""
-        load_model(path, self.backend, self.threads)  # checks it
+    def keep_model(self, path) -> tuple[str, str, str]:
+        """Copy an exported model into the store, unless its network is there: (hash of its graph, its file's name, the
+        tables of thresholds in it). Raises UserError where it is none."""
+        tables = tables_of(load_model(path, self.backend, self.threads))
         with open(path, "rb") as file:
             data = file.read()
         digest = graph_hash(data)
-        # The same graph with other metadata, such as newly calibrated thresholds, takes the place of the former file.
-        write_durably(self.model_path(digest), sealed(data), "a model")
-        return digest, os.path.basename(os.fspath(path))
+        if not self._is_whole(digest):
+            write_durably(self.model_path(digest), sealed(data), "a model")
+        return digest, os.path.basename(os.fspath(path)), tables
+
+    def _is_whole(self, digest):
+        try:
+            data = self.model_path(digest).read_bytes()
+            return is_sealed(data) and graph_hash(data) == digest
+        except (OSError, UserError):
+            return False
 
     def model_path(self, digest: str) -> Path:
         return self.path / "models" / f"{digest}.onnx"
 
-    def model(self, digest: str) -> Model:
-        """The model of this hash; loaded again where its file was replaced, as by newly calibrated thresholds. Raises
-        UserError."""
+    def insert_model(self, db, collection: int, digest: str, name: str, tables: str, state: str, event: int = 0) -> None:
+        """Within a transaction: the row of a model that was kept. Raises Outdated where its file was deleted since, with the
+        last row that another process knew of."""
+        if not self.model_path(digest).is_file():
+            raise Outdated(f"model {digest[:16]}: was removed by another process just now; try again")
+        db.execute("INSERT INTO model(collection, hash, name, state, tables, created, changed) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                   (collection, digest, name, state, tables, time.time(), event))
+
+    def delete_model(self, digest: str) -> None:
+        """Delete a model's file, unless a row has it. Both this and `insert_model` look under the lock of writers, so no row
+        lacks its file."""
+        with self.write() as db:
+            if not list(db.execute("SELECT 1 FROM model WHERE hash = ? LIMIT 1", (digest,))):
+                self.model_path(digest).unlink(missing_ok=True)
+
+    def model(self, digest: str, tables: str = NO_TABLES) -> Model:
+        """The model of this hash, with the tables of thresholds of a collection (`tables_of`) where they are wanted: the
+        network is the same one for all. Loaded again where its file was replaced. Raises UserError."""
         path = self.model_path(digest)
         try:
             status = path.stat()
             stamp = status.st_mtime_ns, status.st_size, status.st_ino
-            model, loaded = self._models.get(digest, (None, None))
-            if loaded == stamp:
-                return model
+            loaded, models = self._models.get(digest, (None, {}))
+            if loaded == stamp and tables in models:
+                return models[tables]
             with self._loading:
-                model, loaded = self._models.get(digest, (None, None))
+                loaded, models = self._models.get(digest, (None, {}))
                 if loaded != stamp:
                     data = path.read_bytes()
                     if not is_sealed(data) or graph_hash(data) != digest:
                         raise Damaged(f"{path}: damaged, or not the model that its name says; {AGAIN}")
-                    model = load_model(path, self.backend, self.threads)
-                    self._models[digest] = model, stamp
-                return model
+                    models = {NO_TABLES: with_tables(load_model(path, self.backend, self.threads), NO_TABLES)}
+                    self._models[digest] = stamp, models
+                if tables not in models:
+                    models[tables] = with_tables(models[NO_TABLES], tables)
+                return models[tables]
         except OSError as error:
             raise Damaged(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
 

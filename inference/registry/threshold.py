@@ -51,7 +51,7 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
     number, margin = snapshot.model_id, snapshot.margin
     if digest is not None:
         (number,), = registry.store.read("SELECT id FROM model WHERE collection = ? AND hash = ?", (registry.id, digest))
-        model = registry.store.model(digest)
+        model = registry.model_of(number)
         given = registry.settings["margin"]
         margin = model.margin if given is None else given
     seen = observe(registry, number, model, margin)

@@ -8,6 +8,7 @@
 While a model is built, and until another one is active, every new reference is embedded by both. Nothing is registered
 again: the pictures are in the store.
 """
+import contextlib
 import json
 import random
 
@@ -18,7 +19,7 @@ from ..image import ImageError, map_ahead
 from ..model import TURNS
 from ..thresholds import choose_threshold, raised
 from .compare import decided, pictures, pictures_of, rank, registered
-from .errors import Conflict, Damaged, Invalid, NotFound
+from .errors import Busy, Conflict, Damaged, Invalid, NotFound
 from .formats import usable as opened
 from .threshold import suggest
 
@@ -38,19 +39,19 @@ class Upgrade:
         """Keep a copy of an exported model in the store, to be built; returns its hash (`graph.graph_hash`).
 
         A file with the graph of a model that the collection has already, such as a newly calibrated one, brings new
-        thresholds and no new vectors. Raises UserError for what is no such model.
+        thresholds and no new vectors. Thresholds are this collection's alone (tables.py). Raises UserError for what is no
+        such model.
         """
-        digest, title = self.store.keep_model(path)
+        digest, title, tables = self.store.keep_model(path)
         name = title if name is None else name
 
         def body(change):
             row = self._row(digest, change.db)
             if row:
-                change.db.execute("UPDATE model SET name = ?, changed = ? WHERE id = ?", (name, change.event, row[0]))
+                change.set("model", row[0], name=name, tables=tables)
+                change.rows.clear()  # the way back is to add the former file
                 return f"updated the thresholds of the model {name}", dict(event=change.event, hash=digest, new=False)
-            change.db.execute("INSERT INTO model(collection, hash, name, state, created, changed) "
-                              "VALUES (?, ?, ?, 'building', ?, ?)",
-                              (self.registry.id, digest, name, change.now, change.event))
+            self.store.insert_model(change.db, self.registry.id, digest, name, tables, "building", change.event)
             return f"added the model {name}", dict(event=change.event, hash=digest, new=True)
 
         self.registry.mutate("model", body, who)
@@ -180,7 +181,7 @@ class Upgrade:
 
     def _side(self, number, digest, snapshot):
         """What a model needs to decide: as it is in use, or as it would be."""
-        model = self.store.model(digest)
+        model = self.registry.model_of(number)
         if number == snapshot.model_id:
             alike, note = self._look_alikes(number, model, snapshot.threshold, snapshot)
             return dict(number=number, model=model, hash=digest, threshold=snapshot.threshold,
@@ -275,7 +276,7 @@ class Upgrade:
             value, source = threshold, "given"
         else:
             raise Invalid(f"threshold {threshold}: must be between 0 and 1, or \"suggestion\"")
-        model = self.store.model(digest)
+        model = self.registry.model_of(number)
         least = choose_threshold(model, None, None, snapshot.orientation, 1)[0]
         alike, _ = self._look_alikes(number, model, min(least, 1 if value is None else value), snapshot)
 
@@ -319,8 +320,8 @@ class Upgrade:
             return f"removed the model {name}", dict(event=change.event, hash=digest)
 
         answer = self.registry.mutate("model", body, who)
-        if not self.store.read("SELECT 1 FROM model WHERE hash = ? LIMIT 1", (digest,)):
-            self.store.model_path(digest).unlink(missing_ok=True)
+        with contextlib.suppress(Busy):  # the file stays
+            self.store.delete_model(digest)
         return answer
 
     # ---- rows ----
