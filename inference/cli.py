@@ -32,8 +32,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def open_streams() -> None:
+    """Give the null device the place of a standard stream that the caller has closed. Its number would be that of the next file
+    that is opened, a database too, and libraries write their warnings to number 2."""
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def exit_status(main) -> int:
     """The status that `main()` returns (None: 0); a `UserError` is one line on stderr and status 2."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names need not be valid in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")

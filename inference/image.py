@@ -202,8 +202,8 @@ def fitted_sides(width: int, height: int, size: int, fit: str) -> tuple[int, int
     return tuple(max(2 - size % 2, size - 2 * round(size * (long - side) / (2 * long))) for side in (width, height))
 
 
-def list_images(root) -> list[str]:
-    """Sorted POSIX paths, relative to `root`, of the image files below it, told by their extension.
+def list_images(root, extensions=EXTENSIONS) -> list[str]:
+    """Sorted POSIX paths, relative to `root`, of the image files below it, told by their extension, in lower case.
 
     Links are followed, loops are not; hidden files and folders (a leading dot) are skipped. Raises UserError when
     `root` is missing, is not a folder, it or a folder below it cannot be read, or links multiply.
@@ -226,7 +226,7 @@ def list_images(root) -> list[str]:
                     # isdir is False for a broken link, where entry.is_dir may raise; for all others no further stat is due
                     if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                         waiting.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
-                    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    elif os.path.splitext(entry.name)[1].lower() in extensions:
                         found.append(prefix + entry.name)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such folder; check the path") from None
