@@ -6,7 +6,7 @@ its network alone counts: else the documents of one collection would decide the 
 import json
 
 from ..errors import UserError
-from ..model import TABLES, Model
+from ..model import TABLES, Model, are_thresholds
 from .errors import Damaged
 
 NO_TABLES = "{}"  # the tables of a model that was never calibrated
@@ -30,9 +30,12 @@ def with_tables(model: Model, tables: str) -> Model:
     """The same network with these tables (JSON of `tables_of`), whatever is in its file. Raises Damaged."""
     metadata = {key: value for key, value in model.metadata.items() if key not in (*TABLES.values(), MARGIN)}
     try:
-        for name, value in json.loads(tables).items():
-            metadata[name] = value if name == MARGIN else {rate: {"threshold": one} for rate, one in value.items()}
-        return Model(model.path, model.session, metadata, model.device, model.threads)
+        found = json.loads(tables)
+        margin = found.pop(MARGIN, 0.0)
+        entries = {name: {rate: {"threshold": value} for rate, value in table.items()} for name, table in found.items()}
+        if all(map(are_thresholds, entries.values())) and 0 <= margin <= 1:
+            return Model(model.path, model.session, metadata | entries | {MARGIN: margin}, model.device, model.threads)
     except (ValueError, TypeError, AttributeError):  # of JSON of any other form
-        raise Damaged(f"{model.path}: the thresholds that a collection has for it are damaged; give the file that it "
-                      "came from to docmetric model add") from None
+        pass
+    raise Damaged(f"{model.path}: the thresholds that a collection has for it are damaged; give the file that it came from to "
+                  "docmetric model add")
