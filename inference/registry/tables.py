@@ -37,5 +37,5 @@ def with_tables(model: Model, tables: str) -> Model:
             return Model(model.path, model.session, metadata | entries | {MARGIN: margin}, model.device, model.threads)
     except (ValueError, TypeError, AttributeError):  # of JSON of any other form
         pass
-    raise Damaged(f"{model.path}: the thresholds that a collection has for it are damaged; give the file that it came from to "
-                  "docmetric model add")
+    raise Damaged(f"{model.path}: the thresholds that a collection has for it are damaged; give the file that it came "
+                  "from to docmetric model add")
