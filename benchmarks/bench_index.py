@@ -89,6 +89,10 @@ def large(report, total, rounds, approximate):
     taken = peak_memory(lambda: index.apply(1, rows, NONE))
     report.add(f"start with {total:,} x {DEPTH} (vectors at hand)", (time.perf_counter() - began) * 1e3)
     report.add("  its memory; the vectors alone", taken / 2**20, limit=references.nbytes / 2**20, unit="MiB")
+    began = time.perf_counter()
+    taken = peak_memory(index.compact)
+    report.add("  making its codes (in the background)", (time.perf_counter() - began) * 1e3)
+    report.add("  their memory; the codes alone", taken / 2**20, limit=references.size / 2**20, unit="MiB")
     peer = flat(references)
     searches(report, f"{total:,} rows; faiss Flat; matmul", index, queries, rounds, references, peer)
 

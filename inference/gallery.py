@@ -1,4 +1,5 @@
 """The registered types: the features of a folder of reference images, and the search among them."""
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -7,8 +8,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from .cli import counted
+from .codes import CODED, CodedRows
 from .errors import UserError
-from .image import list_images, type_label
+from .image import default_threads, list_images, type_label
 from .model import TURNS, Model
 from .search import top_rows
 
@@ -132,10 +134,14 @@ def _same_images(groups):
 
 
 def searcher(references: np.ndarray, starts: np.ndarray | None = None, gallery: str = "cpu") -> Callable:
-    """A function (queries, k) -> `top_rows` of them among `references`. `gallery` "cpu" searches the array as it is; "cuda"
-    holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is missing.
+    """A function (queries, k) -> `top_rows` of them among `references`. `gallery` "cpu" searches the array, with codes if it
+    is large; "cuda" holds it on the GPU in bf16, which needs torch. Raises UserError for "cuda" where that, or a GPU, is
+    missing.
     """
     if gallery == "cpu":
+        if len(references) >= CODED:
+            with contextlib.suppress(ValueError):  # numbers that have no codes
+                return CodedRows(references, starts, default_threads()).top_rows
         return lambda queries, k: top_rows(queries, references, k, starts)
     if gallery != "cuda":
         raise UserError(f"gallery {gallery}: unknown; use cpu or cuda")

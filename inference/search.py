@@ -56,7 +56,7 @@ def _search(queries, references, k, starts, block_bytes, skip):
     kept = min(k + SPARE, types)
     width = max(GROUP, min(block_bytes // (4 * count), total + GROUP - 1) // GROUP * GROUP)
     block = np.empty((count, width), np.float32)
-    best = _Best(count, kept, starts)
+    best = Best(count, kept, starts)
     for first in range(0, total, width):
         rows = references[first:first + width]
         np.matmul(queries, rows.T, out=block[:, :len(rows)])
@@ -65,13 +65,17 @@ def _search(queries, references, k, starts, block_bytes, skip):
             block[:, skip[slice(*np.searchsorted(skip, (first, first + len(rows))))] - first] = -np.inf
         best.add(*_hits(block, len(rows), first, best))
 
-    # The same sum for the same pair, whatever stood beside it in a matmul.
-    exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), references[best.reference].astype(np.float64))
-    exact = exact.astype(np.float32)
+    exact = scores_of(queries, references[best.reference])
     if skip is not None:  # a type's first row stands for it until a better one is found
         exact[is_among(best.reference, skip)] = -np.inf
     order = np.lexsort((best.type, -exact), axis=1)[:, :k]
     return tuple(np.take_along_axis(values, order, axis=1) for values in (exact, best.type, best.reference))
+
+
+def scores_of(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """float32 `[N, D]` and `[N, K, D]` -> `[N, K]`, sums in float64, rounded: the same for the same pair, whatever stands
+    beside it."""
+    return np.einsum("nd,nkd->nk", queries.astype(np.float64), references.astype(np.float64)).astype(np.float32)
 
 
 def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
@@ -86,7 +90,7 @@ def _hits(block, size, first, best):
     three 1-D arrays: query, reference, score.
     """
     count, width = block.shape
-    begins = None if best.starts is None else _types_within(best.starts, first, size)
+    begins = None if best.starts is None else starts_within(best.starts, first, size)
     if begins is not None and len(begins) <= width // GROUP:
         # Types of many references: only the best of each is worth a look, though thousands may be above the floor.
         scores = block[:, :size]
@@ -106,13 +110,13 @@ def _hits(block, size, first, best):
     return query[hit], first + member * (width // GROUP) + group[hit], inside[hit, member]
 
 
-def _types_within(starts, first, size):
+def starts_within(starts: np.ndarray, first: int, size: int) -> np.ndarray:
     """Where the types begin among the references `first` to `first + size`, counted from `first`, 0 included."""
     later = starts[np.searchsorted(starts, first, "right"):np.searchsorted(starts, first + size)]
     return np.concatenate(([0], later - first))
 
 
-class _Best:
+class Best:
     """The best types of each query so far: `score`, `type` and `reference` (its best row), `[N, kept]`, unsorted;
     `floor`, `[N]`, is the lowest score that can still enter. It begins with the first types at -inf, so each query
     always has `kept` distinct ones, even if its scores are not numbers.

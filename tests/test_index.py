@@ -4,11 +4,11 @@ import threading
 import numpy as np
 import pytest
 
-from inference import search
+from inference import codes, search
 from inference.errors import UserError
 from inference.registry import index as module
 from inference.registry.engines import open_index
-from inference.registry.index import MemoryIndex, Rows
+from inference.registry.index import NONE, MemoryIndex, Rows
 from inference.search import top_rows
 from tests.helpers.indexes import DEPTH, brute_force, change, check, nothing, rehearse, rows_of, vectors
 
@@ -41,10 +41,14 @@ def test_skipped_rows_do_not_count(whole, monkeypatch):
 
 # ---------------------------------------------------------------- the index
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("tail, segment, direct", [(1024, 1 << 20, 512), (4, 20, 0), (4, 1000, 40), (0, 7, 512)])
-def test_it_is_brute_force(whole, tail, segment, direct, monkeypatch):
-    """Small tails and segments: merges and rewritten segments after nearly every event, when asked or in the background."""
+@pytest.mark.parametrize("tail, segment, direct, coded", [(1024, 1 << 20, 512, 1 << 14), (4, 20, 0, 1 << 14),
+                                                          (4, 1000, 40, 1 << 14), (0, 7, 512, 1 << 14), (4, 300, 0, 10)])
+def test_it_is_brute_force(whole, tail, segment, direct, coded, monkeypatch):
+    """Small tails and segments: merges, rewritten segments and codes after nearly every event, when asked or in the
+    background."""
     monkeypatch.setattr(module, "DIRECT", direct)
+    monkeypatch.setattr(module, "CODED", coded)
+    monkeypatch.setattr(codes, "BLOCK", 64)
     for seed in range(12):
         index = MemoryIndex(DEPTH, tail, segment)
         rehearse(index, seed, whole, between=MemoryIndex.compact if seed % 2 else lambda index: None)
@@ -146,6 +150,25 @@ def test_sizes_stay_bounded():
     assert len(index.view().parts) == len(parts) + 1
     index.apply(5001, rows_of(20_000 + np.arange(4001), np.arange(4001), vectors(rng, 4001, False)), np.zeros(0))
     assert max(len(part.segment) for part in index.view().parts) <= 2000
+    index.close()
+
+
+def test_large_segments_are_searched_by_their_codes(monkeypatch):
+    monkeypatch.setattr(module, "CODED", 50)
+    index, values = MemoryIndex(DEPTH, tail=16), vectors(np.random.default_rng(0), 100, False)
+    index.apply(1, Rows(np.arange(100), np.arange(100), values), NONE)
+    expected = index.search(values, 3)
+    index.compact()
+    asked = []
+    monkeypatch.setattr(codes.CodedRows, "top_rows", lambda *args, whole=codes.CodedRows.top_rows, **options:
+                        asked.append(1) or whole(*args, **options))
+    assert all(map(np.array_equal, index.search(values, 3), expected)) and asked
+    wrong = np.where(np.arange(100)[:, None] == 7, np.inf, values)  # has no codes, and is searched without
+    index.apply(2, Rows(np.arange(100), np.arange(100), wrong), NONE)
+    index.compact()
+    assert not any(part.segment.plain for part in index.view().parts)
+    asked.clear()
+    assert index.search(values[:1], 1).ids[0] in (0, 7) and not asked
     index.close()
 
 

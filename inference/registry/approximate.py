@@ -64,6 +64,9 @@ class FaissIndex(MemoryIndex):
     def _due(self, parts: tuple[Part, ...]) -> list[Part]:
         return super()._due(parts) or [part for part in parts if part.segment.exact and len(part) >= self._build][:1]
 
+    def _plain(self, parts: tuple[Part, ...]) -> list[Part]:
+        return []  # a structure is faster yet
+
     def _merged(self, sources: list[Part]) -> Segment:
         alone = len(sources) == 1 and not len(sources[0].dead)
         segment = sources[0].segment if alone else super()._merged(sources)

@@ -7,6 +7,7 @@
 A row is one vector of a reference, with an id of its own; a type is what its rows stand for. Known unknowns have negative
 types, one each.
 """
+import contextlib
 import functools
 import os
 import threading
@@ -17,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..codes import CODED, CodedRows
 from ..image import default_threads
 from ..search import is_among, top_rows
 
@@ -143,7 +145,7 @@ def share_found(found: np.ndarray, best: np.ndarray) -> float:
 
 class Segment:
     """M rows that never change, sorted by type and id: `vectors` float32 `[M, D]`, `ids` int64 `[M]`; `labels`, the T types,
-    and `starts`, where they begin (None: one row each). Beside the vectors at most 32 bytes a row."""
+    and `starts`, where they begin (None: one row each). Beside the vectors at most 32 bytes a row, and D for codes."""
     exact, recall = True, None
 
     def __init__(self, ids: np.ndarray, types: np.ndarray, vectors: np.ndarray):
@@ -153,9 +155,16 @@ class Segment:
         self.labels, self.starts = types[first], None if len(first) == len(types) else first
         self._by_id = np.argsort(ids)
         self._precise = vectors.astype(np.float64)[None] if len(ids) <= DIRECT else None
+        self._codes, self.plain = None, len(ids) >= CODED  # plain: codes would make its searches faster
 
     def __len__(self):
         return len(self.ids)
+
+    def encode(self) -> None:
+        """Make its codes: the answers stay the same. Searches may go on meanwhile."""
+        with contextlib.suppress(ValueError):  # of numbers that have none
+            self._codes = CodedRows(self.vectors, self.starts)
+        self.plain = False
 
     def types(self) -> np.ndarray:
         """int64 `[M]`, the type of each row."""
@@ -176,6 +185,8 @@ class Segment:
     def _search(self, queries, k, dead, starts):
         if self._precise is not None and len(self) * len(queries) <= DIRECT:
             cosines, rows = self._few(queries, k, dead, starts)
+        elif self._codes:
+            cosines, _, rows = self._codes.top_rows(queries, k, dead if len(dead) else None, each=starts is None)
         else:
             cosines, _, rows = top_rows(queries, self.vectors, k, starts, skip=dead if len(dead) else None)
         return self.hits(cosines, rows)
@@ -263,17 +274,21 @@ class View:
         def search(part):
             return getattr(part.segment, method)(queries, k, part.dead)
 
-        # Reading the vectors from memory takes most of the time, and one core cannot read as fast as the memory gives.
-        threads = _threads() if len(self) > ALONE else None
-        found = threads.map(search, self.parts) if threads else map(search, self.parts)
+        # Reading the vectors from memory takes most of the time, and one core cannot read as fast as the memory gives. Not
+        # where numpy's matmul has threads of its own, as long as there are no codes: both together are slower than either.
+        several = len(self) > ALONE and (_numpy_has_one_thread() or not any(part.segment.plain for part in self.parts))
+        found = _threads().map(search, self.parts) if several else map(search, self.parts)
         return best_of(list(found) or [no_hits(len(queries))], k, distinct)
 
 
 @functools.cache
-def _threads() -> ThreadPoolExecutor | None:
-    """None where numpy's matmul has threads of its own: both together are slower than either."""
-    own = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    return ThreadPoolExecutor(default_threads(), "search") if own == "1" else None
+def _numpy_has_one_thread() -> bool:
+    return (os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")) == "1"
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(default_threads(), "search")
 
 
 class MemoryIndex:
@@ -324,12 +339,13 @@ class MemoryIndex:
                 if tail and len(tail) > self._most_tail:
                     parts, tail = (*parts, tail), None
             self._publish(parts, tail, event)
-            if self._due(parts) and not (self._thread and self._thread.is_alive()) and not self._closed:
+            work = self._due(parts) or self._plain(parts)
+            if work and not (self._thread and self._thread.is_alive()) and not self._closed:
                 self._thread = threading.Thread(target=self.compact, name="index", daemon=True)
                 self._thread.start()
 
     def compact(self) -> None:
-        """Merge and rewrite what is due, now; `apply` and searches go on. The background thread does the same."""
+        """Merge and rewrite what is due and make codes, now; `apply` and searches go on. As the background thread does."""
         with self._compacting:
             while not self._closed and (sources := self._due(self._parts)):
                 merged = self._merged(sources)
@@ -340,6 +356,9 @@ class MemoryIndex:
                         gone.append(source.segment.ids[rows if late is None else rows[is_among(rows, late.dead)]])
                     part = Part(merged, NONE).without(np.concatenate(gone))
                     self._publish((*now.values(), *([part] if len(part) else [])), self._tail, self.event)
+            for part in self._plain(self._parts):
+                if not self._closed:
+                    part.segment.encode()
 
     def close(self) -> None:
         self._closed = True
@@ -372,6 +391,10 @@ class MemoryIndex:
             if len(chosen) > 1:
                 return chosen
         return []
+
+    def _plain(self, parts: tuple[Part, ...]) -> list[Part]:
+        """The parts that need codes."""
+        return [part for part in parts if part.segment.plain]
 
     def _merged(self, sources: list[Part]) -> Segment:
         """The rows of `sources` that count, as one segment."""
