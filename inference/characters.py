@@ -5,17 +5,17 @@ cosine by which a column must be nearer to this center than to others), and `mod
 """
 import hashlib
 import io
-import os
 import unicodedata
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from .errors import UserError, first_line
+from .arrays import read_arrays
+from .errors import UserError
 from .files import replacing
 
 MAX_BYTES = 256 << 20  # of the arrays of a file: 500,000 characters of 128 numbers
+KIND = "a file of characters"
 HOW = "make it with python -m ocr register"
 
 
@@ -51,18 +51,7 @@ def save_characters(path, characters: Characters, model_centers: np.ndarray) -> 
 
 def load_characters(path, model_centers: np.ndarray) -> Characters:
     """What `save_characters` wrote. Raises UserError for another file, or one for another model."""
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as packed:
-            if os.fstat(file.fileno()).st_size + sum(member.file_size for member in packed.infolist()) > MAX_BYTES:
-                raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; {HOW}")
-        with np.load(path, allow_pickle=False) as arrays:
-            text, centers, offset, model = (arrays[name] for name in ("text", "centers", "offset", "model"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of characters; {HOW}") from None
-    except UserError:
-        raise
-    except Exception as error:  # those of zipfile, its decompressors and numpy share no base class
-        raise UserError(f"{path}: not a file of characters ({first_line(error)}); {HOW}") from None
+    text, centers, offset, model = read_arrays(path, ("text", "centers", "offset", "model"), MAX_BYTES, KIND, HOW)
     if model.shape or str(model) != centers_hash(model_centers):
         raise UserError(f"{path}: its characters were registered for another model; register them again with this one: "
                         "python -m ocr register")
@@ -70,5 +59,5 @@ def load_characters(path, model_centers: np.ndarray) -> Characters:
     shapes = centers.shape == (len(names), model_centers.shape[1]) and offset.shape == (len(names),)
     if not (names and shapes and all(map(is_character, names)) and centers.dtype == offset.dtype == np.float32
             and np.abs(np.linalg.norm(centers, axis=1) - 1).max() < 1e-3 and np.abs(offset).max() <= 2):
-        raise UserError(f"{path}: not a file of characters (texts, centers of unit length, offsets); {HOW}")
+        raise UserError(f"{path}: not {KIND} (texts, centers of unit length, offsets); {HOW}")
     return Characters(names, centers, offset)

@@ -3,16 +3,18 @@
     index = read_index("index.npz")          # what `python -m eval --references RENDERS --report DIR` writes
     texts, scores = index.nearest(features, 5)
 """
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
-from .errors import UserError, first_line
+from .arrays import read_arrays
+from .errors import UserError
 from .files import replacing
 from .search import top_rows
 
 WRITE = "write one with python -m eval --model RECOGNIZER.onnx --references RENDERS --data CROPS --report DIR"
+KIND = "an index of glyphs"
+MAX_BYTES = 2 << 30  # of the arrays of a file: 2,000,000 references of 256 numbers
 SAME = 0.999  # cosine of two embeddings of the probe by one model, at any precision
 
 
@@ -44,21 +46,23 @@ class GlyphIndex:
 def read_index(file, probe: np.ndarray | None = None) -> GlyphIndex:
     """The index in `file`. probe: of the model whose features will be searched (None: not known). Raises UserError for a
     file that is no index, and for one that was made with another model."""
+    codes, features, theirs = read_arrays(file, ("text", "features", "probe"), MAX_BYTES, KIND, WRITE)
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            codes, features, theirs = stored["text"], stored["features"], stored["probe"]
-        texts = ["".join(map(chr, row[:np.count_nonzero(row)])) for row in codes.tolist()]
-        ours = (len(texts) == len(features) > 0 and all(texts) and features.dtype == theirs.dtype == np.float32
-                and features.ndim == 2 and theirs.shape == features.shape[1:] and bool(np.isfinite(features).all()))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; {WRITE}") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: cannot be read as an index ({first_line(error)}); {WRITE}") from None
-    if not ours:
-        raise UserError(f"{file}: not an index of glyphs; {WRITE}")
+        texts = _texts(codes) if codes.ndim == 2 and codes.size and codes.dtype == np.int32 else []
+    except ValueError:  # numbers that are no characters, or halves of one
+        texts = []
+    if not (texts and all(texts) and features.dtype == theirs.dtype == np.float32 and features.ndim == 2
+            and len(texts) == len(features) and theirs.shape == features.shape[1:] and np.isfinite(features).all()):
+        raise UserError(f"{file}: not {KIND} (texts, features, probe); {WRITE}")
     if probe is not None and (len(theirs) != len(probe) or not float(theirs @ probe) >= SAME):
         raise UserError(f"{file}: was made with another model; {WRITE}")
     return GlyphIndex(texts, features, theirs)
+
+
+def _texts(codes):
+    """int32 `[M,L]`, code points, then zeros -> M texts. Raises ValueError."""
+    points, long = codes.astype("<i4").tobytes().decode("utf-32-le"), codes.shape[1]
+    return [points[start:start + long].rstrip("\0") for start in range(0, len(points), long)]
 
 
 def probe_of(embed: Callable, size: int) -> np.ndarray:

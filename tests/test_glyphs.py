@@ -249,12 +249,13 @@ def test_an_index_of_another_model_or_none_is_refused(tmp_path, model):
     stored = dict(np.load(tmp_path / "index.npz"))
     for key, value in (("text", stored["text"][:2]), ("text", stored["text"] * 0), ("features", stored["features"] + np.nan),
                        ("features", stored["features"][0]), ("text", np.array([["x"]])), ("text", stored["text"] - 999),
-                       ("probe", np.array([object()]))):
+                       ("probe", np.array([object()])), ("text", stored["text"] + 0xd7a0), ("features", np.float32(1)),
+                       ("text", stored["text"][:, :0]), ("text", stored["text"] + 0x110000)):
         np.savez(tmp_path / "wrong.npz", **{**stored, key: value})
         with pytest.raises(UserError, match="wrong.npz"):
             read_index(tmp_path / "wrong.npz")
     (tmp_path / "wrong.npz").write_bytes(b"PK\3\4 no archive")
-    with pytest.raises(UserError, match="cannot be read as an index"):
+    with pytest.raises(UserError, match="not an index of glyphs"):
         read_index(tmp_path / "wrong.npz")
 
 
