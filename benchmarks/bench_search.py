@@ -7,6 +7,8 @@ The peer needs `pip install faiss-cpu` and stays empty without it. On a machine 
 import numpy as np
 from side_by_side import Report, medians, peak_memory, run_cli
 
+from inference.codes import CodedRows
+from inference.image import default_threads
 from inference.search import QUERIES, top_k
 
 DEPTH, BEST = 256, 10
@@ -68,6 +70,19 @@ def against_faiss(report, total, rounds):
             report.say("  " + agreement(top_k(probes, references, BEST), index.search(probes, BEST)))
 
 
+def through_codes(report, total, rounds):
+    """As a registry of many references searches."""
+    references = unit_vectors(total)
+    queries = queries_like(references, QUERIES)
+    coded = CodedRows(references, threads=default_threads())
+    for count in (QUERIES, 1):
+        probes = queries[:count]
+        times = medians({"ours": lambda: coded.top_rows(probes, BEST), "plain": lambda: top_k(probes, references, BEST),
+                         "limit": lambda: matmuls(probes, references)}, rounds)
+        report.add(f"  through codes, queries {count}; without; matmul", times["ours"] * 1e3, times["plain"] * 1e3,
+                   times["limit"] * 1e3)
+
+
 def types(report, total, rounds):
     """The search that a registry does: the best types, by their best reference."""
     references = unit_vectors(total)
@@ -117,6 +132,7 @@ def main():
     report = Report(__doc__)
     rounds = 3 if report.quick else 9
     against_faiss(report, 4_000 if report.quick else 1_000_000, rounds)
+    through_codes(report, 4_000 if report.quick else 1_000_000, rounds)
     types(report, 4_000 if report.quick else 1_000_000, rounds)
     growth(report, [2_000, 4_000] if report.quick else [62_500, 250_000, 1_000_000, 2_000_000], rounds)
     on_gpu(report, 100_000 if report.quick else 10_000_000, rounds)
