@@ -73,6 +73,8 @@ class Blobs:
         if path.exists() and self._intact(path, data):
             with contextlib.suppress(OSError):  # a picture that is put again is no orphan of long ago (`check`)
                 os.utime(path)
+            with contextlib.suppress(OSError):  # who put it there may be killed before they do so
+                _sync(path.parent)
         else:
             write_durably(path, data, "a picture")
         return name

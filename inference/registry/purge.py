@@ -31,10 +31,7 @@ def purge(registry, before: float, who: str | None = None) -> dict:
                 dict(event=change.event, deleted=list(gone), types=list(types)))
 
     result = registry.mutate("purge", body, who)
-    with registry.store.write() as db:  # who registers one of them now, looks whether it is there after this
-        for name in unused:
-            if not list(db.execute("SELECT 1 FROM picture WHERE sha256 = ?", (name,))):
-                registry.store.blobs.delete(name)
+    registry.store.delete_pictures(unused)
     registry.store.clear_log()
     registry.traffic.forget([*result["types"], *(-number for number in result["deleted"])], sorted(names))
     return dict(event=result["event"], references=len(result["deleted"]), pictures=len(unused))

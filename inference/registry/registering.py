@@ -142,15 +142,16 @@ class Registering:
                 reference=reference, type=number, label=label, kind=kind, event=change.event, new_type=new, sha256=sha256,
                 quad=seen["quad"], findings=[finding._asdict() for finding in seen["findings"]])
 
-        while True:
-            with contextlib.suppress(Outdated):
-                prepared = self.prepare(data, quad, orientation)
-                seen, alike = self._inspected(prepared, label, kind)
-                if seen["findings"] and not force:
-                    raise Refused("; ".join(finding.message for finding in seen["findings"])
-                                  + "; register it all the same with force", seen["findings"])
-                sha256 = self.store.blobs.put(data)
-                return self.mutate("add", body, who, key, request)
+        with self.store.pictures() as put:
+            while True:
+                with contextlib.suppress(Outdated):
+                    prepared = self.prepare(data, quad, orientation)
+                    seen, alike = self._inspected(prepared, label, kind)
+                    if seen["findings"] and not force:
+                        raise Refused("; ".join(finding.message for finding in seen["findings"])
+                                      + "; register it all the same with force", seen["findings"])
+                    sha256 = put(data)
+                    return self.mutate("add", body, who, key, request)
 
     def add_many(self, items: Iterable[tuple], who: str | None = None, source: str | None = None,
                  progress: Callable[[int], None] | None = None) -> list[dict]:
@@ -169,15 +170,8 @@ class Registering:
                 prepared = self.prepare(image, more.get("quad"), more.get("orientation", 0))
             except ImageError as error:
                 raise ImageError(f"{name_of(image) or f'image {position}'}: {error}") from None
-            return (prepared._replace(data=b""), self.store.blobs.put(prepared.data), label, kind,
+            return (prepared._replace(data=b""), put(prepared.data), label, kind,
                     clean_text(more.get("source"), "source") or source)
-
-        for done in map_ahead(ready, enumerate(items), ahead=64, threads=self.store.threads):
-            rows.append(done)
-            if progress:
-                progress(len(rows))
-        if not rows:
-            return []
 
         def body(change):
             results = []
@@ -188,7 +182,12 @@ class Registering:
                                     new_type=new, sha256=sha256))
             return f"registered {len(rows):,} pictures", dict(references=results)
 
-        return self.mutate("add", body, who)["references"]
+        with self.store.pictures() as put:
+            for done in map_ahead(ready, enumerate(items), ahead=64, threads=self.store.threads):
+                rows.append(done)
+                if progress:
+                    progress(len(rows))
+            return self.mutate("add", body, who)["references"] if rows else []
 
     def type_named(self, change, label):
         """(id of the type of this name, whether it is new)"""
@@ -197,13 +196,14 @@ class Registering:
         return (row[0], False) if row else (change.insert("type", collection=self.id, name=label), True)
 
     def insert(self, change, prepared, sha256, kind_of, kind, source, who, alike):
+        """The id of a new reference. sha256: its picture, from `StoreFiles.pictures`. Raises Outdated."""
         db = change.db
         models = {number: state for number, state in db.execute(
             "SELECT id, state FROM model WHERE collection = ? AND state != 'retired'", (self.id,))}
         settings = next(db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.id,)))
         if models.keys() - prepared.vectors.keys() or settings != prepared.settings or not self.store.blobs.has(sha256):
-            raise Outdated("a model or a setting was changed, or pictures were deleted for good, while the images were "
-                           "embedded: nothing was registered; try again")
+            raise Outdated("a model or a setting was changed, or a picture was deleted, while the images were embedded: "
+                           "nothing was registered; try again")
         db.execute("INSERT OR IGNORE INTO picture VALUES (?, ?, ?, ?)",
                    (sha256, self.store.blobs.path(sha256).stat().st_size, prepared.width, prepared.height))
         reference = change.insert(

@@ -115,20 +115,68 @@ class StoreFiles:
         with self._writing, translated(self.database), transaction(self._writer):
             yield self._writer
 
-    def clear_log(self) -> None:
-        """Take what was deleted out of the log of the database too, unless somebody reads for seconds."""
-        with self._writing, contextlib.suppress(apsw.Error):
+    @contextlib.contextmanager
+    def _hurrying(self):
+        """What the block writes may be left undone: it waits for no other process longer than 2 s."""
+        with self._writing:
             self._writer.set_busy_timeout(2000)
             try:
-                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                yield
             finally:
                 self._writer.set_busy_timeout(WAITS)
+
+    def clear_log(self) -> None:
+        """Take what was deleted out of the log of the database too, unless somebody reads for seconds."""
+        with contextlib.suppress(apsw.Error), self._hurrying():
+            self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def version(self) -> int:
         """Another number after each commit of anyone: 3 us."""
         self._check_process()
         with self._reading, translated(self.database):
             return self._reader.pragma("data_version")
+
+    # ---- pictures ----
+
+    @contextlib.contextmanager
+    def pictures(self):
+        """`with store.pictures() as put`: pictures for rows that the block inserts; put(content) -> name, see `Blobs.put`.
+        When the block ends, in whatever way, those that no row has are deleted; after a kill, `check` deletes them.
+
+        Other processes may put, register and delete the same picture at any moment. A file is deleted under the lock of
+        writers alone, by who sees there that no row has it (`delete_pictures`); and a row is inserted by who sees, under the
+        same lock, that the file is there (`Registering.insert`). So no row is ever without its file: whoever comes second
+        finds the row, and keeps the file; or finds no file, is Outdated, and puts it again.
+        """
+        names = set()
+
+        def put(data):
+            names.add(name := self.blobs.put(data))
+            return name
+
+        try:
+            yield put
+        except Damaged:  # after an error of the disk nobody knows whether the log will turn out to have the rows
+            names.clear()
+            raise
+        finally:
+            with contextlib.suppress(UserError, OSError):
+                unused = [name for name in names if not self._has_row(self.read, name)]
+                if unused:  # rarely, so that who has registered waits for no lock again
+                    with self._hurrying():
+                        self.delete_pictures(unused)
+
+    def delete_pictures(self, names: list[str]) -> None:
+        """Delete those that no row has; others write meanwhile."""
+        for first in range(0, len(names), 1000):
+            with self.write() as db:
+                for name in names[first:first + 1000]:
+                    if not self._has_row(db.execute, name):
+                        self.blobs.delete(name)
+
+    @staticmethod
+    def _has_row(query, name):
+        return bool(list(query("SELECT 1 FROM picture WHERE sha256 = ?", (name,))))
 
     # ---- models ----
 

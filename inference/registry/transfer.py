@@ -292,14 +292,31 @@ def _member(name, archive, member, most):
 
 
 class _Nothing(Exception):
-    """There is nothing to register."""
+    """There is nothing to register: all of `skipped` entries are there already."""
+
+    def __init__(self, skipped):
+        super().__init__()
+        self.skipped = skipped
 
 
 def _register(registry, entries, head, origin, on_conflict, who, progress):
-    store, who, began = registry.store, clean_text(who, "who"), time.time()
-    there = set(registry.labels)
-    have = _pictures_of(registry)
-    skipped, wanted = 0, []
+    who, began = clean_text(who, "who"), time.time()
+    with registry.store.pictures() as put:
+        wanted, skipped = _embedded(registry, entries, on_conflict, put, progress)
+        try:
+            return registry.mutate("import", lambda change: _inserted(
+                registry, change, wanted, skipped, head, origin, on_conflict, who), who)
+        except _Nothing as nothing:
+            return dict(event=None, types=0, references=0, skipped=nothing.skipped)
+        except Outdated:
+            raise Busy(f"{origin}: a model or a setting was changed, or a picture was deleted, while the pictures were "
+                       f"embedded, {time.time() - began:.0f} s; import it again") from None
+
+
+def _embedded(registry, entries, on_conflict, put, progress):
+    """([(Entry, Prepared without its data, name of its picture)], number of entries that are there already)"""
+    there, have = set(registry.labels), set(registry.store.read(PICTURES, (registry.id,)))
+    wanted, skipped = [], 0
 
     def ready(entry):  # None: there is nothing to do
         if entry.label in there and on_conflict == "skip":
@@ -311,9 +328,9 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
             prepared = registry.prepare(data, entry.quad, entry.orientation)
         except ImageError as error:
             raise ImageError(f"{entry.name}: {error}") from None
-        return entry, prepared._replace(data=b""), store.blobs.put(prepared.data)
+        return entry, prepared._replace(data=b""), put(prepared.data)
 
-    for done, one in enumerate(map_ahead(ready, entries, ahead=AHEAD, threads=store.threads), 1):
+    for done, one in enumerate(map_ahead(ready, entries, ahead=AHEAD, threads=registry.store.threads), 1):
         if one is None or (one[0].label, one[2]) in have:
             skipped += 1
         else:
@@ -321,54 +338,41 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
             wanted.append(one)
         if progress:
             progress(done)
-
-    def body(change):
-        nonlocal skipped
-        db = change.db
-        old = {row[0] for row in db.execute("SELECT name FROM type WHERE collection = ? AND removed IS NULL",
-                                            (registry.id,))}
-        present = set(db.execute(PICTURES, (registry.id,)))
-        (empty,), = db.execute("SELECT NOT EXISTS (SELECT 1 FROM reference WHERE collection = ? AND removed IS NULL)",
-                               (registry.id,))
-        new, count = {}, 0
-        for entry, prepared, sha256 in wanted:
-            # Someone may have registered the same in the meantime.
-            if entry.label in old and on_conflict == "skip" or (entry.label, sha256) in present:
-                skipped += 1
-                continue
-            number = None
-            if entry.label is not None:
-                number, made = registry.type_named(change, entry.label)
-                if made:
-                    new[entry.label] = number
-            registry.insert(change, prepared, sha256, number, entry.kind, entry.source or origin, who, ())
-            count += 1
-        for label in head.get("types", ()):
-            if label not in old and label not in new:
-                new[label] = registry.type_named(change, label)[0]
-        if not count and not new:
-            raise _Nothing
-        (model, digest), = db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'",
-                                      (registry.id,))
-        if digest == head.get("model"):
-            values = {new[label]: value for label, value in head["types"].items() if label in new and value is not None}
-            if empty and not old and head["threshold"] is not None and not list(db.execute(
-                    "SELECT 1 FROM threshold WHERE model = ? AND type IS NULL AND removed IS NULL", (model,))):
-                values[None] = head["threshold"]
-            for number, value in values.items():
-                change.insert("threshold", collection=registry.id, model=model, type=number, value=value, source="imported")
-        return (f"imported {count:,} pictures and {len(new):,} new types from {origin}",
-                dict(event=change.event, types=len(new), references=count, skipped=skipped))
-
-    try:
-        return registry.mutate("import", body, who)
-    except _Nothing:
-        return dict(event=None, types=0, references=0, skipped=skipped)
-    except Outdated:
-        raise Busy(f"{origin}: a model was added while the pictures were embedded, {time.time() - began:.0f} s; import it "
-                   "again") from None
+    return wanted, skipped
 
 
-def _pictures_of(registry):
-    """{(label, or None for a known unknown; SHA-256)} of what is registered."""
-    return set(registry.store.read(PICTURES, (registry.id,)))
+def _inserted(registry, change, wanted, skipped, head, origin, on_conflict, who):
+    """As the body of `mutate`: (a line about what was done, the answer)."""
+    db = change.db
+    old = {row[0] for row in db.execute("SELECT name FROM type WHERE collection = ? AND removed IS NULL", (registry.id,))}
+    present = set(db.execute(PICTURES, (registry.id,)))
+    (empty,), = db.execute("SELECT NOT EXISTS (SELECT 1 FROM reference WHERE collection = ? AND removed IS NULL)",
+                           (registry.id,))
+    new, count = {}, 0
+    for entry, prepared, sha256 in wanted:
+        # Someone may have registered the same in the meantime.
+        if entry.label in old and on_conflict == "skip" or (entry.label, sha256) in present:
+            skipped += 1
+            continue
+        number = None
+        if entry.label is not None:
+            number, made = registry.type_named(change, entry.label)
+            if made:
+                new[entry.label] = number
+        registry.insert(change, prepared, sha256, number, entry.kind, entry.source or origin, who, ())
+        count += 1
+    for label in head.get("types", ()):
+        if label not in old and label not in new:
+            new[label] = registry.type_named(change, label)[0]
+    if not count and not new:
+        raise _Nothing(skipped)
+    (model, digest), = db.execute("SELECT id, hash FROM model WHERE collection = ? AND state = 'active'", (registry.id,))
+    if digest == head.get("model"):
+        values = {new[label]: value for label, value in head["types"].items() if label in new and value is not None}
+        if empty and not old and head["threshold"] is not None and not list(db.execute(
+                "SELECT 1 FROM threshold WHERE model = ? AND type IS NULL AND removed IS NULL", (model,))):
+            values[None] = head["threshold"]
+        for number, value in values.items():
+            change.insert("threshold", collection=registry.id, model=model, type=number, value=value, source="imported")
+    return (f"imported {count:,} pictures and {len(new):,} new types from {origin}",
+            dict(event=change.event, types=len(new), references=count, skipped=skipped))
