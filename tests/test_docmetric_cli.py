@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -96,7 +97,7 @@ def test_registering_moving_and_undoing(store, ok, docmetric):
     assert [one["what"] for one in events][:3] == ["remove", "remove", "undo"] and events[0]["who"]
     ok("undo", store, events[1]["event"])
     assert [one["label"] for one in ok("ls", store, "parcel", "--json")] == ["parcel"]
-    assert ok("purge", store, "--older", "0d") == "deleted 1 reference and 1 picture\n"
+    assert ok("purge", store, "--older", "0d") == "deleted 1 reference and 1 image\n"
     assert len(ok("ls", store, "--events", "--limit", 1).splitlines()) == 1
 
 
@@ -131,6 +132,63 @@ def test_folders_are_one_change(store, ok, tmp_path):
     assert ok("add", store, tmp_path / "scans") == "registered 2 images of 2 types, 2 of them new (event 2)\n"
     ok("undo", store)
     assert len(ok("ls", store, "--json")) == 18
+
+
+def test_all_images_of_a_folder_that_cannot_be_used_are_named(store, ok, docmetric, tmp_path):
+    """PDF and HEIC files count as images; a folder is registered as a whole, or with --skip what can be used of it."""
+    scans = tmp_path / "scans"
+    (scans / "form").mkdir(parents=True)
+    shutil.copy(FORM, scans / "form" / "1.jpg")
+    (scans / "form" / "2.PDF").write_bytes(b"%PDF-1.4\n%%EOF\n")
+    (scans / "cut.jpg").write_bytes(FORM.read_bytes()[:3000])
+    (scans / "notes.txt").write_text("no image")
+    for words in (["add", store, scans], ["init", tmp_path / "new", scans]):
+        status, out, err = docmetric(*words)
+        assert status == 2 and out == "" and err.count("\n") == 3
+        assert re.search(r"scans/form/2\.PDF: ", err) and "scans/cut.jpg: truncated JPEG" in err
+        assert "nothing was registered: 2 of 3 images cannot be used" in err
+    assert len(ok("ls", store, "--json")) == 18 and ok("ls", tmp_path / "new") == "nothing is registered yet\n"
+    status, results, err = docmetric("add", store, scans, "--skip", "--json")
+    assert status == 2 and err == "" and [bool(one["error"]) for one in results] == [True, True, False]
+    assert results[2]["label"] == "form" and len(ok("ls", store, "--json")) == 19
+    assert ok("ls", store, "--references", "form", "--json")[0]["source"] == "1.jpg"
+
+
+def test_each_line_is_printed_when_its_change_is_made(store, docmetric, ok):
+    """The second of three does not exist: the first is gone, and told."""
+    status, out, err = docmetric("rm", store, "--reference", 3, 99, 4)
+    assert status == 2 and out.endswith("1 reference (event 2)\n") and err.startswith("error: reference 99: ")
+    status, results, err = docmetric("mv", store, "menu_1000016", "--reference", 5, 99, "--json")
+    assert status == 2 and [one["reference"] for one in results] == [5] and err.count("\n") == 1
+    assert len(ok("ls", store, "--references", "--json")) == 17
+
+
+def test_ctrl_c_loses_nothing_that_was_told(store, ok):
+    images = [str(FORM)] * 5000
+    adding = subprocess.Popen([sys.executable, "-m", "inference", "add", store, *images, "--type", "form", "--force"],
+                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = adding.stdout.readline()
+    adding.send_signal(signal.SIGINT)
+    out, err = adding.communicate(timeout=60)
+    assert adding.returncode == 130 and err == "", err
+    told = re.findall(r"\(reference (\d+), ", first + out)
+    held = [str(one["reference"]) for one in ok("ls", store, "--references", "form", "--json")]
+    assert held[:len(told)] == told and 1 <= len(told) <= len(held) <= len(told) + 1 < 5000
+    ok("check", store)
+
+
+@pytest.mark.parametrize("closed, said", [(">&-", ""), ("2>&-", "none\n"), ("<&- >&- 2>&-", "")])
+def test_closed_streams_are_no_mistake(store, closed, said, ok):
+    """As a service may start it. What is written to a stream that is closed goes nowhere, not into the next file opened."""
+    program = f"{sys.executable} -m inference"
+    command = f"{program} add {store} {FORM} --type form --force {closed}; echo $?"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+    assert len(ok("ls", store, "--json")) == 19
+    command = f"{program} ls {store} nothing {closed}; {program} ls none {closed}; echo $?"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout == said + "2\n") and ("error: none: no store there" in done.stderr) == (closed == ">&-")
+    ok("check", store)
 
 
 def test_collections_are_registries_by_themselves(store, ok, docmetric):
@@ -231,7 +289,7 @@ def test_the_same_commands_on_a_server(server, ok, docmetric, tmp_path):
     ok("review", server, "--save", tmp_path / "unknown")
     kept = tmp_path / "unknown" / "1" / f"{cluster['cover']}.jpg"
     assert kept.read_bytes() == FORM.read_bytes()
-    assert "would register 1 picture as form" in ok("review", server, "--name", "form", cluster["cover"], "--dry-run")
+    assert "would register 1 image as form" in ok("review", server, "--name", "form", cluster["cover"], "--dry-run")
     ok("review", server, "--name", "form", cluster["cover"])
     assert f"{FORM}: form 1.0000" in ok("classify", server, FORM) and "nothing to review" in ok("review", server)
     assert ok("search", server, FORM, "-k", 1, "--json")[0]["label"] == "form"
@@ -252,7 +310,7 @@ def test_the_same_commands_on_a_server(server, ok, docmetric, tmp_path):
 def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     key = ok("key", "add", server, "office", "--scopes", "admin").strip()
     status, _, err = docmetric("ls", server)
-    assert status == 2 and "key" in err and key not in err
+    assert (status, err) == (2, f"error: {server}: asks for a key; put it into the variable DOCMETRIC_KEY\n")
     monkeypatch.setenv("DOCMETRIC_KEY", key)
     assert ok("ls", server)
     assert ok("key", "ls", server, "--json")[0]["name"] == "office"
@@ -265,7 +323,10 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     (["ls", "{store}", "a", "--events"], "TEXT is of use for types"),
     (["ls", "{store}", "--limit", "0"], "no number from 1"),
     (["ls", "{store}", "--references", "nope"], "type nope: there is none"),
-    (["init", "new", "nowhere"], "nowhere: no such folder"), (["init", "{store}"], "collection default: is there already"),
+    (["init", "new", "nowhere"], "nowhere: no such folder"), (["init", "{store}"], "docmetric add {store} FOLDER registers"),
+    (["init", "."], "other files are in it; docmetric init STORE ."), (["init", "{store}", "{store}"], "no image in it"),
+    (["add", "{store}", "{store}"], "no image in it"), (["classify", "{store}", "{store}/blobs"], "no image in it"),
+    (["add", "{store}", "", "--type", "a"], "name of a file"), (["classify", "{store}", ""], "name of a file"),
     (["add", "{store}", "photo.jpg"], "say what it shows with --type"), (["add", "{store}"], "IMAGE"),
     (["add", "{store}", "nowhere.jpg", "--type", "a"], "nowhere.jpg: file not found"),
     (["add", "{store}", "a", "--type", "a", "--unknown"], "not allowed with"),
@@ -282,6 +343,9 @@ def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     (["model", "add", "{store}", "README.md"], "README.md"), (["model", "report", "{store}", "14"], "four digits"),
     (["review", "{store}", "3"], "say what becomes"), (["review", "{store}", "--drop"], "need the numbers"),
     (["import", "{store}", "nowhere.zip"], "nowhere.zip"), (["export", "{store}", "nowhere/a.zip"], "nowhere"),
+    (["export", "{store}", "."], "such as ./types.zip"), (["backup", "{store}", "{store}/copy"], "lies in the store itself"),
+    (["import", "http://127.0.0.1:1", "{store}"], "docmetric add http://127.0.0.1:1 {store}"),
+    (["serve", "http://127.0.0.1:1"], "works on the folder"),
     (["backup", "http://127.0.0.1:1", "x"], "works on the folder"), (["restore", "nowhere", "x"], "nowhere"),
     (["check", "nowhere"], "nowhere"), (["ls", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
     *((words, "99999999999999999999") for words in (
@@ -299,7 +363,7 @@ def test_mistakes_are_one_line_and_exit_2(words, says, store, docmetric, tmp_pat
     status, out, err = docmetric(*(word.format(store=store) for word in words))
     assert status == 2
     if words:
-        assert out == "" and err.startswith("error: ") and says in err and err.count("\n") == 1
+        assert out == "" and err.startswith("error: ") and says.format(store=store) in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before      # a mistake leaves nothing behind
 
 
@@ -365,6 +429,39 @@ def test_commands_of_the_documentation_exist(capfd):
         for word in words:
             if word.startswith("--"):
                 assert re.search(rf"{word}\b", said), f"docmetric {command} {' '.join(words)}: no option {word}"
+
+
+def test_the_examples_of_the_registry_print_what_the_documentation_says(store, ok, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    example, = (block for block in blocks(ROOT / "docs" / "registry.md", "text") if block.startswith("$ "))
+    for command, said in re.findall(r"^\$ docmetric (.*)\n((?:[^$].*\n)+)", example, re.MULTILINE):
+        words = shlex.split(command.replace("REGISTRY", str(store)), comments=True)
+        printed, expected = (re.sub(r"\d\d$", "", text.strip()) for text in (ok(*words), said))  # digits of a score
+        assert printed == expected
+
+
+def test_json_has_the_keys_that_the_documentation_names(store, docmetric, tmp_path):
+    """A line of the documentation names a command and the options that tell it from others; here with what else it needs."""
+    section = (ROOT / "docs" / "registry.md").read_text().split("## Commands in scripts")[1].split("```")[1]
+    lines = re.sub(r" \(.*?\)", "", re.sub(r"\n +", " ", section)).strip().splitlines()[1:]
+    keys_of = {command: set(keys.split(", ")) for line in lines
+               for commands, keys in [re.split(" {2,}", line)] for command in commands.split(", ")}
+    copy, file = tmp_path / "copy", tmp_path / "types.zip"
+    used = [("init", tmp_path / "new"), ("add", store, FORM, "--type", "form"), ("classify", store, FORM),
+            ("search", store, FORM), ("ls", store), ("ls --references", store), ("ls --events", store),
+            ("ls --collections", store), ("mv", store, "form", "a"), ("mv --reference", "19", "--", store, "b"),
+            ("mv --merge", store, "b", "menu_1000016"), ("rm", store, "menu_1000016"), ("undo", store),
+            ("calibrate", store), ("calibrate --threshold", "0.8", store), ("export", store, file), ("import", store, file),
+            ("backup", store, copy), ("restore", copy, tmp_path / "again"), ("check", store), ("model ls", store),
+            ("model build", store, "14ff"), ("key add", store, "a"), ("key ls", store), ("key rm", store, "1"),
+            ("purge", "--older", "0d", store)]
+    for command, *words in used:
+        name, *options = command.split()
+        status, value, err = docmetric(name, "--json", *options, *words)
+        one = value[0] if isinstance(value, list) else value
+        of_add = {"key"} if command in ("key ls", "key rm") else set()
+        assert status == 0 and keys_of[command] - of_add == set(one), (command, err)
+    assert {command for command, *_ in used} == keys_of.keys()
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 
 from ..cli import Parser
 from ..errors import UserError, printable
-from ..image import images_at
+from ..image import EXTENSIONS, list_images
 from ..server.settings import between
 
 KEY_VARIABLE = "DOCMETRIC_KEY"
+IMAGES = EXTENSIONS | {".heic", ".heif", ".pdf"}  # of files in a folder
 
 number = between(1, 10 ** 12 - 1)  # the type of options that name a reference, an event and the like
 count = between(1, 1000)           # and of those that say how many of the best are shown
@@ -61,9 +62,15 @@ def opened(args):
     """The registry that the arguments name: a `Registry`, or the `Client` of a server."""
     if is_address(args.store):
         from ..client import Client
+        from ..registry.errors import RegistryError
         collection = getattr(args, "collection", "default")  # not all commands are about one
         with Client(args.store, os.environ.get(KEY_VARIABLE) or None, collection) as client:
-            yield client
+            try:
+                yield client
+            except RegistryError as error:
+                if error.code == "key-required":  # the server speaks of HTTP headers
+                    raise UserError(f"{args.store}: asks for a key; put it into the variable {KEY_VARIABLE}") from None
+                raise
     else:
         from ..registry import Registry
         with Registry.open(args.store, args.collection) as registry:
@@ -105,8 +112,35 @@ def tell(args, value, lines: Iterable[str]) -> int:
     return 0
 
 
+def tell_each(args, results: Iterable[dict], line: Callable[[dict], str]) -> list[dict]:
+    """Print the line of each result as soon as it is there: what follows may be a mistake, or Ctrl-C, and a change that was
+    made is told. As JSON they come at the end, however it comes. A result with an `error` has no line. Returns all."""
+    told = []
+    try:
+        for result in results:
+            told.append(result)
+            if not args.json and not result.get("error"):
+                print(printable(line(result)), flush=True)
+    finally:
+        if args.json:
+            print(json.dumps(told, indent=2))
+    return told
+
+
+def images_below(folder: str) -> list[str]:
+    """The images in a folder, relative to it. Raises UserError where there is none."""
+    files = list_images(folder, IMAGES)
+    if not files:
+        raise UserError(f"{folder}: no image in it; put images there, JPEG, PNG, WebP, BMP, TIFF, HEIC or PDF")
+    return files
+
+
 def images_of(paths: list[str]) -> list[str]:
-    return [image for path in paths for image in images_at(path)]
+    """The paths, and in the place of a folder all images below it."""
+    if "" in paths:
+        raise UserError("IMAGE: must be the name of a file, not nothing (see --help)")
+    return [image for path in paths for image in
+            ([os.path.join(path, file) for file in images_below(path)] if os.path.isdir(path) else [path])]
 
 
 def every(page: Callable, identity: str, limit: int | None = None, **options):
@@ -148,7 +182,7 @@ def day(seconds: float) -> str:
 
 
 def plural(number: int, what: str) -> str:
-    """1 picture, 2 pictures"""
+    """1 image, 2 images"""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

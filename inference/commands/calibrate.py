@@ -39,7 +39,8 @@ def main(arguments=None) -> int:
         *(f"{what}: {rate(now[name])} in use, {rate(found[name])} suggested" for name, what in (
             ("unknown_labeled", "unknown images that get a label"), ("right_rejected", "right labels that are rejected"))),
         *(f"{one['label']}: looks like another type, would have {one['threshold']:.4f}" for one in found["types"][:10]),
-        f"docmetric calibrate {args.store} --apply sets it"])
+        # A table's threshold follows the number of types only as long as none is set.
+        *([] if found["source"] == "model" else [f"docmetric calibrate {args.store} --apply sets it"])])
 
 
 def set_line(result: dict) -> str:

@@ -1,7 +1,7 @@
-"""Look for damage in a store: the database, the vectors, the pictures.
+"""Look for damage in a store: the database, the vectors, the images.
 
     docmetric check types
-    docmetric check types --rebuild      # makes vectors again from the pictures; saves what it can of a broken database
+    docmetric check types --rebuild      # makes vectors again from the images; saves what it can of a broken database
 
 Exit status 2 when something is damaged and was not repaired.
 """
@@ -24,6 +24,6 @@ def main(arguments=None) -> int:
     lines = [f"repaired: {line}" for line in report["repaired"]]
     if report["ok"]:
         lines.append(f"{args.store}: whole; {plural(report['types'], 'type')}, {plural(report['references'], 'reference')}, "
-                     f"{plural(report['pictures'], 'picture')}")
+                     f"{plural(report['pictures'], 'image')}")
     tell(args, report, lines)
     return 0 if report["ok"] else 2

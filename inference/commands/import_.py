@@ -6,7 +6,10 @@
 
 A type that is there already stays as it is (skip), or gets the new references too (merge).
 """
-from . import author, opened, parser, tell
+import os
+
+from ..errors import UserError
+from . import author, is_address, opened, parser, plural, tell
 
 
 def main(arguments=None) -> int:
@@ -15,7 +18,11 @@ def main(arguments=None) -> int:
     made.add_argument("--on-conflict", default="skip", choices=("skip", "merge"),
                       help="what becomes of types that are there already")
     args = made.parse_args(arguments)
+    if is_address(args.store) and os.path.isdir(args.source):
+        raise UserError(f"{args.source}: a folder; to register it through a server: docmetric add {args.store} "
+                        f"{args.source}")
     with opened(args) as registry:
         result = registry.import_(args.source, args.on_conflict, **author(args))
-    return tell(args, result, [", ".join(f"{name} {value}" for name, value in result.items()
-                                         if isinstance(value, (int, str)))])
+    event = f" (event {result['event']})" if result["event"] else ""
+    references, types = plural(result["references"], "reference"), plural(result["types"], "new type")
+    return tell(args, result, [f"registered {references} and {types}, skipped {result['skipped']:,}{event}"])

@@ -5,9 +5,14 @@
     docmetric init types --orientation any            # documents may lie any of four ways up
     docmetric init types --collection parcels --model M.onnx --find never
 
-A collection is a registry by itself, with its own types, model and threshold.
+STORE must be a new folder, an empty one, or a store. A collection is a registry by itself, with its own types, model and
+threshold.
 """
-from . import author, local_store, parser, plural, progress, tell
+import os
+
+from ..errors import UserError
+from ..registry.files import is_store
+from . import local_store, parser, plural, tell
 
 
 def main(arguments=None) -> int:
@@ -20,15 +25,34 @@ def main(arguments=None) -> int:
     made.add_argument("--orientation", default="upright", choices=("upright", "any"),
                       help="any: documents may lie any of four ways up, and the answer says which")
     args = made.parse_args(arguments)
+    check_new(local_store(args.store))
 
     from ..registry import Store
-    from .add import in_folder
+    from ..registry.errors import Conflict
+    from .add import add_folder, in_folder
     items = in_folder(args.folder) if args.folder else []  # a mistake in the folder leaves no store behind
-    with Store(local_store(args.store), create=True) as store:
-        registry = store.create(args.collection, args.model, args.find, args.orientation)
+    with Store(args.store, create=True) as store:
+        try:
+            registry = store.create(args.collection, args.model, args.find, args.orientation)
+        except Conflict:
+            raise UserError(f"{args.store}: collection {args.collection} is there already; docmetric add {args.store} "
+                            f"{args.folder or 'FOLDER'} registers images in it, --collection NAME makes another") from None
         if items:
-            registry.add_many(items, progress=progress("registering", len(items)), **author(args))
+            add_folder(args, registry, items)
         made = next(one for one in store.collections() if one["name"] == args.collection)
         return tell(args, made, [
             f"{args.store}: collection {args.collection} with {plural(made['types'], 'type')}, "
             f"{plural(made['references'], 'reference')}; next: docmetric serve {args.store}"])
+
+
+def check_new(path: str) -> None:
+    """Raises UserError for a folder with other things in it, most likely the images that are to be registered."""
+    if is_store(path) or not os.path.isdir(path):
+        return
+    try:
+        held = [name for name in os.listdir(path) if not name.startswith(".") and name != "lost+found"]  # of a volume
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if held and not {"models", "blobs", "registry.sqlite-wal"} & set(held):  # of those, opening it says more
+        raise UserError(f"{path}: no store, and other files are in it; docmetric init STORE {path} registers its images "
+                        "in a new folder STORE")

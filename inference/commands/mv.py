@@ -4,7 +4,7 @@
     docmetric mv types pasport passport --merge          # all references of the first become the other's
     docmetric mv types passport_2024 --reference 12 13   # these references are of that type, a new or a known one
 """
-from . import author, number, opened, parser, plural, tell
+from . import author, number, opened, parser, plural, tell, tell_each
 
 
 def main(arguments=None) -> int:
@@ -19,14 +19,15 @@ def main(arguments=None) -> int:
         made.error("--merge: is about types, --reference about single references")
     with opened(args) as registry:
         if args.reference:
-            results = [registry.move(one, args.labels[0], **author(args)) for one in args.reference]
-            lines = [f"moved reference {result['reference']} to {result['label']} (event {result['event']})"
-                     for result in results]
-        elif args.merge:
+            results = (registry.move(one, args.labels[0], **author(args)) for one in args.reference)
+            tell_each(args, results, lambda result: (
+                f"moved reference {result['reference']} to {result['label']} (event {result['event']})"))
+            return 0
+        if args.merge:
             result = registry.merge(*args.labels, **author(args))
             moved = plural(len(result["references"]), "reference")
-            results, lines = [result], [f"merged {args.labels[0]} into {result['label']}: {moved} (event {result['event']})"]
+            line = f"merged {args.labels[0]} into {result['label']}: {moved} (event {result['event']})"
         else:
             result = registry.rename(*args.labels, **author(args))
-            results, lines = [result], [f"renamed {args.labels[0]} to {result['label']} (event {result['event']})"]
-    return tell(args, results, lines)
+            line = f"renamed {args.labels[0]} to {result['label']} (event {result['event']})"
+    return tell(args, [result], [line])

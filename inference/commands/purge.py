@@ -1,4 +1,4 @@
-"""Delete for good what was removed: pictures, vectors, rows. It cannot be undone, nor can what removed them.
+"""Delete for good what was removed: images, vectors, rows. It cannot be undone, nor can what removed them.
 
     docmetric purge types --older 30d       # what was removed more than thirty days ago
     docmetric purge types --older 0d        # all that was removed
@@ -20,4 +20,4 @@ def main(arguments=None) -> int:
     with opened(args) as registry:
         result = registry.purge(time.time() - args.older, **author(args))
     return tell(args, result, [f"deleted {plural(result['references'], 'reference')} and "
-                               f"{plural(result['pictures'], 'picture')}"])
+                               f"{plural(result['pictures'], 'image')}"])

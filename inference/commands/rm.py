@@ -4,7 +4,7 @@
     docmetric rm types --reference 12 13
     docmetric rm http://localhost:8080 passport
 """
-from . import author, number, opened, parser, plural, tell
+from . import author, number, opened, parser, plural, tell_each
 
 
 def main(arguments=None) -> int:
@@ -17,9 +17,10 @@ def main(arguments=None) -> int:
     with opened(args) as registry:
         if args.types:  # a name that is not there is told before anything is removed
             types = [registry.type(label)["type"] for label in args.types]
-            results = [registry.remove(type=one, **author(args)) for one in types]
+            results = (registry.remove(type=one, **author(args)) for one in types)
         else:
-            results = [registry.remove(reference=one, **author(args)) for one in args.reference]
-    return tell(args, results, (f"removed {result['label'] or 'a known unknown'}: "
-                                f"{plural(len(result['references']), 'reference')} (event {result['event']})"
-                                for result in results))
+            results = (registry.remove(reference=one, **author(args)) for one in args.reference)
+        tell_each(args, results, lambda result: (
+            f"removed {result['label'] or 'a known unknown'}: {plural(len(result['references']), 'reference')} "
+            f"(event {result['event']})"))
+    return 0

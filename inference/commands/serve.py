@@ -7,11 +7,13 @@
 
 SIGTERM or Ctrl-C ends it when the running requests are answered.
 """
+from . import local_store
 
 
 def main(arguments=None) -> None:
     from ..server.settings import parse
     settings = parse(__doc__, arguments, "docmetric serve")
+    local_store(settings.store)
     try:
         from ..server.serve import serve  # --help and mistakes do not wait for it
     except ModuleNotFoundError as error:

@@ -65,7 +65,7 @@ def usable(data: bytes, page: int = 1) -> bytes:
 
 
 def thumbnail(data: bytes, size: int) -> bytes:
-    """A small JPEG of a picture that `usable` gave: no side above `size` pixels, the aspect kept. Raises ImageError."""
+    """A small JPEG of an image that `usable` gave: no side above `size` pixels, the aspect kept. Raises ImageError."""
     pixels = decode(data, size)
     scale = min(1, size / max(pixels.shape[:2]))
     pixels = resize(pixels, max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
