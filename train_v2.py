@@ -21,7 +21,7 @@ from torch import nn
 
 from configs import keys_of, load_config, save_config
 from engine import checkpoint
-from engine.checkpoint import Checkpoints, checkpoint_steps, save_weights
+from engine.checkpoint import Checkpoints, save_weights
 from engine.distributed import Ranks, process_group, shard_range
 from engine.due import Due
 from engine.ema import Ema
@@ -30,6 +30,7 @@ from engine.log import get_logger
 from engine.metrics import MetricLogger, Results
 from engine.optimizer import load_optimizer_state, make_optimizer, optimizer_state, set_rates
 from engine.parallel import prepare
+from engine.progress import checkpoint_steps
 from engine.random import seed_step
 from engine.schedules import lr_factor
 from engine.signals import StopSignals

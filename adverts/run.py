@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from adverts.ocr import duration
 from adverts.split import Split, add_options, check_options, content_digest, read_split, split_arguments
+from engine.progress import unfinished
 from inference.classifier import file_names
 from inference.cli import Parser
 from inference.errors import UserError, printable
@@ -128,6 +129,8 @@ class Stages:
             where = f"{log} says why" if log else "its error is above"
             raise UserError(printable(f"stage {stage.name} failed ({status}), {where}; run the command again when that is "
                                       "corrected: what is done is not done again"))
+        if stage.folder and (reached := unfinished(stage.folder)):  # a signal to the training alone: it ends as it should
+            raise UserError(printable(f"stage {stage.name} was stopped at {reached}; run the command again to resume"))
         if missing := [path for path in stage.outputs if not path.is_file()]:
             raise UserError(printable(f"stage {stage.name} has not written {missing[0]}; run the command again"))
         self._remember(stage.name, {"key": key, "outputs": list(map(_digest, stage.outputs)),

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.distributed import all_reduce_max, rank_and_world
+from engine.progress import checkpoint_steps
 from inference.errors import UserError, first_line
 from inference.files import replacing
 
@@ -194,11 +195,6 @@ class Checkpoints:
             link = self.folder / f".{name}.{self._attempt}"
             link.symlink_to(f"step-{step}", target_is_directory=True)
             link.replace(self.folder / name)
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that `folder` has checkpoints of, whole or not, ascending."""
-    return sorted(int(path.name[5:]) for path in Path(folder).glob("step-*") if path.name[5:].isdecimal())
 
 
 def find(how: str, folder: Path) -> Path | None:

@@ -189,6 +189,24 @@ if not (folder / "checkpoint").exists():
     assert (folder / "model.pt").exists()
 
 
+def test_a_training_that_was_stopped_alone_is_not_done(tmp_path):
+    """It saves and ends as it should: only how far it has come tells."""
+    folder = tmp_path / "run"
+    code = f"""
+from pathlib import Path
+folder = Path({str(folder)!r})
+(folder / f"checkpoints/step-{{6 if folder.exists() else 4}}").mkdir(parents=True)
+(folder / "run.json").write_text('{{"steps": 6}}')
+(folder / "model.pt").write_text("")
+"""
+    stage = Stage("train", ["-c", code], [], [folder / "model.pt"], folder=folder)
+    with pytest.raises(UserError, match="stage train was stopped at step 4 of 6; run the command again to resume"):
+        Stages(tmp_path).run(stage)
+    assert not Stages(tmp_path).done(stage)
+    Stages(tmp_path).run(stage)
+    assert Stages(tmp_path).done(stage) and (folder / "checkpoints/step-4").exists()
+
+
 @pytest.mark.parametrize("number, whole_group", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
 def test_stopped_it_lets_the_command_save_and_resumes(tmp_path, number, whole_group):
     """A terminal sends SIGINT to the whole group, `kill` a signal to the program alone."""

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint
-from engine.checkpoint import Checkpoints, checkpoint_steps, damage, newest_whole, read_manifest, write_file
+from engine.checkpoint import Checkpoints, damage, newest_whole, read_manifest, write_file
 from engine.distributed import Ranks
+from engine.progress import checkpoint_steps
 from engine.signals import StopSignals
 from inference.errors import UserError
 from tasks import Evaluation, build_task, images

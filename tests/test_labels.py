@@ -265,6 +265,19 @@ def test_runs_that_would_speak_of_what_they_learned_are_refused(data, trained, t
     assert "run.json: names other classes" in says(*copied)
 
 
+def test_a_run_that_has_not_come_to_its_end_is_a_warning(data, trained, tmp_path, capsys):
+    cfg = settings(data, tmp_path / "0", "fold=0", "save_every=2")
+    train_until(5, cfg, pytest.MonkeyPatch(), ClassificationTask)
+    words = ["--data", str(data / "data"), "--split", str(data / "split.csv"), "--out", str(tmp_path / "P")]
+    for first, said in ((tmp_path, [f"warning: {tmp_path}/0: its training has only come to step 4 of 6"]), (trained, [])):
+        predict.main([*words, str(first / "0"), str(trained / "1"), str(trained / "2")])
+        told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert [line.partition(", and its")[0] for line in told] == said
+    shutil.rmtree(tmp_path / "0/checkpoints")  # which then does not tell
+    predict.main([*words, str(tmp_path / "0"), str(trained / "1"), str(trained / "2")])
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_the_last_network_of_a_fold_is_published_and_not_the_best(data, tmp_path, monkeypatch):
     """Chosen by the fold held out, its predictions of that fold would be too good. Here each evaluation is worse."""
     evaluate, found = ClassificationTask.evaluate, []

@@ -6,7 +6,8 @@
 
 Of an image of role train, the run speaks that held its fold out: nobody speaks of what it has learned. Of all others it is
 the mean of the runs' logits. A run with fold=-1 has learned all of role train, and speaks of the others alone. RUN is the
-output folder of train_v2.py with split= and fold=. An image that cannot be read, or has no text, gets no row.
+output folder of train_v2.py with split= and fold=; one that has not come to its end is used, with a warning. An image that
+cannot be read, or has no text, gets no row.
 """
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from adverts.split import Split, read_split
 from adverts.texts import read_texts
 from configs import load_run, read_info
 from engine.predictions import Predictions, write_predictions
+from engine.progress import unfinished
 from inference.cli import Parser
 from inference.errors import UserError, printable
 from tasks import get_task
@@ -33,6 +35,9 @@ def predict_runs(runs: list, split: Split, data, texts: dict | None) -> tuple[Pr
         raise UserError(f"the runs held out the folds {folds}; give one run for each of 0 to {split.folds - 1}, or one with "
                         "fold=-1")
     for run, (_, cfg, _, fold) in zip(runs, loaded):
+        if reached := unfinished(run):
+            print(printable(f"warning: {run}: its training has only come to {reached}, and its predictions are of this "
+                            "step; give its command again with resume=auto to complete it"), file=sys.stderr)
         if fold >= 0 and cfg.teacher and cfg.teacher_weight:
             print(f"warning: {run}: what it says of fold {fold} may be too good (it had a teacher, and a fusion, say, has "
                   "learned from all folds); so may weights tuned on it", file=sys.stderr)

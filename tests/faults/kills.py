@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from engine.checkpoint import checkpoint_steps, damage
+from engine.checkpoint import damage
+from engine.progress import checkpoint_steps
 from inference.cli import Parser, run_cli
 from inference.errors import UserError
 from tasks import registration as tasks

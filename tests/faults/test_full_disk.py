@@ -3,8 +3,9 @@ import time
 
 import pytest
 
-from engine.checkpoint import checkpoint_steps, damage
+from engine.checkpoint import damage
 from engine.distributed import Ranks
+from engine.progress import checkpoint_steps
 from inference.errors import UserError
 from tasks import registration as tasks
 from tests.faults.kills import board_steps
