@@ -4,35 +4,57 @@ import {busy, h, icon, put} from "./dom.js";
 import {score, t} from "./i18n.js";
 import {bitmap, preview, referenceImage} from "./images.js";
 import {imageInput} from "./input.js";
-import {done, errorBox, failed, labelOf, nameField, scoreBar} from "./parts.js";
+import {details, done, errorBox, failed, labelOf, nameField, scoreBar} from "./parts.js";
 import {outlined} from "./stage.js";
 
-const NEIGHBORS = 3, KEPT = 20;
-const shownResults = [];  // newest first; they outlive the view
+const NEIGHBORS = 3, KEPT = 200, PREVIEW = 400;  // PREVIEW: pixels; 200 of them take 100 MB at most
+const shownResults = [];  // newest first; they outlive the view, and so does `batch`
+let screen = null;  // {list, progress, spoken} of the view that is shown
+let batch = {total: 0, settled: []};  // what was given at one time, or while the last of it was still asked about
 
 export function view(root) {
   const list = h("div.results", {"data-test": "results"});
+  const progress = h("div.batch", {"data-test": "batch"}), spoken = h("p.only-spoken", {role: "status"});
+  screen = {list, progress, spoken};
 
   const area = imageInput(take);
 
   async function take(files) {
     area.classList.add("used");
+    if (batch.settled.length === batch.total) batch = {total: 0, settled: []};
+    const mine = batch;
+    mine.total += files.length;
+    count();
     for (const file of files) {
-      const pixels = await bitmap(file), small = pixels && preview(pixels, t("classify.image", {name: file.name}));
+      const pixels = await bitmap(file), small = pixels && preview(pixels, t("classify.image", {name: file.name}), PREVIEW);
+      if (mine !== batch) return;  // of another collection
       const item = {file, small, result: null, error: null, judged: null, before: null};
-      item.card = h("article.card.result", {"aria-busy": "true"});
+      item.card = h("article.card.result");
       shownResults.unshift(item);
-      while (shownResults.length > KEPT) shownResults.pop().card.remove();
-      list.prepend(item.card);
+      if (shownResults.length > KEPT) forgetOne();
+      screen.list.prepend(item.card);
       await classify(item);
+      mine.settled.push(item);
+      count();
     }
   }
 
+  /** How far a batch is, and then what came of it. */
+  function count() {
+    const {total, settled} = batch, n = settled.length;
+    const of = test => settled.filter(test).length;
+    put(screen.progress, total < 2 ? "" : n < total
+      ? [h("p", {}, t("classify.progress", {n, total})), h("progress", {max: total, value: n, "aria-label": t("classify.nav")})]
+      : h("p", {role: "status"}, t("classify.summary", {
+        total, labeled: of(({result}) => result?.label), rejected: of(({result}) => result?.label === null), failed: of(({error}) => error)})));
+  }
+
   async function classify(item) {
+    item.result = item.error = null;
     paint(item);
     try {
       item.result = (await api.upload("classify", item.file, {top_k: NEIGHBORS})).results[0];
-      item.error = null;
+      put(screen.spoken, `${item.file.name}: ${item.result.label ?? t("classify.rejected")}`);
     } catch (error) {
       item.error = error;
     }
@@ -40,20 +62,21 @@ export function view(root) {
   }
 
   function paint(item) {
-    const {small, result, error, card} = item;
-    const seen = small ? outlined(small, result?.found !== null ? result?.quad : null) : h("div.frame.small.blank", {}, icon("types"));
-    card.toggleAttribute("aria-busy", !result && !error);
+    const {file, small, result, error, card} = item;
+    const seen = h("figure", {}, small ? outlined(small, result?.found !== null ? result?.quad : null) : h("div.frame.small.blank", {}, icon("types")),
+      h("figcaption.file-name", {}, file.name));
+    card.setAttribute("aria-busy", String(!result && !error));
     if (error || !result) {
-      put(card, seen, h("div.grow", {}, error ? errorBox(error) : h("p.quiet", {role: "status"}, t("classify.wait"))));
+      put(card, seen, h("div.grow", {}, error ? errorBox(error, () => classify(item).then(count)) : h("p.quiet", {}, t("classify.wait"))));
       return;
     }
     const accepted = result.label !== null;
-    const why = result.error ? result.error : t(`reason.${result.reason}`, {
+    const why = t(`reason.${result.reason}`, {
       label: result.top_k[0] ? labelOf(result.top_k[0]) : "", second: result.top_k[1] ? labelOf(result.top_k[1]) : "",
       score: score(result.score ?? 0), threshold: score(result.threshold), margin: score(result.margin)});
     put(card, seen, h("div.grow", {},
-      h(accepted ? "p.verdict.good" : "p.verdict", {role: "status", "data-test": "verdict"}, icon(accepted ? "check" : "unknown"), h("strong", {}, accepted ? result.label : t("classify.rejected"))),
-      h("p.why", {"data-reason": result.reason}, why),
+      h(accepted ? "p.verdict.good" : "p.verdict", {"data-test": "verdict"}, icon(accepted ? "check" : "unknown"), h("strong", {}, accepted ? result.label : t("classify.rejected"))),
+      h("p.why", {"data-reason": result.reason}, why), result.error ? details(result.error) : null,
       result.search === "approximate" ? h("p.quiet", {}, t("classify.approximate", {recall: result.recall ?? 0})) : null,
       result.score === null ? null : h("div.score-line", {}, scoreBar(result.score, result.threshold, accepted), h("span.numeral", {}, score(result.score))),
       item.before ? h("p.learned", {role: "status"}, icon("check"), item.before) : null,
@@ -96,10 +119,9 @@ export function view(root) {
       try {
         const made = await api.upload("references", item.file, {...query, force: "true", source: t("classify.source")});
         await say(false, label).catch(() => {});  // the decision may be gone; the reference is what counts
-        const event = made.event;
         item.before = t("classify.before", {answer: result.label ?? t("classify.rejected")});
         item.judged = "learned";
-        done(text, event, () => { item.before = item.judged = null; classify(item); });
+        done(text, [made.event], () => { item.before = item.judged = null; classify(item); });
         await classify(item);
       } catch (error) {
         failed(error);
@@ -115,17 +137,33 @@ export function view(root) {
   }
 
   area.classList.toggle("used", shownResults.length > 0);
-  root.append(area, h("div", {"aria-live": "polite"}, list));
+  root.append(area, progress, spoken, list);
+  count();
   for (const item of shownResults) {
     list.append(item.card);
     paint(item);
   }
-  api.get("types", {limit: 1}).then(({items}) => {
-    if (!items.length) list.before(h("div.note", {}, icon("register"), h("p", {}, t("classify.empty"), " ", h("a", {href: "#register"}, t("classify.first")))));
-  }).catch(error => list.before(errorBox(error)));
+  const first = h("div");
+  const look = async () => {
+    try {
+      const {items} = await api.get("types", {limit: 1});
+      put(first, items.length ? "" : h("div.note", {}, icon("register"), h("p", {}, t("classify.empty"), " ", h("a", {href: "#register"}, t("classify.first")))));
+    } catch (error) {
+      put(first, errorBox(error, look));
+    }
+  };
+  area.after(first);
+  look();
+}
+
+function forgetOne() {
+  const oldest = shownResults.pop();
+  oldest.card.remove();
+  oldest.small = null;  // the batch still counts it
 }
 
 /** Results belong to a collection. */
 export function forget() {
   shownResults.length = 0;
+  batch = {total: 0, settled: []};
 }

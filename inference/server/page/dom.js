@@ -34,6 +34,9 @@ export function put(element, ...children) {
   return element;
 }
 
+/** Whether the reader points with a finger: nothing is dropped then, and a focused field brings up a keyboard. */
+export const touch = () => matchMedia("(pointer: coarse)").matches;
+
 let last = 0;
 /** An id that no other element has. */
 export const unique = prefix => `${prefix}-${++last}`;
@@ -47,10 +50,14 @@ export function later(action, wait) {
   };
 }
 
-/** Makes buttons do one thing at a time: `button` is disabled and says so while `action` runs. */
+/**
+ * Makes buttons do one thing at a time: `button` is disabled and says so while `action` runs. Where the focus was lost with
+ * what the action replaced, it goes to what still stands around that place, so that the Tab key goes on from there.
+ */
 export async function busy(button, action) {
   if (button.disabled) return undefined;
-  const focused = document.activeElement === button;
+  const places = [];
+  for (let place = document.activeElement; place && place !== document.body; place = place.parentElement) places.push(place);
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
   try {
@@ -58,7 +65,11 @@ export async function busy(button, action) {
   } finally {
     button.disabled = false;
     button.removeAttribute("aria-busy");
-    if (focused && button.isConnected && document.activeElement === document.body) button.focus();
+    const place = places.find(one => one.isConnected);
+    if (place && document.activeElement === document.body) {
+      if (place !== places[0]) place.tabIndex = -1;
+      place.focus({preventScroll: true});
+    }
   }
 }
 

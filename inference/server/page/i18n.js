@@ -39,6 +39,12 @@ export async function speak(chosen, remember = false) {
   }
 }
 
+/** How dates and numbers are written: as the reader's own country does it, where that speaks the language of the page. */
+function locale() {
+  const script = tag => { const {language: spoken, script: written} = new Intl.Locale(tag).maximize(); return `${spoken}-${written}`; };
+  return navigator.languages.find(tag => script(tag) === script(language)) ?? language;
+}
+
 /** Whether there is a text for `key`. */
 export const has = key => key in (catalogs[language] ?? {});
 
@@ -60,18 +66,15 @@ export function t(key, values = {}) {
 }
 
 export const number = (value, digits = 0) =>
-  new Intl.NumberFormat(language, {minimumFractionDigits: digits, maximumFractionDigits: Math.max(digits, value % 1 ? 3 : 0)}).format(value);
+  new Intl.NumberFormat(locale(), {minimumFractionDigits: digits, maximumFractionDigits: Math.max(digits, value % 1 ? 3 : 0)}).format(value);
 
 /** A score as the page writes it: three decimals. */
 export const score = value =>
-  new Intl.NumberFormat(language, {minimumFractionDigits: 3, maximumFractionDigits: 3}).format(value);
+  new Intl.NumberFormat(locale(), {minimumFractionDigits: 3, maximumFractionDigits: 3}).format(value);
 
 export const percent = (value, digits = 1) =>
-  new Intl.NumberFormat(language, {style: "percent", maximumFractionDigits: digits}).format(value);
+  new Intl.NumberFormat(locale(), {style: "percent", maximumFractionDigits: digits}).format(value);
 
 /** Seconds since 1970 as a date and time of the reader. */
 export const when = seconds =>
-  new Intl.DateTimeFormat(language, {dateStyle: "medium", timeStyle: "short"}).format(new Date(seconds * 1000));
-
-/** Texts beside each other, as the language lists them. */
-export const list = texts => new Intl.ListFormat(language).format(texts);
+  new Intl.DateTimeFormat(locale(), {dateStyle: "medium", timeStyle: "short"}).format(new Date(seconds * 1000));

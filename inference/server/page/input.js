@@ -1,5 +1,5 @@
 /** Where images come from: files, drag and drop, the clipboard, the camera. */
-import {busy, h, icon, put} from "./dom.js";
+import {busy, h, icon, put, touch} from "./dom.js";
 import {t} from "./i18n.js";
 import {failed} from "./parts.js";
 
@@ -20,17 +20,12 @@ export function imageInput(take, {compact = false} = {}) {
   const camera = h("div.camera", {hidden: true});
   const open = h("button", {type: "button", "data-test": "camera", onclick: () => busy(open, start)}, icon("camera"), t("input.camera"));
   const area = h("section.drop", {"aria-label": t("input.area"), class: compact ? "compact" : null,
-    ondragover: event => { event.preventDefault(); area.classList.add("over"); },
-    ondragleave: event => { if (!area.contains(event.relatedTarget)) area.classList.remove("over"); },
-    ondrop: event => {
-      event.preventDefault();
-      area.classList.remove("over");
-      deliver([...event.dataTransfer.files]);
-    }},
+    onkeydown: event => { if (event.key === "Escape") closeCamera(); }},
     compact ? null : h("div.drop-icon", {}, icon("upload")),
-    h("p.drop-text", {}, t("input.drop")),
-    h("div.buttons", {}, h("button", {type: "button", class: compact ? null : "main", onclick: () => choose.click()}, icon("upload"), t("input.choose")), open),
+    h("p.drop-text", {}, t(touch() ? "input.touch" : "input.drop")),
+    h("div.buttons", {}, h("button", {type: "button", class: compact ? null : "main", "data-test": "choose", onclick: () => choose.click()}, icon("upload"), t("input.choose")), open),
     choose, capture, camera);
+  area.deliver = deliver;
   function given(event) {
     deliver([...event.target.files]);
     event.target.value = "";  // the same file may be chosen again
@@ -60,6 +55,10 @@ export function imageInput(take, {compact = false} = {}) {
       camera.hidden = false;
       return;
     }
+    if (!area.isConnected) {  // the view was left while the reader was asked
+      for (const track of stream.getTracks()) track.stop();
+      return;
+    }
     const video = h("video", {autoplay: true, playsinline: true, "aria-label": t("input.view")});
     video.muted = true;
     video.srcObject = stream;
@@ -87,17 +86,30 @@ export function imageInput(take, {compact = false} = {}) {
     }
   }
 
-  area.paste = event => {
-    const files = [...event.clipboardData?.files ?? []].filter(file => file.type.startsWith("image/"));
-    if (files.length) {
-      event.preventDefault();
-      deliver(files);
-    }
-  };
   return area;
 }
 
-addEventListener("paste", event => document.querySelector(".drop")?.paste?.(event));
+/** The area that takes what is pasted or dropped; none while a question waits for its answer. */
+const target = () => document.querySelector("dialog") ? null : document.querySelector(".drop");
+
 addEventListener("pagehide", closeCamera);
-// A file that misses the area would be opened in place of the page.
-for (const kind of ["dragover", "drop"]) addEventListener(kind, event => event.preventDefault());
+addEventListener("paste", event => {
+  const files = [...event.clipboardData?.files ?? []].filter(file => /^image\/|\/pdf$/.test(file.type)), area = target();
+  if (!files.length || !area) return;
+  event.preventDefault();
+  area.deliver(files);
+});
+// Files may be dropped anywhere: one that missed the area would be opened in place of the page.
+addEventListener("dragover", event => {
+  event.preventDefault();
+  const area = target();
+  if (area) area.classList.add("over");
+  else event.dataTransfer.dropEffect = "none";
+});
+addEventListener("dragleave", event => { if (!event.relatedTarget) target()?.classList.remove("over"); });
+addEventListener("drop", event => {
+  event.preventDefault();
+  const area = target();
+  area?.classList.remove("over");
+  area?.deliver([...event.dataTransfer.files]);
+});

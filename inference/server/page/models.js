@@ -3,13 +3,13 @@ import {api} from "./api.js";
 import {busy, h, icon, put, unique} from "./dom.js";
 import {number, percent, score, t, when} from "./i18n.js";
 import {image, referenceImage} from "./images.js";
-import {ask, errorBox, failed, toast} from "./parts.js";
+import {ask, errorBox, failed, loading, toast} from "./parts.js";
 
 const LOOK = 1500;  // ms between two looks at a build
 const SHOWN = 24;   // images whose answer changes
 
 export function view(root) {
-  const list = h("div.models", {"data-test": "models"}), id = unique("model");
+  const list = h("div.models", {"data-test": "models"}, loading()), id = unique("model");
   let timer = null, gone = false;
   const file = h("input", {id, type: "file", accept: ".onnx", required: true, "data-test": "model-file", onchange: () => put(chosen, file.files[0]?.name ?? "")}), chosen = h("span.quiet", {"aria-live": "polite"});
   const send = h("button.main", {type: "submit", "data-test": "model-send"}, icon("upload"), t("models.upload"));
@@ -38,7 +38,7 @@ export function view(root) {
       put(list, items.map(model => card(model, references)));
       if (items.some(model => model.state === "building")) timer = setTimeout(refresh, LOOK);
     } catch (error) {
-      put(list, errorBox(error));
+      put(list, errorBox(error, refresh));
     }
   }
 

@@ -6,53 +6,72 @@ import {referenceImage, shown} from "./images.js";
 
 const STAY = 9000;  // ms that a short message stays
 const SILENT = ["no-answer", "internal-error", "key-required", "invalid-key"];  // errors of which the server says no more
+const VAGUE = ["error.invalid-value", "error.400", "error.conflict", "error.other"];  // it takes the server's own words to understand them
 
-/** An error as one sentence of the reader's language, and what the server said about it. */
-export function words(error) {
-  if (!(error instanceof Problem)) return [t("error.page"), error.message];
-  const known = [`error.${error.code}`, `error.${error.status}`].find(has);
-  return [known ? t(known) : t("error.other"), SILENT.includes(error.code) ? "" : error.message];
+/** An error as one sentence of the reader's language, and what the server said about it, in English. */
+function words(error) {
+  if (!(error instanceof Problem)) return [h("p", {}, t("error.page")), details(error.message)];
+  const known = [`error.${error.code}`, `error.${error.status}`].find(has) ?? "error.other";
+  return [h("p", {}, t(known)), SILENT.includes(error.code) ? null : details(error.message, VAGUE.includes(known))];
 }
 
-export function errorBox(error) {
-  const [plain, detail] = words(error);
-  return h("div.note.bad", {role: "alert"}, icon("warning"), h("div", {}, h("p", {}, plain), detail ? h("p.detail", {lang: "en"}, detail) : null));
+/** What stands behind a sentence. Small print of the server is in English. */
+export const details = (text, open = false) => h("details.detail", {open}, h("summary", {}, t("said")), h("p", {lang: "en"}, text));
+
+/** Whether the same request may succeed another time: the way to the server, or the server itself, failed. */
+const passing = ({status}) => !status || status === 401 || status === 408 || status >= 500;
+
+/** An error in place of what should stand there; `again` tries it once more, where that may help. */
+export function errorBox(error, again = null) {
+  const retry = again && passing(error) ? h("button", {type: "button", "data-test": "again", onclick: () => busy(retry, again)}, t("again")) : null;
+  return h("div.note.bad", {role: "alert"}, icon("warning"), h("div.grow", {}, words(error), retry));
 }
+
+/** What stands in a place until its content comes; the style sheet shows it only where that takes long. */
+export const loading = () => h("p.loading", {role: "status"}, t("loading"));
 
 /** Shows an error as a short message. */
 export function failed(error) {
   if (error.name === "AbortError") return;
-  const [plain, detail] = words(error);
-  toast(plain, {detail, bad: true});
+  toast(words(error), {bad: true});
 }
 
 const toasts = () => document.getElementById("toasts");
 
-/** A short message; `action` is [text, function]. */
-export function toast(text, {detail = "", action = null, bad = false} = {}) {
+/** A short message: a text, or elements. `undo` takes back what it tells of. One that something failed stays until it is closed. */
+export function toast(text, {undo = null, bad = false} = {}) {
   const close = () => message.remove();
   const message = h(bad ? "div.toast.bad" : "div.toast", {},
-    icon(bad ? "warning" : "check"), h("div.grow", {}, h("p", {}, text), detail ? h("p.detail", {}, detail) : null),
-    action ? h("button.plain", {type: "button", onclick: () => { close(); action[1](); }}, action[0]) : null,
+    icon(bad ? "warning" : "check"), h("div.grow", {}, typeof text === "string" ? h("p", {}, text) : text),
+    undo ? h("button.plain", {type: "button", "data-test": "undo", title: t("undo.key"), "aria-keyshortcuts": "Control+Z", onclick: () => { close(); undo(); }}, icon("undo"), t("undo")) : null,
     h("button.plain.round", {type: "button", "aria-label": t("close"), onclick: close}, icon("cross")));
-  let timer = setTimeout(close, STAY);
-  const hold = () => clearTimeout(timer), release = () => { hold(); timer = setTimeout(close, STAY); };
+  let timer;
+  const hold = () => clearTimeout(timer), release = () => { hold(); if (!bad) timer = setTimeout(close, STAY); };
+  release();
   for (const [event, act] of [["pointerenter", hold], ["focusin", hold], ["pointerleave", release], ["focusout", release]]) message.addEventListener(event, act);
   put(toasts(), message);  // one at a time: they cover what lies below, and History has every undo
 }
 
-/** A message that something is done, with "undo"; `after` shows the new state. */
-export function done(text, event, after) {
-  const undo = async () => {
+// Ctrl+Z is the message's "undo", but in a field with text it is the browser's own.
+addEventListener("keydown", event => {
+  const undo = document.querySelector("#toasts [data-test=undo]");
+  if (!undo || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.key.toLowerCase() !== "z") return;
+  if (event.target.matches("input[type=text], input[type=search], input[type=password]") && event.target.value) return;
+  event.preventDefault();
+  undo.click();
+});
+
+/** A message that something is done, with "undo" of its events; `after` shows the new state, and `undone` says it. */
+export function done(text, events, after, undone = t("undone")) {
+  toast(text, {undo: async () => {
     try {
-      await api.post("undo", {event});
-      toast(t("undone"));
-      after();
+      for (const event of [...events].reverse()) await api.post("undo", {event});
+      toast(undone);
     } catch (error) {
       failed(error);
     }
-  };
-  toast(text, {action: event ? [t("undo"), undo] : null});
+    after();
+  }});
 }
 
 /** Asks before something happens; true when the reader says yes. */
@@ -104,7 +123,7 @@ export function findingCards(findings, pixels) {
     const pair = details.reference ? h("div.pair", {},
       pixels ? h("figure", {}, shown(pixels, t("finding.yours"), 512), h("figcaption", {}, t("finding.yours"))) : null,
       h("figure", {}, referenceImage(details.reference, t("finding.theirs", {label}), 512), h("figcaption", {}, t("finding.theirs", {label}), details.score ? ` · ${score(details.score)}` : ""))) : null;
-    return h("div.note.warn", {"data-finding": code}, icon("warning"), h("div.grow", {}, h("p", {}, text), pair ? null : h("p.detail", {lang: "en"}, message), pair));
+    return h("div.note.warn", {"data-finding": code}, icon("warning"), h("div.grow", {}, h("p", {}, text), pair ?? (text === message ? null : details(message))));
   });
 }
 
@@ -115,16 +134,38 @@ export function empty(name, title, text, ...steps) {
 
 export const link = (href, text, ...classes) => h(["a", ...classes].join("."), {href}, text);
 
+/** A list of the first `most` items, and of the others behind "more"; `show(item)` gives an <li>. */
+export function folded(items, most, show) {
+  const rest = items.slice(most);
+  return [h("ul.plain-list", {}, items.slice(0, most).map(show)),
+    rest.length ? h("details", {}, h("summary", {}, t("more.n", {n: rest.length})), h("ul.plain-list", {}, rest.map(show))) : null];
+}
+
 /** A list that comes in pages: `load(after)` gives {items, next}, `show(item)` an element; "more" asks for the next page. */
 export function paged(load, show, container, none) {
-  const more = h("button", {type: "button", hidden: true, onclick: () => busy(more, () => page(more.next))}, t("more"));
+  const more = h("button", {type: "button", hidden: true, "data-test": "more", onclick: () => busy(more, () => page(more.next))}, t("more"));
+  const state = h("div.state", {}, loading());
   async function page(after) {
-    const {items, next} = await load(after);
-    container.append(...items.map(show));
-    more.next = next;
-    more.hidden = next === null || next === undefined;
-    if (!container.children.length && none) container.replaceWith(none());
+    try {
+      const {items, next} = await load(after);
+      container.append(...items.map(show));
+      more.next = next;
+      more.hidden = next === null || next === undefined;
+      put(state);
+      if (!container.children.length && none) container.replaceWith(none());
+    } catch (error) {
+      more.hidden = true;
+      put(state, errorBox(error, () => page(after)));
+    }
   }
-  const ready = page(0).catch(error => container.before(errorBox(error)));
-  return {element: h("div.paged", {}, container, more), ready};
+  const element = h("div.paged", {}, container, state, more);
+  element.ready = page(0);
+  return element;
+}
+
+/** Shows `list`, of `paged`, in the place of another; the place keeps its height until the list has come, so that nothing jumps. */
+export function renew(place, list, ...before) {
+  place.style.minHeight = `${place.offsetHeight}px`;
+  put(place, before, list);
+  list.ready.then(() => { place.style.minHeight = ""; });
 }

@@ -3,21 +3,27 @@ import {api} from "./api.js";
 import {busy, h, icon, later, put} from "./dom.js";
 import {score, t} from "./i18n.js";
 import {image} from "./images.js";
-import {ask, empty, errorBox, failed, findingCards, link, nameField, toast} from "./parts.js";
+import {ask, done, empty, errorBox, failed, findingCards, link, loading, nameField, toast} from "./parts.js";
 
-const SHOWN = 12;  // images of a group before "more"
+const SHOWN = 12;   // images of a group before "more"
+const GROUPS = 10;  // groups before "more": each asks the server what naming it would do
 
 export function view(root) {
-  const list = h("div.clusters", {"data-test": "clusters"});
+  const list = h("div.clusters", {"data-test": "clusters"}, loading());
+  let cards = new Map();  // by the group's images: a group that stays keeps the name that was typed and the choice
+  let most = GROUPS;
   root.append(list);
 
   async function refresh() {
     dispatchEvent(new Event("docmetric:review"));
     try {
       const {clusters} = await api.get("unknowns/clusters");
-      put(list, clusters.length ? clusters.map(card) : empty("review", t("review.empty"), t("review.empty.text"), link("#classify", t("register.try"), "button")));
+      cards = new Map(clusters.slice(0, most).map(cluster => [String(cluster.ids), cards.get(String(cluster.ids)) ?? card(cluster)]));
+      const more = h("button", {type: "button", "data-test": "more", onclick: () => { most += GROUPS; return busy(more, refresh); }}, t("more.n", {n: clusters.length - most}));
+      put(list, clusters.length ? [[...cards.values()], clusters.length > most ? more : null]
+                                : empty("review", t("review.empty"), t("review.empty.text"), link("#classify", t("register.try"), "button")));
     } catch (error) {
-      put(list, errorBox(error));
+      put(list, errorBox(error, refresh));
     }
   }
 
@@ -60,8 +66,8 @@ export function view(root) {
 
     async function resolve(as) {
       try {
-        const {resolved: {length: n}} = await api.post("unknowns/resolve", {ids: [...chosen], ...as});
-        toast(as.label ? t("review.named", {n, label: as.label}) : t("review.dismissed", {n}));
+        const {resolved: {length: n}, events} = await api.post("unknowns/resolve", {ids: [...chosen], ...as});
+        done(as.label ? t("review.named", {n, label: as.label}) : t("review.dismissed", {n}), events, refresh, t("review.undone"));
         await refresh();
       } catch (error) {
         if (error.details?.findings?.length && !as.force) {

@@ -110,10 +110,13 @@ export function stage(pixels, name, onchange) {
 
 /** A small image (of `preview`) with its outline, not to be moved. */
 export function outlined({width, height, canvas}, quad) {
-  if (!quad) return h("div.frame.small", {}, canvas);
+  const frame = h("div.frame.small", {}, canvas);
+  frame.style.setProperty("--shape", width / height);
+  if (!quad) return frame;
   const over = svg("svg.over", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true"},
                    svg("path.outline", {d: `M${quad.map(corner => corner.join(" ")).join("L")}Z`}));
-  return h("div.frame.small", {}, canvas, over);
+  frame.append(over);
+  return frame;
 }
 
 export const whole = ({width, height}) => [[0, 0], [width, 0], [width, height], [0, height]];

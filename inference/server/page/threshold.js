@@ -2,15 +2,16 @@
 import {api} from "./api.js";
 import {busy, h, later, put, svg, unique} from "./dom.js";
 import {number, percent, score, t, when} from "./i18n.js";
-import {done, errorBox, failed} from "./parts.js";
+import {done, errorBox, failed, folded, loading} from "./parts.js";
 
 const LEAST = 0.5, STEP = 0.001;  // of the slider: lower scores are those of things that have nothing in common
 const BINS = 50, DECISIONS = 1000, HEIGHT = 90;
+const OWN = 8;  // types with a threshold of their own before "more"
 
 export function view(root) {
-  const body = h("div.columns", {});
+  const body = h("div.columns", {}, loading());
   root.append(body);
-  const refresh = () => load().catch(error => put(body, errorBox(error)));
+  const refresh = () => load().catch(error => put(body, errorBox(error, refresh)));
 
   let suggested; // the slider's value for the suggestion: types that look alike keep a higher threshold with it
 
@@ -26,7 +27,7 @@ export function view(root) {
       try {
         show(await api.get("threshold/replay", {threshold: slider.value}));
       } catch (error) {
-        put(counts, errorBox(error));
+        put(counts, errorBox(error, replay));
       }
     }, 120);
 
@@ -66,7 +67,7 @@ export function view(root) {
   async function set(threshold) {
     try {
       const {event, threshold: now} = await api.put("threshold", {threshold});
-      done(t(now === null ? "threshold.set.automatic" : "threshold.set", {threshold: score(now ?? 0)}), event, refresh);
+      done(t(now === null ? "threshold.set.automatic" : "threshold.set", {threshold: score(now ?? 0)}), [event], refresh);
       await refresh();
     } catch (error) {
       failed(error);
@@ -92,7 +93,7 @@ export function view(root) {
   /** Types that have a threshold of their own. */
   function special(used) {
     return used.types.length ? h("section.card", {}, h("h2", {}, t("threshold.types")), h("p.quiet", {}, t("threshold.types.why")),
-      h("ul.plain-list", {}, used.types.map(type => h("li.between", {}, h("a", {href: `#types/${type.type}`}, type.label), h("span.numeral", {}, score(type.threshold)))))) : null;
+      folded(used.types, OWN, type => h("li.between", {}, h("a", {href: `#types/${type.type}`}, type.label), h("span.numeral", {}, score(type.threshold))))) : null;
   }
 
   refresh();

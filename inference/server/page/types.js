@@ -3,10 +3,10 @@ import {api} from "./api.js";
 import {busy, h, icon, later, put} from "./dom.js";
 import {score, t, when} from "./i18n.js";
 import {referenceImage} from "./images.js";
-import {ask, done, empty, errorBox, failed, link, nameField, paged, toast} from "./parts.js";
+import {ask, done, empty, errorBox, failed, folded, link, loading, nameField, paged, renew, toast} from "./parts.js";
 import {registerFor} from "./register.js";
 
-const PAGE = 60;
+const PAGE = 60, ALIKE = 3;
 const FINAL = ["activate", "model", "purge"];  // events that are no rows to turn back; a model is activated again
 
 export function view(root, [what]) {
@@ -27,7 +27,7 @@ function all(root) {
     const list = paged(after => api.get("types", {after, limit: PAGE, text}), tile, h("div.tiles", {"data-test": "types"}),
       () => text ? h("p.quiet", {role: "status"}, t("types.none", {text}))
                  : empty("types", t("types.empty"), t("types.empty.text"), link("#register", t("classify.first"), "button", "main")));
-    put(holder, list.element);
+    renew(holder, list);
   }
   root.append(h("div.search", {}, icon("search"), field), holder);
   show();
@@ -41,21 +41,21 @@ function tile(type) {
 }
 
 async function one(root, id) {
-  const body = h("div");
+  const body = h("div", {}, loading());
   root.append(link("#types", [icon("back"), t("types.back")], "back"), body);
-  const refresh = () => load().catch(error => put(body, errorBox(error)));
+  const refresh = () => load().catch(error => put(body, errorBox(error, refresh)));
 
   async function load() {
     const type = await api.get(`types/${id}`);
     const list = paged(after => api.get("references", {type: id, after, limit: PAGE}), reference => card(reference, refresh), h("div.tiles", {"data-test": "references"}));
-    const rename = h("button", {type: "button", "data-test": "rename", onclick: () => change(type)}, t("types.rename"));
-    const merge = h("button", {type: "button", "data-test": "merge", onclick: () => unite(type)}, t("types.merge"));
+    const rename = h("button", {type: "button", "data-test": "rename", onclick: () => busy(rename, () => change(type))}, t("types.rename"));
+    const merge = h("button", {type: "button", "data-test": "merge", onclick: () => busy(merge, () => unite(type))}, t("types.merge"));
     const remove = h("button.danger", {type: "button", "data-test": "remove", onclick: () => busy(remove, () => drop(type))}, icon("trash"), t("types.remove"));
-    put(body, h("header.type-head", {}, h("h2", {"data-test": "type-name"}, type.label),
+    renew(body, list, h("header.type-head", {}, h("h2", {"data-test": "type-name"}, type.label),
       h("p.quiet", {}, t("types.references", {n: type.references}), " · ", t("types.threshold", {threshold: score(type.threshold)}), " · ", when(type.created)),
-      type.look_alikes.map(other => h("div.note.warn", {}, icon("warning"), h("p", {}, t("types.alike", {label: other.label, score: score(other.score)})))),
-      h("div.buttons", {}, h("button.main", {type: "button", onclick: () => { registerFor(type.label); location.hash = "register"; }}, icon("add"), t("types.add")), rename, merge, remove)),
-      list.element);
+      type.look_alikes.length ? h("div.note.warn", {}, icon("warning"), h("div.grow", {}, h("p", {}, t("types.alike.why")),
+        folded(type.look_alikes, ALIKE, other => h("li.between", {}, h("span", {}, other.label), h("span.numeral", {}, score(other.score)))))) : null,
+      h("div.buttons", {}, h("button.main", {type: "button", onclick: () => { registerFor(type.label); location.hash = "register"; }}, icon("add"), t("types.add")), rename, merge, remove)));
   }
 
   async function change(type) {
@@ -65,7 +65,7 @@ async function one(root, id) {
     if (!label || label === type.label) return;
     try {
       const {event} = await api.patch(`types/${id}`, {label});
-      done(t("types.renamed", {label}), event, refresh);
+      done(t("types.renamed", {label}), [event], refresh);
       await refresh();
     } catch (error) {
       const other = error.status === 409 ? await called(label).catch(() => null) : null;
@@ -97,7 +97,7 @@ async function one(root, id) {
     if (!await ask(t("types.merge.ask", {label}), t("types.merge.text", {label, from: type.label, n: type.references}), t("types.merge.yes"))) return;
     try {
       const {event} = await api.post(`types/${id}/merge`, {into});
-      done(t("types.merged", {label, from: type.label}), event, () => { location.hash = `types/${id}`; });
+      done(t("types.merged", {label, from: type.label}), [event], () => { location.hash = `types/${id}`; });
       location.hash = `types/${into}`;
     } catch (error) {
       failed(error);
@@ -107,7 +107,7 @@ async function one(root, id) {
   async function drop(type) {
     try {
       const {event} = await api.remove(`types/${id}`);
-      done(t("types.removed", {label: type.label}), event, () => { location.hash = `types/${id}`; });
+      done(t("types.removed", {label: type.label}), [event], () => { location.hash = `types/${id}`; });
       location.hash = "types";
     } catch (error) {
       failed(error);
@@ -123,18 +123,18 @@ function card(reference, refresh) {
   const act = async (text, request) => {
     try {
       const {event} = await request();
-      done(text, event, refresh);
-      refresh();
+      done(text, [event], refresh);
+      await refresh();
     } catch (error) {
       failed(error);
     }
   };
-  const move = h("button.plain", {type: "button", onclick: async () => {
+  const move = h("button.plain", {type: "button", onclick: () => busy(move, async () => {
     const field = nameField();
     if (await ask(t("types.move.title"), t("types.move.text"), t("types.move"), {content: field.element}) && field.value) {
       await act(t("types.moved", {label: field.value}), () => api.patch(`references/${reference.reference}`, {label: field.value}));
     }
-  }}, t("types.move"));
+  })}, t("types.move"));
   const remove = h("button.plain", {type: "button", "aria-label": t("types.remove.image"), onclick: () => busy(remove, () => act(t("types.removed.image"), () => api.remove(`references/${reference.reference}`)))}, icon("trash"));
   return h("div.tile", {"data-reference": reference.reference}, referenceImage(reference.reference, name, 512),
     h("span.quiet", {}, when(reference.created), reference.who ? ` · ${reference.who}` : ""), h("div.buttons.between", {}, move, remove));
@@ -143,21 +143,21 @@ function card(reference, refresh) {
 function unknowns(root) {
   const holder = h("div");
   root.append(h("p.lead", {}, t("types.unknown.lead")), holder);
-  const refresh = () => put(holder, paged(after => api.get("references", {kind: "unknown", after, limit: PAGE}), one => card(one, refresh), h("div.tiles", {"data-test": "unknowns"}),
-    () => empty("unknown", t("types.unknown.empty"), t("types.unknown.empty.text"), link("#classify", t("register.try"), "button"))).element);
+  const refresh = () => renew(holder, paged(after => api.get("references", {kind: "unknown", after, limit: PAGE}), one => card(one, refresh), h("div.tiles", {"data-test": "unknowns"}),
+    () => empty("unknown", t("types.unknown.empty"), t("types.unknown.empty.text"), link("#classify", t("register.try"), "button"))));
   refresh();
 }
 
-/** The server writes what happened in English; these are the sentences that have a translation. */
+/** The server writes what happened in English; these are the sentences that have a translation. Stores keep old ones too. */
 const SENTENCES = [
-  [/^registered a picture of a known unknown$/, "event.add-unknown", []],
-  [/^registered a picture of (.+)$/, "event.add", ["label"]],
-  [/^registered ([\d,]+) pictures$/, "event.add-many", ["count"]],
-  [/^removed a picture of (.+)$/, "event.remove-image", ["label"]],
-  [/^removed (.+) with ([\d,]+) pictures$/, "event.remove", ["label", "count"]],
+  [/^registered an? (?:image|picture) of a known unknown$/, "event.add-unknown", []],
+  [/^registered an? (?:image|picture) of (.+)$/, "event.add", ["label"]],
+  [/^registered ([\d,]+) (?:image|picture)s?$/, "event.add-many", ["count"]],
+  [/^removed an? (?:image|picture) of (.+)$/, "event.remove-image", ["label"]],
+  [/^removed (.+) with ([\d,]+) (?:image|picture)s?$/, "event.remove", ["label", "count"]],
   [/^renamed (.+) to (.+)$/, "event.rename", ["label", "new"]],
   [/^merged (.+) into (.+)$/, "event.merge", ["label", "new"]],
-  [/^moved a picture of (.+) to (.+)$/, "event.move", ["label", "new"]],
+  [/^moved an? (?:image|picture) of (.+) to (.+)$/, "event.move", ["label", "new"]],
   [/^set the threshold to automatic$/, "event.automatic", []],
   [/^set the threshold to ([\d.]+)$/, "event.threshold", ["value"]],
   [/^set the threshold of (.+) to automatic$/, "event.automatic-type", ["label"]],
@@ -192,7 +192,7 @@ function history(root) {
     return h(event.undone_by ? "li.undone" : "li", {"data-event": event.event}, h("div.grow", {}, h("p", {}, sentence(event.text)), h("p.quiet", {}, when(event.when), event.who ? ` · ${event.who}` : "")),
       event.undone_by ? h("span.chip", {}, t("history.undone")) : FINAL.includes(event.what) ? null : undo);
   };
-  const refresh = () => put(holder, paged(after => api.get("events", {after, limit: PAGE, newest: "true"}), row, h("ol.events", {"data-test": "events"}),
-    () => empty("history", t("history.empty"), t("history.empty.text"))).element);
+  const refresh = () => renew(holder, paged(after => api.get("events", {after, limit: PAGE, newest: "true"}), row, h("ol.events", {"data-test": "events"}),
+    () => empty("history", t("history.empty"), t("history.empty.text"))));
   refresh();
 }
