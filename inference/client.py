@@ -39,6 +39,7 @@ BLOCK = 1 << 20
 KEY = re.compile("[!-~]{1,200}")  # an idempotency key
 ERRORS = {kind.code: kind for kind in (Invalid, NotFound, Conflict, Busy, StoreFull, Damaged)} | {
     "not-an-image": ImageError, "unusable-image": ImageError, "invalid-request": UserError}
+OVERLOADED = "overloaded"  # the code of a request that was not let in, or not begun
 STRANGE = "answers as no registry does; is that the address of docmetric serve?"
 MEMBERS = ("type", "title", "status", "code", "detail")  # of every problem
 LOST = (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError, ssl.SSLEOFError)
@@ -406,7 +407,7 @@ class _Server:
         """The answer: JSON, or bytes where `raw`; `into`: a file that its content goes to, then the answer is its headers.
 
         body: a dict as JSON, bytes, or the `Path` of a file. key: an idempotency key of the caller's. once: a request that
-        the server may have carried out is not sent again.
+        the server may have carried out, or begun, is not sent again.
         """
         try:
             target = self._prefix + path + ("?" + urlencode(_texts(query)) if query else "")
@@ -430,11 +431,14 @@ class _Server:
                     raise UserError(f"{self.url}: {error}") from None
                 time.sleep(pause)
                 continue
-            if status == 503 and pause is not None:
-                time.sleep(min(_seconds(answered.get("Retry-After")), LONGEST_PAUSE))
-                continue
             if status >= 300:
-                raise _error(status, content, self.url)
+                error = _error(status, content, self.url)
+                # A proxy, too, says 503, of a server that was lost at work.
+                begun = once and getattr(error, "code", None) != OVERLOADED
+                if status == 503 and pause is not None and not begun:
+                    time.sleep(min(_seconds(answered.get("Retry-After")), LONGEST_PAUSE))
+                    continue
+                raise error
             if into is not None:
                 return answered
             if raw or status == 204:

@@ -384,6 +384,20 @@ def test_a_busy_server_is_asked_again(relayed):
         client.labels
 
 
+@pytest.mark.parametrize("content, tries", [
+    (b'{"code": "overloaded", "detail": "too much"}', 2), (b'{"code": "busy", "detail": "locked"}', 1), (b"<html>", 1)])
+def test_what_may_have_begun_is_not_repeated(relayed, content, tries):
+    """A store that was locked in the midst of it says 503, and a proxy of a server that was killed at it."""
+    busy = b"HTTP/1.1 503 No\r\nRetry-After: 0\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+    client, relay = relayed(busy)
+    if tries == 1:
+        with pytest.raises(UserError):
+            client.keys.add("a key", ["read"])
+    else:
+        assert client.keys.add("a key", ["read"])["id"] == 1
+    assert relay.seen == tries
+
+
 @pytest.mark.parametrize("answer", [
     b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 404 No\r\n\r\n<html>",
     b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n", b"\0" * 100_000,

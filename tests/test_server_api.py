@@ -551,7 +551,40 @@ def test_a_defect_is_500_without_a_traceback(new, monkeypatch):
     assert "secret" not in json.dumps(about) and "Traceback" not in json.dumps(about)
 
 
+def test_who_asks_whether_it_is_ready_fills_no_queue(new, monkeypatch):
+    """Nobody needs a key for it."""
+    go, loads = threading.Event(), []
+
+    def load(store):
+        loads.append(store)
+        assert go.wait(30)
+
+    monkeypatch.setattr("inference.server.metrics.load", load)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(request(new, "GET", "/readyz").status)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert until(lambda: loads)
+        assert request(new, "GET", HERE + "/types").status == 200
+    finally:
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [200] * 20 and len(loads) < 5  # one; another for those that came when it had ended
+    assert request(new, "GET", "/readyz").status == 200
+
+
 # ---- headers, page, documentation ----
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/healthz", "/v1/me", HERE, HERE + "/types",
+                                  HERE + "/references/1/image", HERE + "/types/99", HERE + "/classify"])
+def test_a_head_is_that_of_the_answer(new, path):
+    whole, head = (request(new, method, path) for method in ("GET", "HEAD"))
+    assert head.status == whole.status and head.content == b""
+    assert {name: value for name, value in head.headers.items() if name != "date"} == {
+        name: value for name, value in whole.headers.items() if name != "date"}
+
 
 def test_every_answer_has_the_security_headers(url):
     for path in ("/", "/docs", "/openapi.json", "/v1/me", "/nothing", "/healthz", "/page/none.js", HERE + "/types/99"):

@@ -252,22 +252,67 @@ def test_without_any_key_this_machine_is_let_in(free):
                                   "localhost@example.com", "127.0.0.1:80@x", "0x7f.1", "localhost/x", "169.254.169.254"])
 def test_a_foreign_name_that_leads_here_is_refused(free, host):
     """DNS rebinding: a page of example.com lets its name lead to 127.0.0.1."""
-    answer = request(free, "GET", "/v1/me", headers={"Host": host})
-    assert answer.status in (400, 403), answer.content
-    if answer.status == 403:
-        assert answer.json["code"] == "foreign-host"
+    for method, path in (("GET", "/v1/me"), ("POST", "/v1/collections/default/undo"), ("GET", "/metrics")):
+        answer = request(free, method, path, headers={"Host": host})
+        assert answer.status == 421 and answer.json["code"] == "foreign-host", answer.content
+        assert "--host-name NAME" in answer.json["detail"]
+    assert [request(free, "GET", path, headers={"Host": host}).status for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+@pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: localhost\r\n", "Host: example.com\r\nHost: localhost\r\n"])
+def test_exactly_one_name_is_called(free, hosts):
+    host, port = free.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"GET /v1/me HTTP/1.1\r\n{hosts}\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize("settings, known, foreign", [
+    (dict(host_names=("docs.example.com",)), ["docs.example.com", "Docs.Example.com:8443", "docs.example.com.", "localhost"],
+     ["example.com", "x.docs.example.com", "10.0.0.1"]),
+    (dict(no_auth=True), ["localhost", "127.0.0.1:80"], ["example.com", "10.0.0.1"]),
+    (dict(no_auth=True, host="0.0.0.0", host_names=("fd00::7", "docs.example.com")),
+     ["localhost", "192.168.1.5:8080", "[fd00::7]", "docs.example.com"], ["example.com", "docs", "[fd00::7", "10.0.0.1.x"]),
+    (dict(no_auth=True, host="Scanner.lan"), ["scanner.lan:8080", "10.0.0.1"], ["lan", "scanner.lan.example.com"])])
+def test_the_names_of_an_open_server(tmp_path, settings, known, foreign):
+    """An address is no name that leads from a page's own server to this one."""
+    with serving(make_store(tmp_path), **settings) as url:
+        for hosts, status in ((known, 200), (foreign, 421)):
+            for host in hosts:
+                assert request(url, "GET", "/v1/me", headers={"Host": host}).status == status, host
+
+
+def test_who_has_a_key_may_use_any_name(matrix):
+    """No page has the key of another one's tab, so there is nothing to gain by a name; and a proxy needs no option."""
+    url, _, keys = matrix
+    assert request(url, "GET", "/v1/me", key=keys["only read"], headers={"Host": "docs.example.com"}).status == 200
 
 
 @pytest.mark.parametrize("headers, status", [
     ({"Origin": "https://example.com"}, 403), ({"Origin": "null"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403),
     ({"Sec-Fetch-Site": "same-site"}, 403), ({"Origin": "http://localhost:1", "Host": "localhost:2"}, 403),
     ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}, 200), ({"Sec-Fetch-Site": "none"}, 200),
-    ({"Origin": "http://localhost:5", "Host": "localhost:5"}, 200), ({}, 200)])
+    ({"Origin": "http://localhost:5", "Host": "localhost:5"}, 200), ({}, 200),
+    ({"Origin": "https://localhost", "Host": "localhost"}, 200), ({"Origin": "https://localhost.example.com"}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403)])
 def test_another_web_page_changes_nothing(free, headers, status):
-    """Cross-site request forgery: a body of type text/plain needs no leave of the browser."""
+    """Cross-site request forgery: a body of type text/plain, or a form, needs no leave of the browser."""
     answer = request(free, "PUT", "/v1/collections/default/threshold", b'{"threshold": 0.5}',
                      headers={"Content-Type": "application/json"} | headers)
     assert answer.status == status, answer.content
+    form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + document(0) + b"\r\n--b--\r\n"
+    answer = request(free, "POST", "/v1/collections/default/classify", form,
+                     headers={"Content-Type": "multipart/form-data; boundary=b"} | headers)
+    assert answer.status == status, answer.content
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403), ({"Origin": "https://example.com"}, 403),
+    ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403), ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200)])
+def test_another_web_page_makes_no_work(free, headers, status):
+    """It could not read the answer; a link that somebody follows is another thing."""
+    assert request(free, "GET", "/v1/collections/default/export", headers=headers).status == status
 
 
 def test_a_proxy_is_not_this_machine(free):
@@ -292,10 +337,14 @@ def test_the_first_key_closes_the_server(tmp_path):
 
 
 def test_no_auth_opens_to_all_and_still_not_to_other_pages(tmp_path):
-    with serving(make_store(tmp_path), no_auth=True, host="0.0.0.0") as url:
-        assert request(url, "GET", "/v1/me", headers={"Host": "docmetric.example.com", "Via": "1.1 proxy"}).status == 200
-        foreign = {"Origin": "https://example.com"}
-        assert request(url, "POST", "/v1/collections/default/undo", {}, headers=foreign).status == 403
+    name = "docmetric.example.com"
+    with serving(make_store(tmp_path), no_auth=True, host="0.0.0.0", host_names=(name,)) as url:
+        proxied = {"Host": name, "Via": "1.1 proxy"}
+        assert request(url, "GET", "/v1/me", headers=proxied).status == 200
+        at = "/v1/collections/default/threshold"
+        assert request(url, "PUT", at, {"threshold": .5}, headers=proxied | {"Origin": f"https://{name}"}).status == 200
+        for origin in ("https://example.com", f"https://{name}:444", f"ftp://{name}"):
+            assert request(url, "PUT", at, {"threshold": .5}, headers=proxied | {"Origin": origin}).status == 403, origin
 
 
 def test_beyond_this_machine_a_key_is_needed(tmp_path):

@@ -373,7 +373,8 @@ def test_it_is_not_ready_when_the_store_cannot_be_read(store):
 @pytest.mark.parametrize("words, told", [
     (["--port", "70000"], "no number from 0 to 65,535"), (["--queue", "0"], "no number"),
     (["--max-body", "32MB"], "no size"), (["--keep-unknown", "30 days"], "no duration"), (["--threads", "-1"], "--threads"),
-    (["--nonsense"], "unrecognized")])
+    (["--host-name", "https://docs.example.com"], "without https:// and a port"),
+    (["--host-name", "docs:443"], "no name of"), (["--answer-rate", "0"], "no size"), (["--nonsense"], "unrecognized")])
 def test_mistakes_on_the_command_line_are_named(words, told):
     assert told in refused("store", *words)
 
@@ -383,6 +384,10 @@ def test_the_command_line_says_what_the_settings_hold():
                           "--queue", "10", "--body-timeout", "1.5"])
     assert (settings.keep_unknown, settings.max_body, settings.body_timeout) == (30 * 86400, 1 << 20, 1.5)
     assert (settings.processes, settings.queue_each, settings.bytes_each) == (4, 3, 1 << 28)
+    assert parse("", ["s"]).host_names == () and settings.answer_bytes_each == (512 << 20) // 4
+    names = ["Docs.example.com", "[FD00::7]", "10.0.0.1"]
+    given = parse("", ["s", *(word for name in names for word in ("--host-name", name))])
+    assert given.host_names == ("docs.example.com", "fd00::7", "10.0.0.1")
     hosts = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "192.168.1.5", "example.com")
     assert [parse("", ["s", "--host", host]).loopback for host in hosts] == [True] * 3 + [False] * 4
 

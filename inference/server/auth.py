@@ -3,9 +3,9 @@
 `Authorization: Bearer dm_...` names a key of the store. Without one a request is answered only by a server that is open: it
 was started with --no-auth, or no key was ever made and only this machine can connect. An open server is still no server for
 the web pages that somebody on this machine looks at: those must not read it under a name of their own that leads here (DNS
-rebinding), nor change anything (cross-site request forgery).
+rebinding), nor make it do anything (cross-site request forgery). What comes with a key needs neither check: the page keeps
+the key in its own tab, and a browser never adds it by itself, as it would add a cookie.
 """
-import functools
 import ipaddress
 import re
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from .settings import Settings
 REALM = 'Bearer realm="docmetric"'
 SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")  # a proxy in between: others than this machine call
-HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(:\d+)?", re.IGNORECASE)
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(:\d+)?")
 
 
 class Caller(NamedTuple):
@@ -46,9 +46,10 @@ class Door:
 
     def __init__(self, keys: Keys, settings: Settings):
         self._keys, self._settings = keys, settings
+        self._names = {settings.host.lower(), *settings.host_names}
 
     def caller(self, scope) -> Caller:
-        """Of an ASGI scope. Raises Problem: 401, or 403 for what comes from a foreign web page."""
+        """Of an ASGI scope. Raises Problem: 401, or 403 and 421 for what comes from a foreign web page."""
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if given:
             kind, _, text = given[0].decode("latin-1").partition(" ")
@@ -60,9 +61,27 @@ class Door:
         if not self._settings.no_auth:
             if not self._settings.loopback or self._keys.exist():
                 raise _unauthorized("give a key: Authorization: Bearer dm_...")
-            _from_this_machine(scope)
+            if any(name in FORWARDED for name, _ in scope["headers"]):
+                raise _unauthorized("a request through a proxy needs a key; make one with docmetric key add")
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            raise Problem(421, "foreign-host", "without a key this server answers only by names that it knows; if this is "
+                          "one, start it with --host-name NAME")
         _same_origin(scope)
         return EVERYBODY
+
+    def _is_ours(self, host):
+        """Whether the text of a Host header names this server. A page under a name of its own, which leads here, sends that
+        name. An address leads nowhere else, so beyond this machine, where one of several may be called, any will do."""
+        found = HOST.fullmatch(host.lower())
+        if not found:
+            return False
+        name = found[1].strip("[]").rstrip(".")
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name == "localhost" or name.endswith(".localhost") or name in self._names
+        return address.is_loopback or not self._settings.loopback or name in self._names
 
 
 def _unauthorized(detail):
@@ -75,42 +94,17 @@ def _forbidden(detail, need):
                    **({"scope": need} if need else {}))
 
 
-def _from_this_machine(scope):
-    host = b""
-    for name, value in scope["headers"]:
-        if name == b"host":
-            host = value
-        elif name in FORWARDED:
-            raise _unauthorized("a request through a proxy needs a key; make one with docmetric key add")
-    if not is_local(host.decode("latin-1")):
-        raise Problem(403, "foreign-host", "without keys this server answers as localhost alone; use http://localhost, or "
-                      "make a key with docmetric key add")
-
-
-@functools.lru_cache(64)
-def is_local(host: str) -> bool:
-    """Whether the text of a Host header is a name that only this machine can have."""
-    found = HOST.fullmatch(host)
-    if not found:
-        return False
-    name = found[1].strip("[]").rstrip(".").lower()
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-
-
 def _same_origin(scope):
-    """A browser says where a request comes from that may change something; other clients say nothing."""
-    if scope["method"] in SAFE:
-        return
+    """A browser says where a request comes from; other clients say nothing. Of a foreign page's requests only a link is
+    followed: whatever else it asks for is a change, or work for an answer that it could not read."""
     headers = dict(scope["headers"])
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
-    if site is None:  # browsers leave it away where the connection is neither encrypted nor to localhost
+    if site is not None:
+        link = scope["method"] in SAFE and headers.get(b"sec-fetch-mode") == b"navigate"
+        foreign = site not in (b"same-origin", b"none") and not link
+    else:  # browsers leave it away where the connection is neither encrypted nor to localhost
         ours = (b"http://" + headers.get(b"host", b""), b"https://" + headers.get(b"host", b""))
         foreign = origin is not None and origin not in ours
-    else:
-        foreign = site not in (b"same-origin", b"none")
     if foreign:
-        raise Problem(403, "foreign-origin", "another web page sent this; without a key only this server's own page may "
-                      "change something")
+        raise Problem(403, "foreign-origin", "another web page sent this; without a key only this server's own page may use "
+                      "it")

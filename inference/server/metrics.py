@@ -4,6 +4,7 @@ In a server with several worker processes each writes its figures to files of on
 serve.py makes), and whichever process is asked adds up all of them. Requests are counted by the template of their route,
 never by their path, so that nobody can make up series.
 """
+import asyncio
 import os
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,7 +22,7 @@ SECONDS = (.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30)
 
 _own = CollectorRegistry()
 REQUESTS = Counter("docmetric_requests", "Requests that were answered", ("method", "route", "status"), registry=_own)
-LATENCY = Histogram("docmetric_request_seconds", "From a request's headers to the end of its answer", ("route",),
+LATENCY = Histogram("docmetric_request_seconds", "From a request's headers to the begin of its answer", ("route",),
                     buckets=SECONDS, registry=_own)
 REJECTED = Counter("docmetric_rejected", "Requests that were not let in, by the code of the error", ("code",), registry=_own)
 REFUSED = Counter("docmetric_connections_refused", "Connections beyond the limit", registry=_own)
@@ -29,6 +30,7 @@ IN_WORK = Gauge("docmetric_requests_in_work", "Requests that were let in and are
                 multiprocess_mode="livesum")
 BYTES = Gauge("docmetric_body_bytes", "Bytes that the bodies of those requests have or may take", registry=_own,
               multiprocess_mode="livesum")
+UNREAD = Gauge("docmetric_unread_bytes", "Bytes of answers that wait to be read", registry=_own, multiprocess_mode="livesum")
 JOBS = Gauge("docmetric_jobs", "Jobs that have a thread or wait for one", registry=_own, multiprocess_mode="livesum")
 CONNECTIONS = Gauge("docmetric_connections", "Open connections", registry=_own, multiprocess_mode="livesum")
 SEARCHES = Histogram("docmetric_search_images", "Images in one search", buckets=(1, 2, 4, 8, 16, 32, 64), registry=_own)
@@ -84,14 +86,19 @@ def load(store) -> None:
 
 def routes() -> list[Route]:
     """/healthz: the process answers. /readyz: it can do its work. /metrics: needs the scope `read` for the whole store, as
-    all collections are told; the other two need no key. None of them is bounded by admission.py."""
+    all collections are told; the other two need no key. None of them is bounded by admission.py; whoever asks /readyz while
+    it is being looked into shares the answer, so that nobody fills the queue with it."""
+    looking = []  # at most one task
+
     async def healthz(request):
         return Response("ok\n", media_type="text/plain")
 
     async def readyz(request):
         store = request.app.state.store
+        if not looking or looking[0].done():
+            looking[:] = [asyncio.ensure_future(request.app.state.work.run_slow(load, store))]
         try:
-            await request.app.state.work.run_slow(load, store)
+            await asyncio.shield(looking[0])
         except (UserError, OSError) as error:
             body = problem(503, "not-ready", scrub(first_line(error), store.path, store.path.resolve()))
             return Response(body, 503, {"Retry-After": str(RETRY_AFTER)}, MEDIA_TYPE)

@@ -11,7 +11,7 @@ from .settings import Settings
 AT_ONCE = 20_000  # rows of an index that are searched for one image by itself: it takes less than a millisecond
 SEARCHED = 64     # looks in one search; more gain nothing, see search.py
 SLOW_THREADS = 4
-LAST = 1.0        # seconds for a thread to end
+LAST = 1.0        # seconds for threads to end
 
 
 class Overloaded(Busy):
@@ -94,9 +94,9 @@ class Work:
 
     def close(self) -> None:
         """End the threads, each after the job that it is at, unless that takes longer than LAST."""
-        self._quick.close()
-        self._slow.close()
-        self._long.close()
+        latest = time.monotonic() + LAST
+        for threads in (self._quick, self._slow, self._long):
+            threads.close(latest)
 
 
 def _look(registry, image, quad, top_k):
@@ -157,8 +157,8 @@ class _Threads:
             else:
                 done.set_exception(error)
 
-    def close(self):
+    def close(self, latest):
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join(LAST)
+            thread.join(max(0, latest - time.monotonic()))

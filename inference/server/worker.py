@@ -14,10 +14,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import UserError
 from . import metrics
+from .admission import CONNECTION, UNCOUNTED
 from .app import create_app
 from .problems import MEDIA_TYPE, REFUSAL, RETRY_AFTER, problem
 from .settings import Settings
 
+NEVER = 1 << 30       # seconds
 MOST_HEAD = 64 << 10  # bytes of a request's headers; also of a body's framing and trailers, between two bytes of it
 PIPELINED = 16        # requests that may wait behind one on a connection
 LINGER = 5.0          # seconds that the rest of a refused body is read: a client that still sends does not see the answer
@@ -43,10 +45,11 @@ def work(settings: Settings, listener: socket.socket, pipe, counts, place: int) 
     threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection need look at it
-    # Errors alone are logged, to stderr; limit_concurrency would count idle connections, so it is not used.
+    # Errors alone are logged, to stderr; limit_concurrency would count idle connections, so it is not used. Idle connections
+    # are ended by `_Server`: uvicorn's timer would run while an answer is still being read.
     config = uvicorn.Config(app, http=Connection, ws="none", interface="asgi3", lifespan="on",
                             log_config=None, log_level="error", access_log=False, proxy_headers=False, server_header=False,
-                            timeout_keep_alive=math.ceil(settings.idle_timeout),
+                            timeout_keep_alive=NEVER,
                             timeout_graceful_shutdown=math.ceil(settings.drain_timeout))
     _Server(config, app, settings, pipe, _Acceptor(listener, counts, place)).run()
 
@@ -144,24 +147,26 @@ class _Server(uvicorn.Server):
         self.app.state.work.sweep()
         now = time.monotonic()
         for connection in list(self.server_state.connections):
-            if connection.deadline < now or connection.unread < now:
+            if connection.deadline < now and not connection.watched:
                 connection.expire()
         metrics.CONNECTIONS.set(len(self.server_state.connections))
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with bounds: on their number, the time and size of headers, the requests sent ahead, the time
-    that an answer stays unread. A body's time and size are those of a request, see admission.py. `deadline`, `unread`: when
-    the server has waited long enough for the client to send, and to read. ended: called when the connection is closed."""
+    """uvicorn's connection with bounds: on their number, the time and size of headers, the requests sent ahead. The time and
+    size of a body and of an answer are those of a request, see admission.py. `deadline`: when the server has waited long
+    enough for the client to send. ended: called when the connection is closed."""
 
     def __init__(self, settings, ended, **options):
         super().__init__(**options)
         self.settings, self.ended = settings, ended
-        self.deadline = self.unread = math.inf
+        self.deadline, self.mistake = math.inf, "this is no HTTP/1.1 request"
+        self.watched = 0  # coroutines that wait until an answer is read, and see to it that this ends
         self.in_head, self.idle_bytes = False, 0  # idle_bytes: that have come since the parser last got anywhere
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        transport.set_write_buffer_limits(UNCOUNTED)
         self.deadline = time.monotonic() + self.settings.header_timeout
         if len(self.connections) > self.settings.connections_each:
             metrics.REFUSED.inc()
@@ -182,9 +187,15 @@ class Connection(HttpToolsProtocol):
         self.in_head, self.deadline = True, time.monotonic() + self.settings.header_timeout
 
     def on_headers_complete(self):
+        # Where this raises, the parser gives up, and 400 is sent.
         if len(self.pipeline) >= PIPELINED:
-            raise ValueError("too many requests ahead of their answers")  # the parser gives up, and 400 is sent
+            raise ValueError("too many requests ahead of their answers")
+        if self.parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {name for name, _ in self.headers}:
+            # httptools takes such a body for the next request, which a proxy in between has not looked at.
+            self.mistake = "a request that asks for another protocol may not have a body; ask for HTTP/1.1 alone"
+            raise ValueError(self.mistake)
         self.in_head, self.deadline, self.idle_bytes = False, math.inf, 0
+        self.scope[CONNECTION] = self
         super().on_headers_complete()
 
     def on_body(self, body):
@@ -198,21 +209,48 @@ class Connection(HttpToolsProtocol):
             self.deadline = time.monotonic() + self.settings.idle_timeout
 
     def on_response_complete(self):
-        if not self.pipeline and not self.in_head:
-            self.deadline = time.monotonic() + (LINGER if self.cycle.more_body else self.settings.idle_timeout)
+        self._expect_another()
         super().on_response_complete()
 
-    def pause_writing(self):
-        self.unread = time.monotonic() + self.settings.answer_timeout
-        super().pause_writing()
-
     def resume_writing(self):
-        self.unread = math.inf
+        if self.cycle and self.cycle.response_complete:
+            self._expect_another()
         super().resume_writing()
+
+    def _expect_another(self):
+        if not self.pipeline and not self.in_head:
+            self.deadline = time.monotonic() + (LINGER if self.cycle.more_body else self.settings.idle_timeout)
+
+    # ---- what admission.py asks of it ----
+
+    @property
+    def paused(self) -> bool:
+        """Whether more than UNCOUNTED bytes wait to be read."""
+        return self.flow.write_paused
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def gone(self) -> bool:
+        return self.transport.is_closing()
+
+    async def drain(self):
+        """Returns when the connection is not `paused` any more, or gone."""
+        self.watched += 1
+        try:
+            await self.flow.drain()
+        finally:
+            self.watched -= 1
+
+    def abort(self):
+        self.transport.abort()
 
     def expire(self):
         """The client has taken too long."""
-        if self.transport.is_closing() or self.unread < time.monotonic():
+        if self.transport.is_closing():
             self.transport.abort()  # it does not even read
         elif self.in_head:
             self.refuse(408, "too-slow", "the headers came too slowly")
@@ -227,7 +265,7 @@ class Connection(HttpToolsProtocol):
             cycle.keep_alive = False  # garbage behind a request: its answer comes first, and is the last one
             self.flow.pause_reading()
         else:
-            self.refuse(400, "invalid-request", "this is no HTTP/1.1 request")
+            self.refuse(400, "invalid-request", self.mistake)
 
     def refuse(self, status, code, detail):
         body = problem(status, code, detail)

@@ -19,8 +19,12 @@ async def list_collections(request: Request):
 async def create_collection(request: Request, body: shapes.NewCollection):
     """A new, empty collection with the shipped model."""
     store = request.app.state.store
-    await call(request, store.create, body.name, find=body.find, orientation=body.orientation)
-    return answer(await call(request, _row, store, body.name), 201, {"Location": f"/v1/collections/{body.name}"})
+
+    def create():  # all in one: between two calls the server may find that it has too much to do
+        store.create(body.name, find=body.find, orientation=body.orientation)
+        return _row(store, body.name)
+
+    return answer(await call(request, create), 201, {"Location": f"/v1/collections/{body.name}"})
 
 
 @router.add("GET", COLLECTION, "read", shapes.CollectionInUse)

@@ -25,7 +25,8 @@ FORM = "multipart/form-data"
 ERRORS = {400: "The request cannot be understood", 401: "No key, or one that is wrong, expired or revoked",
           403: "The key does not allow this", 404: "There is no such thing", 408: "The body came too slowly",
           409: "It stands against what is there", 413: "The body is too large", 415: "This is no image",
-          422: "A value cannot be used", 500: "The server failed", 503: "Too much to do: again after Retry-After seconds",
+          421: "Without a key this server does not answer by this name", 422: "A value cannot be used",
+          500: "The server failed", 503: "Too much to do: again after Retry-After seconds",
           507: "The disk is full; nothing was changed"}
 
 
@@ -40,6 +41,8 @@ class Guarded(APIRoute):
         super().__init__(path, endpoint, **options)
 
     async def handle(self, scope, receive, send):
+        if scope["method"] == "HEAD" and "GET" in self.methods:
+            scope = {**scope, "method": "GET"}  # the same, of which the server sends the headers alone
         if scope["method"] in self.methods:
             caller = scope["app"].state.door.caller(scope)
             caller.require(self.scope, scope["path_params"].get("collection"))
@@ -89,7 +92,7 @@ class Routes(APIRouter):
     def add(self, method: str, path: str, scope: str, answer=None, *, status: int = 200, errors=(), body: dict | None = None,
             content: dict | None = None, description: str = "OK"):
         """A decorator. body: the OpenAPI request body of what is no JSON; content: the same for an answer of no JSON."""
-        statuses = {400, 401, 403, 422, 503, *errors} | ({404} if "{" in self.prefix + path else set())
+        statuses = {400, 401, 403, 421, 422, 503, *errors} | ({404} if "{" in self.prefix + path else set())
         statuses |= {408, 413} if method != "GET" else set()
         statuses |= {507} if method != "GET" and scope != "classify" else set()
         good = {"description": description}
