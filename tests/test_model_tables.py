@@ -1,5 +1,7 @@
 """The tables of thresholds that calibration writes into a model's file: of one collection each, the network is of all."""
 import contextlib
+import os
+import time
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from inference.classify import DocClassifier
 from inference.errors import UserError
 from inference.model import load_model
 from inference.registry import Registry, Store
-from inference.registry.check import check
-from inference.registry.errors import Damaged, NotFound, Outdated
+from inference.registry.check import ORPHAN, check
+from inference.registry.errors import Conflict, Damaged, NotFound, Outdated, StoreFull
 from inference.registry.files import DATABASE
 from inference.registry.keys import SCOPES, Keys
 from inference.registry.schema import open_database
+from inference.registry.store import Change
 from inference.registry.tables import NO_TABLES, tables_of, with_tables
 from tests.helpers.models import METADATA, write_model
 from tests.helpers.registries import make_registry, model_file, noisy
@@ -140,15 +143,16 @@ def test_a_damaged_file_is_mended_by_adding_the_model_again(two, calibrated):
 def test_a_model_that_another_process_removes_while_it_is_added(two, tmp_path, monkeypatch):
     first, second = two
     path = model_file(tmp_path / "other.onnx", mean=.6)
-    digest, keep = first.upgrade.add(path), Store.keep_model
+    digest, write = first.upgrade.add(path), Store.write
 
-    def slow(store, path):
-        kept = keep(store, path)
+    @contextlib.contextmanager
+    def late(store):
         if registry := removing.pop() if removing else None:
             registry.upgrade.remove(digest)
-        return kept
+        with write(store) as db:
+            yield db
 
-    monkeypatch.setattr(Store, "keep_model", slow)
+    monkeypatch.setattr(Store, "write", late)
     removing = [first]
     with pytest.raises(Outdated, match="try again"):
         second.upgrade.add(path)
@@ -161,13 +165,30 @@ def test_a_model_that_another_process_removes_while_it_is_added(two, tmp_path, m
         first.store.collection("third")
 
 
-def test_a_collection_that_cannot_be_made_leaves_no_model(two, tmp_path):
+def test_a_model_that_is_not_registered_is_deleted(two, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise StoreFull("no room")
+
+    store, other = two[0].store, model_file(tmp_path / "other.onnx", mean=.6)
+    for path in (other, tmp_path / "tiny.onnx"):
+        with pytest.raises(Conflict, match="is there already"):
+            store.create("second", path)
+        with monkeypatch.context() as patch, pytest.raises(StoreFull):
+            patch.setattr(store, "insert_model", refuse)
+            patch.setattr(Change, "set", refuse)
+            two[0].upgrade.add(path)
+        assert [file.stem for file in (store.path / "models").iterdir()] == [two[0].snapshot().model_hash]
+
+
+def test_a_model_that_a_killed_process_left_is_deleted_after_an_hour(two, tmp_path):
     store = two[0].store
-    with pytest.raises(UserError, match="is there already"):
-        store.create("second", model_file(tmp_path / "other.onnx", mean=.6))
-    with pytest.raises(UserError, match="is there already"):
-        store.create("second", tmp_path / "tiny.onnx")
-    assert [path.stem for path in (store.path / "models").iterdir()] == [two[0].snapshot().model_hash]
+    with store.kept_model(model_file(tmp_path / "other.onnx", mean=.6)) as (digest, *_):
+        pass
+    used, left = store.model_path(two[0].snapshot().model_hash), store.model_path(digest)
+    assert check(store)["swept"] == [] and left.exists()
+    for path in (used, left):
+        os.utime(path, (time.time() - 2 * ORPHAN,) * 2)
+    assert check(store)["swept"] == [left.name] and used.exists() and check(store)["ok"]
 
 
 def test_tables_are_what_the_file_says(tmp_path):

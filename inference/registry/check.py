@@ -33,7 +33,7 @@ from .store import Change
 from .tables import NO_TABLES, tables_of
 from .wal import page_is_whole, reseal, wal_damage
 
-ORPHAN = 3600  # seconds after which a picture without a row belongs to no transaction under way
+ORPHAN = 3600  # seconds after which a file without a row belongs to no transaction under way
 SHOWN = 20  # problems of one kind that are told one by one
 LOST = "lost"  # folder of a store for pictures whose references were lost
 SALVAGED = ("collection", "model", "type", "reference", "feature", "threshold", "look_alike", "event", "api_key")
@@ -46,7 +46,7 @@ STOP = "stop everything that uses the store, and try again"
 def check(store, rebuild: bool = False, progress=None) -> dict:
     """Look at everything in a store, a path or a `Store`.
 
-    Answers {ok, problems: lines, repaired: lines, swept: pictures that nothing refers to and that were deleted, collections,
+    Answers {ok, problems: lines, repaired: lines, swept: files that nothing refers to and that were deleted, collections,
     types, references, pictures, features, models}. ok: there are no problems, or all of them were repaired.
 
     rebuild: vectors that are missing or damaged are made again from the pictures. Where the database itself is damaged, its
@@ -171,7 +171,7 @@ def _check_features(store, report, rebuild, say):
 
 
 def _check_pictures(store, report, salvaged):
-    """Each picture against its name; then pictures that nothing refers to."""
+    """Each picture against its name; then pictures and models that nothing refers to."""
     uses = {}
     for name, number in store.read("SELECT picture, id FROM reference WHERE removed IS NULL ORDER BY id"):
         uses.setdefault(name, number)
@@ -193,8 +193,10 @@ def _check_pictures(store, report, salvaged):
             if lost:
                 report.add("pictures", [f"{len(lost):,} pictures have lost their references; they lie in "
                                         f"{store.path / LOST}: register them again"])
-        old = time.time() - ORPHAN
-        report.swept = store.blobs.sweep(keep, old) + swept((store.path / "models").glob(".*.partial"), old)
+        old, folder = time.time() - ORPHAN, store.path / "models"
+        used = {row[0] for row in db.execute("SELECT hash FROM model")}
+        unused = [] if salvaged else [path for path in folder.glob("*.onnx") if path.stem not in used]
+        report.swept = store.blobs.sweep(keep, old) + swept([*folder.glob(".*.partial"), *unused], old)
 
 
 # ---- saving what can be read ----

@@ -188,15 +188,13 @@ class Store(StoreFiles):
         if not (isinstance(name, str) and 0 < len(name) <= 64 and name.isascii()
                 and name.replace("-", "").replace("_", "").isalnum()):
             raise Invalid(f"collection {printable(name)[:80]}: its name must be {NAMED}")
-        digest, title, tables = self.keep_model(DEFAULT_MODEL if model is None else model)
-        try:
-            with self.write() as db:
+        with self.kept_model(DEFAULT_MODEL if model is None else model) as (digest, title, tables), self.write() as db:
+            try:
                 db.execute("INSERT INTO collection(name, find, orientation, created) VALUES (?, ?, ?, ?)",
                            (name, find, orientation, time.time()))
-                self.insert_model(db, db.last_insert_rowid(), digest, title, tables, "active")
-        except apsw.ConstraintError:
-            self.delete_model(digest)
-            raise Conflict(f"collection {name}: is there already; choose another name") from None
+            except apsw.ConstraintError:
+                raise Conflict(f"collection {name}: is there already; choose another name") from None
+            self.insert_model(db, db.last_insert_rowid(), digest, title, tables, "active")
         return self.collection(name)
 
     def collection(self, name: str = DEFAULT_COLLECTION):

@@ -180,16 +180,25 @@ class StoreFiles:
 
     # ---- models ----
 
-    def keep_model(self, path) -> tuple[str, str, str]:
-        """Copy an exported model into the store, unless its network is there: (hash of its graph, its file's name, the
-        tables of thresholds in it). Raises UserError where it is none."""
+    @contextlib.contextmanager
+    def kept_model(self, path):
+        """`with store.kept_model(path) as (digest, name, tables)`: an exported model, copied into the store unless its
+        network is there, for a row that the block inserts (`insert_model`): the hash of its graph, its file's name, the
+        tables of thresholds in it. Where the block fails, the copy is deleted as in `pictures`. Raises UserError."""
         tables = tables_of(load_model(path, self.backend, self.threads))
         with open(path, "rb") as file:
             data = file.read()
         digest = graph_hash(data)
         if not self._is_whole(digest):
             write_durably(self.model_path(digest), sealed(data), "a model")
-        return digest, os.path.basename(os.fspath(path)), tables
+        try:
+            yield digest, os.path.basename(os.fspath(path)), tables
+        except Damaged:
+            raise
+        except BaseException:
+            with contextlib.suppress(UserError, OSError), self._hurrying():
+                self.delete_model(digest)
+            raise
 
     def _is_whole(self, digest):
         try:

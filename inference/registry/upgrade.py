@@ -42,19 +42,17 @@ class Upgrade:
         thresholds and no new vectors. Thresholds are this collection's alone (tables.py). Raises UserError for what is no
         such model.
         """
-        digest, title, tables = self.store.keep_model(path)
-        name = title if name is None else name
-
         def body(change):
-            row = self._row(digest, change.db)
+            row, title = self._row(digest, change.db), file if name is None else name
             if row:
-                change.set("model", row[0], name=name, tables=tables)
+                change.set("model", row[0], name=title, tables=tables)
                 change.rows.clear()  # the way back is to add the former file
-                return f"updated the thresholds of the model {name}", dict(event=change.event, hash=digest, new=False)
-            self.store.insert_model(change.db, self.registry.id, digest, name, tables, "building", change.event)
-            return f"added the model {name}", dict(event=change.event, hash=digest, new=True)
+                return f"updated the thresholds of the model {title}", dict(event=change.event, hash=digest, new=False)
+            self.store.insert_model(change.db, self.registry.id, digest, title, tables, "building", change.event)
+            return f"added the model {title}", dict(event=change.event, hash=digest, new=True)
 
-        self.registry.mutate("model", body, who)
+        with self.store.kept_model(path) as (digest, file, tables):
+            self.registry.mutate("model", body, who)
         return digest
 
     def build(self, digest: str, progress=None) -> dict:
