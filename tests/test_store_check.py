@@ -16,7 +16,7 @@ from inference.registry import check as checks
 from inference.registry.check import backup, check, restore
 from inference.registry.errors import Damaged, StoreFull
 from inference.registry.index import MemoryIndex
-from inference.registry.wal import reseal, wal_damage
+from inference.registry.wal import wal_damage
 from tests.helpers.models import blocks, write_model
 
 LABELS = [f"type {number}" for number in range(40)]
@@ -286,6 +286,7 @@ def test_flipped_bits_are_survived(stores, copy_of, file, below, least):
             labels, references, _ = content(registry)
             same = len(set(references) & set(wanted[1])) / len(wanted[1])
             assert same >= least or any("recovered" in label for label in labels) or report["problems"]
+            assert same == 1 or report["problems"]  # what is not as it was is told
             assert len(references) >= 0.9 * len(wanted[1])
             assert registry(png(20))[1] == pytest.approx(1)
             registry.add(png(999), "new", force=True)
@@ -344,18 +345,6 @@ def test_a_damaged_database_that_is_in_use_is_not_rebuilt(stores, copy_of):
             assert "is in use; stop everything" in str(error)
         else:
             assert report["repaired"] == []
-
-
-def test_a_log_is_sealed_again(stores, tmp_path):
-    whole = (stores[1] / "registry.sqlite-wal").read_bytes()
-    path = tmp_path / "log"
-    for place in (0, 3, 9, 17, 25, 31, 32 + 24 + 100, 32 + 9, 32 + 17, 32 + 4120 * 5 + 24 + 7, 32 + 4120 * 3 + 18):
-        data = bytearray(whole)
-        data[place] ^= 64
-        path.write_bytes(data)
-        assert wal_damage(path)
-        reseal(path)
-        assert wal_damage(path) is None and abs(len(path.read_bytes()) - len(whole)) == 0
 
 
 # ---------------------------------------------------------------- copies

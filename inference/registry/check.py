@@ -31,7 +31,7 @@ from .graph import graph_hash
 from .schema import NEW_ID, TABLES, checksummed, open_database, transaction, translated
 from .store import Change
 from .tables import NO_TABLES, tables_of
-from .wal import page_is_whole, reseal, wal_damage
+from .wal import page_is_whole, replay, wal_damage
 
 ORPHAN = 3600  # seconds after which a file without a row belongs to no transaction under way
 SHOWN = 20  # problems of one kind that are told one by one
@@ -97,6 +97,8 @@ class _Report:
 
 def _database_problems(path) -> list[str]:
     """What is wrong with the file, as SQLite and its checksums say: of pages, of the log, of references between tables."""
+    if damage := wal_damage(f"{path}-wal"):  # also where others have it open, who go on until they read there
+        return [f"{path}: {damage}"]
     try:
         with contextlib.closing(open_database(path)) as db, translated(path):
             found = [row[0] for row in db.execute("PRAGMA integrity_check(20)")]
@@ -220,7 +222,7 @@ def _salvage(folder, report):
         if os.path.exists(f"{path}-wal"):
             shutil.copyfile(f"{path}-wal", f"{old}-wal")
             if wal_damage(f"{old}-wal"):
-                reseal(f"{old}-wal")
+                _replay(path, old, report)
         with contextlib.ExitStack() as stack:
             target = stack.enter_context(contextlib.closing(open_database(new, create=TABLES)))
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -257,6 +259,16 @@ def _copy_readable(path, copy):
             except OSError:
                 block = bytes(min(1 << 16, size - start))
             out.write(block)
+
+
+def _replay(path, old, report):
+    """The damaged log of a copy into the copy."""
+    mended, damaged = replay(f"{old}-wal", old)
+    os.unlink(f"{old}-wal")
+    if mended:
+        report.repaired.append(f"{path}: {mended:,} flipped bits of its log were flipped back")
+    if damaged:
+        report.problems.append(f"{path}: {damaged:,} pages of its log are damaged; what was on them is unsure, or lost")
 
 
 def _readable(old, fresh):

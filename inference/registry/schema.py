@@ -1,19 +1,20 @@
 """The databases of a store: how they are opened, and what tables registry.sqlite has.
 
 SQLite comes with `apsw`, whatever Python was built with: releases 3.7.0 to 3.51.2 can corrupt a database in WAL mode
-(https://sqlite.org/wal.html#walresetbug). Every page carries a checksum (https://sqlite.org/cksumvfs.html): a flipped
-bit on the disk is an error and never an answer. Times are seconds since 1970.
+(https://sqlite.org/wal.html#walresetbug). Every page carries a checksum (https://sqlite.org/cksumvfs.html), and what is read
+from the log is verified (wal.py): a flipped bit on the disk is an error and never an answer. Times are seconds since 1970.
 """
 import contextlib
 import errno
 import os
 import re
+import threading
 
 import apsw
 
 from ..errors import UserError, first_line
 from .errors import Busy, Damaged, StoreFull
-from .wal import wal_damage
+from .wal import LogDamaged, VerifiedLogs
 
 LEAST_SQLITE = "3.51.3"
 APPLICATION = 0x444D5247  # "DMRG", in the header of registry.sqlite
@@ -85,6 +86,13 @@ CREATE TABLE store(id TEXT NOT NULL) STRICT;
 """ + "INSERT INTO store " + NEW_ID + ";"
 
 
+class Database(apsw.Connection):
+    def close(self, force: bool = False) -> None:
+        """A damaged log stays where it is; the next one to open the database is told."""
+        with contextlib.suppress(LogDamaged):
+            super().close(force)
+
+
 def open_database(path, *, create: str = "", application: int = APPLICATION, version: int = VERSION,
                   synchronous: str = "FULL") -> apsw.Connection:
     """A connection to the database at `path`, in WAL mode, that one thread at a time may use.
@@ -94,11 +102,9 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
     lost by a power cut. Raises UserError, Damaged, StoreFull, Busy.
     """
     check_sqlite(apsw.sqlite_lib_version())
-    if damage := wal_damage(f"{os.fspath(path)}-wal"):
-        raise Damaged(f"{path}: {damage}; {CHECK}")
     with translated(path):
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
-        db = apsw.Connection(os.fspath(path), flags=flags, vfs=checksummed())
+        db = Database(os.fspath(path), flags=flags, vfs=checksummed())
         try:
             # What is found to be another's file, or damaged, is left as it is: also its -wal.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
@@ -185,6 +191,8 @@ def translated(path):
         raise UserError(f"{path}: cannot be written; check the permissions of its folder") from None
     except apsw.ConnectionClosedError:
         raise UserError(f"{path}: was closed; open the store again") from None
+    except LogDamaged as error:
+        raise Damaged(f"{path}: {error}; {CHECK}") from None
     except apsw.IOError as error:
         if error.extendedresult == apsw.SQLITE_IOERR_DATA:
             raise Damaged(f"{path}: a page has not the checksum it was written with; {CHECK}") from None
@@ -221,19 +229,20 @@ def check_local(folder, mounts: str = "/proc/self/mounts") -> None:
                         "disk, and let others use it through docmetric serve")
 
 
-_vfs = ""
+_layer, _layering = None, threading.Lock()
 
 
 def checksummed() -> str:
     """The name of the file layer with checksums. What wrote pages without them would leave wrong ones in them."""
-    global _vfs
-    if not _vfs:
-        try:
-            import apsw.sqlite_extra
-            with contextlib.closing(apsw.Connection(":memory:")) as memory:
-                apsw.sqlite_extra.load(memory, "cksumvfs")  # stays for the whole process
-        except Exception as error:  # whatever way it is missing
-            raise UserError(f"this apsw has no checksums for pages ({first_line(error)}); install that of PyPI: pip install "
-                            "--force-reinstall apsw") from None
-        _vfs = "cksmvfs"
-    return _vfs
+    global _layer
+    with _layering:
+        if _layer is None:
+            try:
+                import apsw.sqlite_extra
+                with contextlib.closing(apsw.Connection(":memory:")) as memory:
+                    apsw.sqlite_extra.load(memory, "cksumvfs")  # stays for the whole process
+            except Exception as error:  # whatever way it is missing
+                raise UserError(f"this apsw has no checksums for pages ({first_line(error)}); install that of PyPI: pip "
+                                "install --force-reinstall apsw") from None
+            _layer = VerifiedLogs(__name__, "cksmvfs")
+    return __name__

@@ -1,26 +1,110 @@
-"""A damaged write-ahead log of SQLite: noticed, and read all the same.
+"""The write-ahead log of SQLite: verified wherever it is read; a damaged one is noticed, and read all the same.
 
-SQLite takes the first bad checksum of a log for its end, as after a power cut: one flipped bit, and all commits behind it
-are gone without a word. https://sqlite.org/fileformat2.html#the_write_ahead_log
+SQLite looks at the checksums of a log in one case alone: when it recovers the log after a crash. There it takes the first
+bad one for the end, as after a power cut: one flipped bit, and all commits behind it are gone without a word. What a running
+process reads from the log it believes, and a checkpoint copies it into the database with a page checksum that fits. Here
+both are noticed. https://sqlite.org/fileformat2.html#the_write_ahead_log
 """
+import contextlib
 import functools
+import itertools
 import os
 import struct
+import zlib
 
+import apsw
 import numpy as np
 
 MAGIC = 0x377F0682, 0x377F0683  # words little endian, big endian
 HEAD, FRAME = 32, 24  # bytes before all frames, and before the page of each
+DAMAGED = "its write-ahead log is damaged"
+SUMS = 8  # bytes of a checksum, the last ones of the head and of what is before each page
+
+
+class LogDamaged(apsw.IOError):
+    """Something in a log has not the checksum that it was written with."""
+    extendedresult = apsw.SQLITE_IOERR_DATA
+
+
+class VerifiedLogs(apsw.VFS):
+    """The file layer `base` under the name `name`, where each page of a log is verified each time that it is read, by
+    readers, writers and checkpoints alike.
+
+    Checksums of rows would not do: a flipped bit in a page of an index, or in a page's list of rows, makes rows vanish. Nor
+    would it do to verify what a log has grown by: SQLite reads pages from the file again after each commit.
+    """
+
+    def __init__(self, name: str, base: str):
+        super().__init__(name, base)
+        self._base = base
+
+    def xOpen(self, name, flags):
+        return (_Log if flags[0] & apsw.SQLITE_OPEN_WAL else apsw.VFSFile)(self._base, name, flags)
+
+
+class _Log(apsw.VFSFile):
+    """SQLite reads from a log: its head, when it recovers it; a page; the checksum of a frame, 8 bytes, and then the frames
+    behind it as a whole, when it gives a new checksum to pages that one large transaction has written twice."""
+
+    def __init__(self, base, name, flags):
+        super().__init__(base, name, flags)
+        self._path = os.fspath(name)
+        self._sealed = None  # place of the page that belongs to the checksum which was written last
+        self._unsealed = {}  # {place: CRC} of pages without one, until their transaction ends
+        self._sums = None  # those of the frame before, while frames get new ones
+
+    def xWrite(self, data, offset):
+        if len(data) == FRAME:
+            self._sealed = offset + FRAME if any(data[16:]) else None
+            self._unsealed.pop(offset + FRAME, None)
+        elif _is_page(len(data)):
+            if offset != self._sealed:
+                self._unsealed[offset] = zlib.crc32(data)
+            self._sealed = None  # it may be written again
+        super().xWrite(data, offset)
+
+    def xRead(self, amount, offset):
+        data = super().xRead(amount, offset)
+        if amount == HEAD:
+            self._sums = None
+            if damage := wal_damage(self._path):
+                raise LogDamaged(damage)
+        elif amount == SUMS:
+            self._sums = _words(data, ">u4")
+        elif len(data) < amount:
+            pass  # the end of the file, which SQLite notices
+        elif _is_page(amount):
+            before = offset - FRAME - SUMS - (amount if offset > HEAD + FRAME else 0)
+            if not self._is_whole(super().xRead(FRAME, offset - FRAME), data, offset,
+                                  _words(super().xRead(SUMS, before), ">u4")):
+                # Without the checksum of its head nobody recovers the log: in its last commit damage would look like a power
+                # cut, and a part of that commit may be in the database since a checkpoint came upon the damage.
+                with contextlib.suppress(apsw.Error):
+                    super().xWrite(bytes(SUMS), HEAD - SUMS)
+                raise LogDamaged(DAMAGED)
+        elif self._sums:
+            if not self._is_whole(data[:FRAME], data[FRAME:], offset + FRAME, self._sums):
+                raise LogDamaged(DAMAGED)  # by this the transaction fails, and nothing of it counts
+            self._sums = _words(data[16:FRAME], ">u4")
+        return data
+
+    def _is_whole(self, frame, page, offset, before):
+        order = "<u4" if super().xRead(4, 0)[3] == MAGIC[0] & 255 else ">u4"
+        return (_sum(frame[:8] + page, order, before) == _words(frame[16:], ">u4")
+                or self._unsealed.get(offset) == zlib.crc32(page))
+
+
+def _is_page(size):
+    return size >= 512 and size & size - 1 == 0
 
 
 def wal_damage(path) -> str | None:
     """Whether a log holds commits that SQLite will not read, since something before them is damaged. None: it holds none, or
-    there is no log. To be asked before the database is opened: the first to open it ends the log there. Others may be
-    writing. Reads 300 MB/s."""
+    there is no log. Others may be writing. Reads 300 MB/s."""
     found = _unread(path)
     if found is None or _unread(path) != found:  # the second time: a frame may have been written just then
         return None
-    return "its write-ahead log is damaged, and the commits that follow there cannot be read"
+    return f"{DAMAGED}, and the commits that follow there cannot be read"
 
 
 def _unread(path):
@@ -53,39 +137,72 @@ def _unread(path):
     return None
 
 
-def reseal(path) -> None:
-    """Give the frames of a damaged log the checksums that they lack, in place, so that SQLite reads them all. For a copy
-    that rows are saved from: what a damaged page holds is wrong, and its own checksum (https://sqlite.org/cksumvfs.html)
-    says so. Ends at a frame of which nobody can tell to which page it belongs."""
-    with open(path, "r+b") as file:
+def replay(log, database) -> tuple[int, int]:
+    """Write what a damaged log holds, up to its last commit, into its database, as a checkpoint would. For copies of both,
+    from which rows are saved. One flipped bit is flipped back where the checksum tells which one it was. A page that stays
+    damaged gets a wrong checksum of its own (https://sqlite.org/cksumvfs.html), so that whoever reads it knows. Answers
+    (flipped bits, damaged pages)."""
+    mended, damaged, waiting = 0, set(), {}
+    with open(log, "rb") as file, open(database, "r+b") as out:
         head = file.read(HEAD)
         if len(head) < HEAD:
-            return
-        page, _, order = _head(head)
+            return 0, 0
+        # What the first checksum goes on from: as it is written and, should that be what is damaged, as it must have been.
+        before = [_words(head[24:], ">u4")]
+        for order in ("<u4", ">u4"):
+            before.append(_sum(head[:24], order))
+            head = (_flipped_back(head[:24], order, [(0, 0)], before[0]) or head[:24]) + head[24:]
+        page, salts, order = _head(head)
         page = page or 4096
+        most = (os.fstat(file.fileno()).st_size + os.fstat(out.fileno()).st_size) // page
         # Of both the salts of the first two frames, and those of the head, two are the same.
-        file.seek(HEAD)
         first, second = (file.read(FRAME + page)[8:16] for _ in range(2))
-        salts = first if first == second else head[16:24]
-        head = struct.pack(">4I", MAGIC[order == ">u4"], 3007000, page, int.from_bytes(head[12:16], "big")) + salts
-        true = sums = _sum(head, order)  # as it was when the log was written, and as it is now
-        file.seek(0)
-        file.write(head + np.array(sums, ">u4").tobytes())
-        for number in range((os.fstat(file.fileno()).st_size - HEAD) // (FRAME + page)):
-            file.seek(HEAD + number * (FRAME + page))
-            frame = file.read(FRAME + page)
-            if _bits(frame[8:16], salts) > 1:
-                return  # from before the log began anew
-            content, stored = frame[:8] + frame[FRAME:], _words(frame[16:24], ">u4")
-            true = _sum(content, order, true)
-            if true != stored:
-                if _sum(frame[FRAME:-8], "<u4") != _words(frame[-8:], "<u4"):
-                    true = stored  # it is the page that is damaged
-                elif _bits(frame[16:24], np.array(true, ">u4").tobytes()) > 1:
-                    return  # it is neither the page nor the checksum: so it is the number of the page
-            sums = _sum(content, order, sums)
-            file.seek(HEAD + number * (FRAME + page))
-            file.write(frame[:8] + salts + np.array(sums, ">u4").tobytes() + frame[FRAME:])
+        salts = first if first == second else salts
+        file.seek(HEAD)
+        for (content, stored), (following, its) in itertools.pairwise(
+                itertools.chain(_frames(file, page, salts), [(b"", None)])):
+            sums = [_sum(content, order, start) for start in before]
+            if stored in sums:
+                whole, before = content, [stored]
+            elif its in [_sum(following, order, start) for start in sums if following]:
+                whole, before = content, sums  # it is the checksum that is damaged
+            else:
+                whole, before = _flipped_back(content, order, before, stored), [stored]
+                mended += whole is not None
+            number, commit = struct.unpack_from(">2I", whole or content)
+            waiting[number] = (whole or content)[8:-8], whole is not None
+            if commit:
+                for number, (rows, fine) in waiting.items():
+                    (damaged.discard if fine else damaged.add)(number)
+                    if 0 < number <= most:
+                        s0, s1 = _sum(rows, "<u4")
+                        out.seek((number - 1) * page)
+                        out.write(rows + struct.pack("<2I", s0 ^ (not fine), s1))
+                waiting.clear()
+    return mended, len(damaged)
+
+
+def _frames(file, page, salts):
+    """Yield what is summed up of each frame, and its checksum; until what is from before the log began anew."""
+    while len(frame := file.read(FRAME + page)) == FRAME + page and _bits(frame[8:16], salts) <= 1:
+        yield frame[:8] + frame[FRAME:], _words(frame[16:FRAME], ">u4")
+
+
+def _flipped_back(content, order, starts, stored):
+    """`content` with the one bit flipped that gives it the checksum `stored`, going on from one of `starts`; None where no
+    bit does, or several do. Of a page 3 of 4 bits are told apart: modulo small powers of two Fibonacci numbers soon repeat,
+    and so the upper bits of many words add the same."""
+    words, bits = np.frombuffer(content, order).astype(np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)[:, None]
+    change = np.where(words & bits, -bits, bits)  # [32, words]: what flipping a bit adds to its word
+    numbers = _fibonacci(len(words) + 2)
+    for start in starts:
+        s0, s1 = (np.uint32(there - here & 0xFFFFFFFF) for there, here in zip(stored, _sum(content, order, start)))
+        found = np.argwhere((change * numbers[len(words) - 1::-1] == s0) & (change * numbers[len(words):0:-1] == s1))
+        if len(found) == 1:
+            bit, place = found[0]
+            words[place] ^= bits[bit, 0]
+            return words.astype(order).tobytes()
+    return None
 
 
 def page_is_whole(path) -> bool:
