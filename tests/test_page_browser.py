@@ -1,4 +1,5 @@
 """The page in a real browser against the real server: what people do with it."""
+import base64
 import contextlib
 import json
 import re
@@ -75,6 +76,35 @@ def test_the_page_names_no_other_host_and_has_no_inline_code():
     index = (PAGE / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", index)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", "\n".join(SCRIPTS.values()))
+
+
+def test_every_error_of_the_server_has_a_sentence():
+    code = "\n".join(path.read_text() for folder in ("server", "server/routes", "registry")
+                     for path in (ROOT / "inference" / folder).glob("*.py"))
+    errors = set(re.findall(r'(?:Problem\(|refuse\(|status, code = )(\d{3}), (?:code = )?"([a-z-]+)"', code))
+    assert len(errors) > 10
+    known = {key.removeprefix("error.") for key in CATALOGS["en"] if key.startswith("error.")}
+    assert not {error for error in errors if not known & set(error)}
+
+
+def test_colors_reach_the_contrast_of_wcag_aa():
+    """4.5 for text, 3 for the borders of fields and for bars (WCAG 2.2, 1.4.3 and 1.4.11), by its own formula."""
+    def luminance(color):
+        digits = color if len(color) == 6 else "".join(2 * digit for digit in color)
+        parts = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    style = (PAGE / "style.css").read_text()
+    for scheme in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
+        color = {name: luminance(value) for name, value in re.findall(r"--([a-z-]+): #([0-9a-f]{3}|[0-9a-f]{6});", scheme)}
+        pairs = [(text, ground, 4.5) for text in ("ink", "quiet", "accent") for ground in ("ground", "card", "sunken")]
+        pairs += [(text, f"{kind}-soft", 4.5) for kind in ("good", "warn", "bad") for text in ("ink", "quiet", kind)]
+        pairs += [("accent", "accent-soft", 4.5), ("on-accent", "accent", 4.5), ("card", "warn", 4.5), ("card", "bad", 4.5)]
+        pairs += [("strong-line", ground, 3) for ground in ("ground", "card", "sunken")] + [("accent", "line", 3)]
+        for first, second, least in pairs:
+            dark, bright = sorted((color[first], color[second]))
+            assert (bright + 0.05) / (dark + 0.05) >= least, (first, second)
 
 
 # ---- the server and the browser ----
@@ -188,6 +218,28 @@ class Page:
         field = self.find(selector)
         field.clear()
         field.send_keys(text)
+
+    def keys(self, *keys, held=""):
+        """Press keys on what has the focus, `held` meanwhile."""
+        from selenium.webdriver.common.action_chains import ActionChains
+        chain = ActionChains(self.driver)
+        if held:
+            chain = chain.key_down(held)
+        chain = chain.send_keys(*keys)
+        (chain.key_up(held) if held else chain).perform()
+
+    def focused(self, script):
+        """`document.activeElement` followed by `script`."""
+        return self.driver.execute_script(f"return document.activeElement{script}")
+
+    def drop(self, *files, selector="body"):
+        """Drop files on an element, as an event of the browser: a driver cannot drag from outside."""
+        self.driver.execute_script("""const data = new DataTransfer();
+            for (const [name, bytes] of arguments[1])
+              data.items.add(new File([Uint8Array.from(atob(bytes), one => one.charCodeAt(0))], name, {type: "image/jpeg"}));
+            for (const kind of ["dragover", "drop"]) document.querySelector(arguments[0]).dispatchEvent(
+              new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));""",
+            selector, [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in files])
 
     def labels(self):
         return sorted(one["label"] for one in self.api("GET", "types")["items"])
@@ -309,8 +361,130 @@ def test_several_files_are_registered_under_one_name(page):
     page.name("Both")
     page.click("[data-test=all]")
     page.find(".drop-icon")  # nothing waits any longer
+    page.test("summary", "Registered: 2; not registered: 0.")
     both, = page.api("GET", "types")["items"]
     assert (both["label"], both["references"]) == ("Both", 2)
+    page.click("[data-test=undo]")  # of both
+    page.until(lambda: page.labels() == [], "the undo")
+    page.until(lambda: not page.all("[data-test=made]"), "nothing registered just now")
+
+
+@needs_browser
+def test_images_of_several_types_are_registered_one_after_the_other_and_none_is_lost(page):
+    from selenium.webdriver.common.keys import Keys
+    page.open("register")
+    page.give(TICKET, MENU, CHEQUE)
+    page.test("count", f"Image 1 of 3: {TICKET.name}")
+    drawn_quad(page)
+    page.keys("Train ticket", Keys.ENTER)  # the field has the focus
+    page.test("count", f"Image 2 of 3: {MENU.name}")
+    drawn_quad(page)
+    assert page.find("[data-test=name]").get_attribute("value") == ""  # the next one is of another type, mostly
+    assert page.focused(".dataset.test") == "name"
+    page.click("[data-test=same]")
+    assert page.find("[data-test=name]").get_attribute("value") == "Train ticket"
+
+    page.click("[data-test=whole]")
+    page.name("Menu")
+    page.click("[data-test=skip]")
+    page.test("count", f"Image 3 of 3: {CHEQUE.name}")
+    page.keys("z", held=Keys.CONTROL)  # of the wrong click: the image is back with its name and its corners
+    page.test("count", f"Image 2 of 3: {MENU.name}")
+    assert page.find("[data-test=name]").get_attribute("value") == "Menu"
+    height, width = cv2.imread(str(MENU)).shape[:2]
+    assert np.array_equal(drawn_quad(page), [[0, 0], [width, 0], [width, height], [0, height]])
+    page.find("[data-test=name]").send_keys(Keys.ENTER)
+    page.test("count", f"Image 3 of 3: {CHEQUE.name}")
+    page.click("[data-test=skip]")
+    page.test("summary", "Registered: 2; not registered: 1.")
+    assert page.labels() == ["Menu", "Train ticket"]
+
+
+@needs_browser
+def test_a_finding_is_overruled_only_for_the_name_that_it_was_shown_for(page):
+    from selenium.webdriver.common.keys import Keys
+    page.allowed.add(409)
+    page.register(TICKET, "Train ticket")
+    page.open("register")
+    page.give(TICKET)
+    page.name("Train ticket")
+    page.find("[data-finding=near-duplicate]")
+    page.test("save", "Register all the same")
+    page.find("[data-test=name]").send_keys(" 2", Keys.ENTER)  # before the page has asked about this name
+    page.find("[data-finding=look-alike]")
+    assert page.labels() == ["Train ticket"]
+    page.click("[data-test=save]", "Register all the same")
+    page.find(".toast", "Train ticket 2")
+    assert page.labels() == ["Train ticket", "Train ticket 2"]
+
+
+@needs_browser
+def test_many_images_are_dropped_anywhere_and_summed_up(page, tmp_path):
+    page.allowed.add(415)
+    page.register(TICKET, "Train ticket")
+    page.open("classify")
+    small = cv2.resize(cv2.imread(str(TICKET)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    paths = [tmp_path / f"scan {i:02}.jpg" for i in range(24)]
+    for path in paths:
+        path.write_bytes(cv2.imencode(".jpg", small)[1].tobytes())
+    paths[3].write_bytes(b"no image")
+    page.drop(*paths, FOREIGN_PHOTO, selector="header")
+    page.find("[data-test=batch] progress")
+    page.test("batch", "25 images: 23 recognized, 1 not registered, 1 failed.")
+    assert len(page.all(".result")) == 25  # every one can be looked at
+    assert page.all(".result .file-name")[-1].text == "scan 00.jpg"  # newest first
+    page.go("types")
+    page.go("classify")
+    assert len(page.all(".result")) == 25
+    page.test("batch", "25 images")
+
+
+@needs_browser
+def test_a_pasted_image_is_classified_and_registered(page, driver):
+    from selenium.webdriver.common.keys import Keys
+    page.register(TICKET, "Train ticket")
+    driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+    page.open("classify")
+    copied = driver.execute_async_script("""const [bytes, done] = arguments;
+        const png = new Blob([Uint8Array.from(atob(bytes), one => one.charCodeAt(0))], {type: "image/png"});
+        navigator.clipboard.write([new ClipboardItem({"image/png": png})]).then(() => done(""), error => done(String(error)));""",
+        base64.b64encode(cv2.imencode(".png", cv2.imread(str(TICKET_PHOTO)))[1].tobytes()).decode())
+    assert copied == ""
+    page.keys("v", held=Keys.CONTROL)
+    page.test("verdict", "Train ticket")
+    page.go("register")
+    page.keys("v", held=Keys.CONTROL)
+    drawn_quad(page)
+    page.name("Pasted")
+    page.find("[data-finding=look-alike]", "Train ticket")
+    page.click("[data-test=save]", "Register all the same")
+    page.find(".toast", "Pasted")
+    assert "Pasted" in page.labels()
+
+
+@needs_browser
+def test_the_camera_is_released_when_the_view_is_left_or_escape_is_pressed(page, driver):
+    from selenium.webdriver.common.keys import Keys
+    page.open("register")
+    driver.execute_script("""window.streams = [];
+        const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = async wanted => { const stream = await open(wanted); streams.push(stream); await window.held; return stream; }""")
+    states = lambda: driver.execute_script("return streams.map(one => one.getTracks().map(track => track.readyState).join())")
+    page.click("[data-test=camera]")
+    page.until(lambda: page.test("shoot").is_enabled(), "the camera")
+    page.keys(Keys.ESCAPE)
+    assert states() == ["ended"] and page.focused(".dataset.test") == "camera"
+    page.click("[data-test=camera]")
+    page.until(lambda: page.test("shoot").is_enabled(), "the camera")
+    page.go("types")
+    assert states() == ["ended", "ended"]
+    page.go("register")
+    driver.execute_script("window.held = new Promise(done => { window.allow = done; })")
+    page.click("[data-test=camera]")  # the reader is asked, and leaves the view instead
+    page.until(lambda: len(states()) == 3, "the question")
+    page.go("types")
+    driver.execute_script("allow()")
+    page.until(lambda: states() == ["ended"] * 3, "the release")
 
 
 @needs_browser
@@ -396,6 +570,44 @@ def test_a_group_of_unknowns_is_named_at_once(page):
     assert page.labels() == ["Menu", "Train ticket"]
     page.find(".empty")
     assert page.api("POST", "classify", TICKET_PHOTO.read_bytes())["results"][0]["label"] == "Train ticket"
+
+
+@needs_browser
+def test_naming_one_group_leaves_what_was_typed_for_another(page):
+    page.register(MENU, "Menu")
+    for path in (TICKET_PHOTO, FOREIGN_PHOTO):
+        page.api("POST", "classify", path.read_bytes())
+    page.open("review")
+    page.until(lambda: len(page.all(".cluster [data-test=name]")) == 2, "two groups")
+    first, second = page.all(".cluster [data-test=name]")
+    second.send_keys("Typed before")
+    first.send_keys("First")
+    page.click(".cluster [data-test=name-cluster]")
+    page.find(".toast", "First")
+    page.until(lambda: [one.get_attribute("value") for one in page.all(".cluster [data-test=name]")] == ["Typed before"],
+               "the other group with its name")
+    page.click("[data-test=undo]")
+    page.find(".toast", "do not come back")
+    assert page.labels() == ["Menu"]
+
+
+@needs_browser
+def test_many_types_come_in_pages_with_their_names_whole(page):
+    names = [f"統一發票（三聯式）{i}" if i % 2 else f"Application for a permit of residence, supplement {i}, for members of a family"
+             for i in range(61)]
+    image = cv2.imencode(".jpg", cv2.resize(cv2.imread(str(TICKET)), (120, 80)))[1].tobytes()
+    for name in names:
+        page.api("POST", "references", image, label=name, force="true")
+    page.open("types")
+    page.until(lambda: len(page.all("[data-test=types] .tile")) == 60, "the first page")
+    page.click("[data-test=more]")
+    page.until(lambda: len(page.all("[data-test=types] .tile")) == 61, "the second page")
+    assert not [one for one in page.all("[data-test=more]") if one.is_displayed()]
+    cut = page.driver.execute_script("return [...document.querySelectorAll('.tile')].filter(one => one.scrollWidth > one.clientWidth).length")
+    assert cut == 0
+    page.go(f"types/{page.api('GET', 'types', text=names[1])['items'][0]['type']}")
+    page.find("details summary", "57 more").click()  # all look alike: three are named, the others on demand
+    assert len([one for one in page.all(".note.warn li") if one.is_displayed()]) == 60
 
 
 @needs_browser
@@ -523,6 +735,74 @@ def test_what_is_no_image_is_refused_in_plain_words(page, tmp_path):
     page.open("classify")
     page.give(tmp_path / "notes.jpg")
     page.find(".result [role=alert]", "no image that can be read")
+    said = page.all(".result details.detail p")[0]
+    assert not said.is_displayed()  # the server's own English words stand behind it
+    page.click(".result details.detail summary")
+    assert said.is_displayed() and said.text
+    assert not page.all("[data-test=again]")  # the same file would be refused again
+
+
+FETCH = "const real = window.fetch; window.fetch = async (...request) => { %s; return real(...request); }"
+
+
+@needs_browser
+def test_a_slow_a_busy_and_a_silent_server(page, driver):
+    page.register(TICKET, "Train ticket")
+    page.open("register")
+    driver.execute_script("window.gate = new Promise(done => { window.open_gate = done; });" + FETCH % "await window.gate")
+    driver.execute_script("location.hash = 'types'")
+    page.until(lambda: page.find(".loading").value_of_css_property("opacity") == "1", "that it loads")
+    driver.execute_script("open_gate()")
+    page.find("[data-test=types] .tile", "Train ticket")
+    assert not page.all(".loading")
+
+    page.open("register")
+    driver.execute_script("window.down = true;" + FETCH % "if (window.down) throw new TypeError('refused')")
+    driver.execute_script("location.hash = 'types'")
+    page.find("[role=alert]", "The server does not answer")
+    driver.execute_script("window.down = false")
+    page.click("[data-test=again]")
+    page.find("[data-test=types] .tile", "Train ticket")
+    assert not page.all("[role=alert]")
+
+    page.open("classify")
+    driver.execute_script("window.refusals = 2;" + FETCH % """if (window.refusals-- > 0) return new Response(
+        JSON.stringify({status: 503, code: "overloaded", detail: "busy"}), {status: 503, headers: {"Retry-After": "0.1"}})""")
+    page.give(TICKET_PHOTO)
+    page.test("verdict", "Train ticket")  # it was asked again, as long as the server said
+
+
+@needs_browser
+def test_the_page_is_used_by_keys_alone(page):
+    from selenium.webdriver.common.keys import Keys
+    page.register(TICKET, "Train ticket")
+    page.open("types")
+
+    def tab(selector):
+        """Press Tab until an element of this kind has the focus."""
+        for _ in range(20):
+            page.keys(Keys.TAB)
+            if page.focused(f".matches('{selector}')"):
+                return
+        raise AssertionError(f"{selector} is out of reach")
+
+    tab("a.tile")
+    page.keys(Keys.ENTER)
+    tab("[data-test=rename]")
+    page.keys(Keys.ENTER)
+    page.find("dialog")
+    assert page.focused(".dataset.test") == "name"
+    page.keys(Keys.ESCAPE)
+    page.until(lambda: not page.all("dialog") and page.focused(".dataset.test") == "rename", "the focus back at the button")
+    page.keys(Keys.ENTER)
+    page.find("dialog")
+    page.keys(" X", Keys.ENTER)
+    page.test("type-name", "Train ticket X")
+    page.until(lambda: not page.all("[aria-busy]"), "the end")
+    tab(".back, [data-test=references] button, .type-head button")  # the focus was not lost: it goes on near the place of the button
+    page.keys("z", held=Keys.CONTROL)
+    page.test("type-name", "Train ticket")
+    page.until(lambda: page.labels() == ["Train ticket"], "the undo")
 
 
 @needs_browser
