@@ -14,7 +14,7 @@ from inference.errors import UserError
 from tasks import Evaluation, images
 from tasks.registration import RegistrationTask
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, Stopped, centers, losses_of, settings, stop_at, train_until
+from tests.helpers.runs import CPU, Stopped, centers, losses_of, same, settings, stop_and_resume, stop_at, train_until
 from train_v2 import Run, train
 
 EMA = "ema=0.5"  # reached at the tenth of the steps: the start and what comes after are both seen
@@ -23,10 +23,6 @@ WITH_BATCHNORM = "network=test_efficientnet", "norm=lbn"
 
 def saved(output, name, step="last"):
     return load_file(output / f"checkpoints/{step}/{name}.safetensors")
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_the_decay_grows_to_what_is_asked_for():
@@ -99,13 +95,9 @@ def test_it_is_what_is_evaluated_and_published(folder, tmp_path, monkeypatch):
     assert was_training and np.allclose(embeddings, expected, atol=1e-5)
 
 
-def test_a_resumed_run_has_the_same_average(folder, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_same_average(folder, tmp_path):
     more = ["save_every=3", EMA]
-    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(5, settings(folder, tmp_path / "halves", *more), monkeypatch)
-    train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    for name in "network", "average":
-        assert same(saved(tmp_path / "whole", name), saved(tmp_path / "halves", name))
+    stop_and_resume(5, lambda output, *keys: settings(folder, output, *more, *keys), tmp_path, states=("network", "average"))
 
 
 def part_of_a_run(rank, world, folder, output, steps):

@@ -24,7 +24,7 @@ from tasks import get_task
 from tasks.glyphs import GlyphsTask
 from tests.helpers.models import METADATA, SIZE, WIDTH, blocks, save, view_of, write_model
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, losses_of, train_until
+from tests.helpers.runs import CPU, losses_of, stop_and_resume
 from train_v2 import train
 
 TEXTS = ["a", "b", " ", "\u3000", "an", "é", "\t"]  # white space is a class like any other
@@ -88,14 +88,11 @@ def test_supcon_on_one_and_three_ranks_is_the_same_training(glyphs, tmp_path):
     assert np.allclose(first, other, rtol=1e-6)      # the embeddings cross the ranks in float32
 
 
-def test_a_resumed_run_is_the_run_itself(glyphs, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_run_itself(glyphs, tmp_path):
     more = "max_steps=4", "save_every=2"
-    train(settings(glyphs, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(3, settings(glyphs, tmp_path / "halves", *more), monkeypatch, GlyphsTask)
-    train(settings(glyphs, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    _, halves = stop_and_resume(3, lambda output, *keys: settings(glyphs, output, *more, *keys), tmp_path, GlyphsTask)
     with pytest.raises(UserError, match="its loss is 'supcon', here it is 'margin'"):
-        train(settings(glyphs, tmp_path / "halves", "resume=auto", *more, "loss=margin"), Ranks(0, 1, CPU))
+        train(settings(glyphs, halves, "resume=auto", *more, "loss=margin"), Ranks(0, 1, CPU))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tasks import build_task
 from tasks.classification import ClassificationTask
 from tasks.labels import Targets
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, losses_of, rows, train_until
+from tests.helpers.runs import CPU, average_is_published, losses_of, rows, stop_and_resume, train_until
 from tools import predict
 from train_v2 import train
 
@@ -179,15 +179,9 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
 
 def test_a_resumed_run_is_the_run_itself(data, tmp_path):
     more = [*TAUGHT, f"teacher={data / 'teacher'}", "dropout=0.3", "save_every=2", "swa=0.5"]
-    train(settings(data, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(5, settings(data, tmp_path / "halves", *more), pytest.MonkeyPatch(), ClassificationTask)
-    train(settings(data, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    for file in ("network", "average"):
-        one, two = (load_file(tmp_path / run / f"checkpoints/last/{file}.safetensors") for run in ("whole", "halves"))
-        assert all(torch.equal(one[name], two[name]) for name in one)
-    published = torch.load(tmp_path / "whole/model.pt", weights_only=True)
-    average = load_file(tmp_path / "whole/checkpoints/last/average.safetensors")
-    assert all(torch.equal(value, average["network." + name]) for name, value in published.items())
+    whole, _ = stop_and_resume(5, lambda output, *keys: settings(data, output, *more, *keys), tmp_path,
+                               ClassificationTask, ("network", "average"))
+    assert average_is_published(whole)
 
 
 @pytest.mark.parametrize("keys, says", [

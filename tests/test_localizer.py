@@ -26,7 +26,7 @@ from tasks.localizer import LocalizerTask, box_loss, levels
 from tasks.objects import Objects, heatmaps
 from tests.helpers.folders import write_drawn
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, rows, train_until
+from tests.helpers.runs import CPU, rows, stop_and_resume
 from train_v2 import train
 
 NAMES = ["disk", "frame"]
@@ -369,18 +369,12 @@ def network(output):
     return load_file(output / "checkpoints/last/network.safetensors")
 
 
-def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_run_itself(folder, tmp_path):
     more = ["max_steps=6", "batch_size=7", "accumulate=2", "save_every=2", "ema=0.9"]
-    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(3, settings(folder, tmp_path / "halves", *more), monkeypatch, LocalizerTask)
-    assert len(rows(tmp_path / "halves", "loss")) == 3
-    train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    for column in ("loss", "loss/heat", "loss/box"):
-        assert rows(tmp_path / "halves", column) == rows(tmp_path / "whole", column)
-    whole, halves = network(tmp_path / "whole"), network(tmp_path / "halves")
-    assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
+    _, halves = stop_and_resume(3, lambda output, *keys: settings(folder, output, *more, *keys), tmp_path, LocalizerTask)
+    assert min(rows(halves, "loss/heat")) > 0 and min(rows(halves, "loss/box")) > 0
     with pytest.raises(UserError, match="strides is .4, 16., here it is .16."):
-        train(settings(folder, tmp_path / "halves", "resume=auto", *more, "strides=[16]"), Ranks(0, 1, CPU))
+        train(settings(folder, halves, "resume=auto", *more, "strides=[16]"), Ranks(0, 1, CPU))
 
 
 def test_bfloat16_is_near_float32_and_images_without_objects_are_learned_from(folder, tmp_path):

@@ -36,7 +36,7 @@ from tasks.reading import ReadingTask, TorchReader, about, column_softmax, ctc, 
 from tests.helpers.folders import joined, same
 from tests.helpers.programs import Program
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, rows, train_until
+from tests.helpers.runs import CPU, rows, stop_and_resume
 from train_v2 import train
 
 HIGH = 32  # pixels of the lines that these tests draw
@@ -374,20 +374,15 @@ def test_one_two_and_three_ranks_take_the_same_step(folders, tmp_path):
                     assert (one[name] - value).norm() <= 1e-9 * value.norm(), name
 
 
-def test_a_resumed_run_is_the_run_itself(folders, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_run_itself(folders, tmp_path):
     more = [f"data={folders / 'data'}", f"lines={folders / 'lines'}", "max_steps=6", "accumulate=2", "save_every=2",
             "ema=.9", "precision=bf16", "lr=1e-2"]
-    train(settings(tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(3, settings(tmp_path / "halves", *more), monkeypatch, ReadingTask)
-    train(settings(tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    assert rows(tmp_path / "halves", "loss") == rows(tmp_path / "whole", "loss")
-    for part in ("network", "average"):
-        whole, halves = (load_file(tmp_path / run / f"checkpoints/last/{part}.safetensors") for run in ("whole", "halves"))
-        assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
-    published = torch.load(tmp_path / "whole/model.pt", weights_only=True)
-    assert torch.equal(published["centers"], whole["centers"])                                       # the average
+    whole, halves = stop_and_resume(3, lambda output, *keys: settings(output, *more, *keys), tmp_path, ReadingTask,
+                                    ("network", "average"))
+    published = torch.load(whole / "model.pt", weights_only=True)
+    assert torch.equal(published["centers"], load_file(whole / "checkpoints/last/average.safetensors")["centers"])
     with pytest.raises(UserError, match="a checkpoint of another run: its lines is"):
-        train(settings(tmp_path / "halves", "resume=auto", *more[1:]), Ranks(0, 1, CPU))
+        train(settings(halves, "resume=auto", *more[1:]), Ranks(0, 1, CPU))
 
 
 def test_the_first_weights_follow_the_seed(folders, tmp_path):

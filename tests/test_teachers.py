@@ -20,7 +20,7 @@ from partial_fc import margin_softmax_reference
 from tasks import build_task
 from tasks.teachers import follow, row_of
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, centers, losses_of, make_images, rows, settings, train_until
+from tests.helpers.runs import CPU, centers, losses_of, make_images, rows, settings, stop_and_resume
 from tools import cache_teacher
 from train_v2 import train
 
@@ -251,12 +251,8 @@ def test_one_two_and_three_ranks_run_the_same_training(made, tmp_path):
 @pytest.mark.parametrize("name", ["match", "rkd"])
 def test_a_resumed_run_is_the_run_itself(made, tmp_path, name):
     """With the projector, and the average of the network that is its teacher."""
-    train(case(made, tmp_path / "whole", name), ONE)
-    train_until(3, case(made, tmp_path / "halves", name, "save_every=2"), pytest.MonkeyPatch())
-    train(case(made, tmp_path / "halves", name, "resume=auto"), ONE)
-    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole") and len(losses_of(tmp_path / "whole")) == 8
-    one, two = (load_file(tmp_path / run / "checkpoints/last/network.safetensors") for run in ("whole", "halves"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    whole, _ = stop_and_resume(3, lambda output, *keys: case(made, output, name, "save_every=2", *keys), tmp_path)
+    assert len(losses_of(whole)) == 8
 
 
 def test_a_checkpoint_of_another_teacher_or_term_is_refused(made, tmp_path):

@@ -32,7 +32,7 @@ from inference.ngrams import Ngrams, document
 from tasks import build_task
 from tasks.text_classification import TextClassificationTask, augmented
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, losses_of, rows, train_until
+from tests.helpers.runs import CPU, average_is_published, losses_of, rows, stop_and_resume
 from tools import predict
 from train_v2 import train
 
@@ -299,17 +299,10 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_a_resumed_run_is_the_run_itself(data, tmp_path, name):
     more = [*(key.format(data) for key in CASES[name]), "dropout=0.3", "save_every=2", "swa=0.5"]
-    train(settings(data, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(5, settings(data, tmp_path / "halves", *more), pytest.MonkeyPatch(), TextClassificationTask)
-    train(settings(data, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    for file in ("network", "average"):
-        one, two = (load_file(tmp_path / run / f"checkpoints/last/{file}.safetensors") for run in ("whole", "halves"))
-        assert all(torch.equal(one[key], two[key]) for key in one)
-    published = torch.load(tmp_path / "whole/model.pt", weights_only=True)
-    average = load_file(tmp_path / "whole/checkpoints/last/average.safetensors")
-    assert all(torch.equal(value, average["network." + key]) for key, value in published.items())
-    assert not any(key.startswith("projector") for key in published)
-    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    whole, _ = stop_and_resume(5, lambda output, *keys: settings(data, output, *more, *keys), tmp_path,
+                               TextClassificationTask, ("network", "average"))
+    assert average_is_published(whole)
+    assert not any(key.startswith("projector") for key in torch.load(whole / "model.pt", weights_only=True))
 
 
 def test_a_checkpoint_of_other_texts_is_refused(data, tmp_path):

@@ -23,7 +23,7 @@ from inference.errors import UserError
 from tasks import build_task
 from tasks.registration import RegistrationTask
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings, stop_at, train_until
+from tests.helpers.runs import CPU, centers, load_into, losses_of, rows, settings, stop_and_resume, stop_at, train_until
 from train_v2 import train
 
 
@@ -48,18 +48,11 @@ def test_one_two_and_three_ranks_run_the_same_training(folder, tmp_path, more):
         assert (centers(tmp_path / str(world)) - weights).norm() <= 1e-9 * weights.norm()
 
 
-def test_a_resumed_run_is_the_run_itself(folder, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_run_itself(folder, tmp_path):
     more = ["save_every=3", "sample_rate=0.5", "accumulate=2"]
-    train(settings(folder, tmp_path / "whole", *more), Ranks(0, 1, CPU))
-    train_until(5, settings(folder, tmp_path / "halves", *more), monkeypatch)
-    assert len(losses_of(tmp_path / "halves")) == 5
-    train(settings(folder, tmp_path / "halves", "resume=auto", *more), Ranks(0, 1, CPU))
-    # cut back to step 3, then on: no row twice
-    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
-    assert rows(tmp_path / "halves", "step") == list(range(1, 9))
-    one, two = (load_file(tmp_path / name / "checkpoints/last/network.safetensors") for name in ("whole", "halves"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert torch.equal(centers(tmp_path / "whole"), centers(tmp_path / "halves"))
+    whole, halves = stop_and_resume(5, lambda output, *keys: settings(folder, output, *more, *keys), tmp_path)
+    assert rows(halves, "step") == list(range(1, 9))  # cut back to step 3, then on: no row twice
+    assert torch.equal(centers(whole), centers(halves))
 
 
 def test_the_config_chooses_the_sampler(folder, tmp_path, monkeypatch):

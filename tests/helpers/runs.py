@@ -61,6 +61,11 @@ def load_into(task, folder):
     return manifest
 
 
+def same(one, two):
+    """Whether two states have the same tensors, bit by bit."""
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
 class Stopped(Exception):
     pass
 
@@ -88,3 +93,28 @@ def train_until(step, cfg, monkeypatch, task=RegistrationTask, ranks=None):
         stop_at(patch, step, stop, task)
         with pytest.raises(Stopped):
             train(cfg, ranks or Ranks(0, 1, CPU))
+
+
+def stop_and_resume(step, config, folder, task=RegistrationTask, states=("network",)) -> tuple[Path, Path]:
+    """The folders of a whole run, and of one that was stopped at the loss of `step` and resumed. They must agree in all
+    terms of the loss, at each step, and in these states of their last checkpoints. config: (output, *keys) -> a config."""
+    whole, halves = Path(folder) / "whole", Path(folder) / "halves"
+    train(config(whole), Ranks(0, 1, CPU))
+    train_until(step, config(halves), pytest.MonkeyPatch(), task)
+    assert len(losses_of(halves)) == step
+    train(config(halves, "resume=auto"), Ranks(0, 1, CPU))
+    with open(whole / "results.csv") as file:
+        columns = [column for column in file.readline().strip().split(",") if column.startswith(("loss", "step"))]
+    assert len(losses_of(whole)) > step
+    for column in columns:
+        assert rows(halves, column) == rows(whole, column), column
+    for name in states:
+        assert same(*(load_file(run / f"checkpoints/last/{name}.safetensors") for run in (whole, halves))), name
+    return whole, halves
+
+
+def average_is_published(output) -> bool:
+    """Whether model.pt of a run is the averaged network of its last checkpoint."""
+    average = load_file(Path(output) / "checkpoints/last/average.safetensors")
+    published = torch.load(Path(output) / "model.pt", weights_only=True)
+    return bool(published) and all(torch.equal(value, average["network." + name]) for name, value in published.items())
