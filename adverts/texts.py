@@ -11,7 +11,7 @@ __all__ = ["Segment", "read_segments", "read_texts", "write_texts"]
 def read_texts(path) -> dict[str, list[str]]:
     """{image id: the texts of its segments, from top to bottom, as they were read}; [] where there is no text. Raises
     UserError for another content."""
-    return {name: [segment.text for segment in segments] for name, segments in read_segments(path).items()}
+    return read_segments(path, lambda segments: [segment.text for segment in segments])  # their boxes are most of them
 
 
 def write_texts(path, texts: Iterable[tuple[str, list[Segment], str]]) -> int:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -111,9 +111,9 @@ def _models() -> dict[str, Path]:
     return found
 
 
-def read_segments(path) -> dict[str, list[Segment]]:
-    """{image id: its segments} of a file texts.jsonl, which may come from anyone. Raises UserError, one line, for another
-    content and for an id that comes twice."""
+def read_segments(path, keep: Callable[[list[Segment]], Any] = list) -> dict[str, Any]:
+    """{image id: what `keep` returns for its segments (default: themselves)} of a file texts.jsonl, which may come from
+    anyone. Raises UserError, one line, for another content and for an id that comes twice."""
     found, number = {}, 0
     try:
         with open(path, "rb") as file:
@@ -125,7 +125,7 @@ def read_segments(path) -> dict[str, list[Segment]]:
                     raise TypeError("its id is not a text")
                 if name in found:
                     raise ValueError(f"the id {name!r} comes twice")
-                found[name] = segments
+                found[name] = keep(segments)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); python -m adverts ocr writes such a file") from None
     except JSON_ERRORS as error:

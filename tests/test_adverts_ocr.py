@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import time
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -206,6 +207,19 @@ def test_texts_survive_their_file(tmp_path):
     texts = {"a b.jpg": segments, "é.jpg": []}
     write_texts(tmp_path / "t.jsonl", ((name, segments, "") for name, segments in texts.items()))
     assert read_segments(tmp_path / "t.jsonl") == texts
+    assert read_texts(tmp_path / "t.jsonl") == {"a b.jpg": ['say "hi"\n', "广告 مرحبا"], "é.jpg": []}
+
+
+def test_reading_texts_takes_no_more_memory_than_they_do(tmp_path):
+    """The boxes of the segments, which are several times as large, are there for one image at a time."""
+    rows = ((f"{i}.jpg", [Segment(f"{i} {j}", .5, [[i, 999 + j]] * 4) for j in range(8)], "") for i in range(500))
+    write_texts(tmp_path / "t.jsonl", rows)
+    read_texts(tmp_path / "t.jsonl")  # what is made once
+    tracemalloc.start()
+    texts = read_texts(tmp_path / "t.jsonl")
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(texts) == 500 and peak < 1.5 * kept
 
 
 @pytest.mark.parametrize("line", [
