@@ -35,6 +35,7 @@ LONGEST_PAUSE = 10            # seconds that a busy server may ask for before ea
 PAGE = 1000        # entries that one request lists
 IMAGES, BYTES = 16, 8 << 20  # of one request that classifies many
 AT_ONCE = 4        # of those requests
+KEPT = 16          # idle connections
 BLOCK = 1 << 20
 KEY = re.compile("[!-~]{1,200}")  # an idempotency key
 ERRORS = {kind.code: kind for kind in (Invalid, NotFound, Conflict, Busy, StoreFull, Damaged)} | {
@@ -510,7 +511,7 @@ class _Server:
 
     def _give(self, connection):
         with self._lock:
-            if not self._closed:
+            if not self._closed and len(self._idle) < KEPT:
                 self._idle.append(connection)
                 return
         connection.close()

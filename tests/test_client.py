@@ -448,6 +448,15 @@ def test_a_server_that_was_started_anew_is_found_again(store):
             assert first.labels == ["x"]
 
 
+def test_idle_connections_are_bounded(client):
+    """What is sent once takes a connection of its own, and leaves it behind."""
+    for number in range(40):
+        client.keys.list() if number % 2 else client.unknowns.list()
+        with pytest.raises(NotFound):
+            client.unknowns.remove(7)
+    assert 1 < len(client._server._idle) < 20
+
+
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host", "http://", "http://a:b", "http://host:99999", "file:///x",
                                  "http://user:secret@host", "http://host?x", "http://[::1", "http://host/\n"])
 def test_an_address_that_is_none(url):

@@ -661,6 +661,22 @@ def test_openapi_is_complete(url):
     assert image["image/jpeg"]["schema"] == {"type": "string", "format": "binary"} and "multipart/form-data" in image
 
 
+def test_every_list_that_a_request_may_have_is_bounded(url):
+    """A megabyte of entries that are all wrong is half a million errors, and seconds in which nobody else is answered."""
+    document = request(url, "GET", "/openapi.json").json
+    schemas, lists = document["components"]["schemas"], 0
+    bodies = [operation["requestBody"]["content"] for methods in document["paths"].values() for operation in methods.values()
+              if "requestBody" in operation]
+    names = set(re.findall(r"#/components/schemas/(\w+)", json.dumps([one.get("application/json") for one in bodies])))
+    for name in names:
+        for member in schemas[name]["properties"].values():
+            for one in (member, *member.get("anyOf", ())):
+                if one.get("type") == "array":
+                    lists += 1
+                    assert one["maxItems"] <= 10_000, (name, member)
+    assert lists == 3
+
+
 def test_the_routes_that_take_an_idempotency_key_are_those_that_are_said_to(url):
     """docs/http_api.md names them; others must not list a header that they ignore."""
     paths = request(url, "GET", "/openapi.json").json["paths"]

@@ -37,9 +37,13 @@ async def get_collection(request: Request, collection: Collection):
 async def change_collection(request: Request, collection: Collection, body: shapes.CollectionChange):
     """Change the settings."""
     registry = await registry_of(request, collection)
-    if given := body.model_dump(exclude_none=True):
-        await call_long(request, registry.set_settings, **given, who=who(request))
-    return answer(await call(request, _in_use, registry))
+
+    def change():
+        if given := body.model_dump(exclude_none=True):
+            registry.set_settings(**given, who=who(request))
+        return _in_use(registry)
+
+    return answer(await call_long(request, change))
 
 
 def _row(store, name):

@@ -469,8 +469,9 @@ class Imported(BaseModel):
 
 class NewKey(Strict):
     name: str = Field(min_length=1, max_length=100, examples=["scanner"])
-    scopes: list[Scope] = Field(min_length=1, examples=[["classify", "read"]])
-    collections: list[str] | None = Field(None, min_length=1, description="null: all", examples=[["default"]])
+    scopes: list[Scope] = Field(min_length=1, max_length=100, examples=[["classify", "read"]])
+    collections: list[str] | None = Field(None, min_length=1, max_length=10_000, description="null: all",
+                                          examples=[["default"]])
     expires: Time | None = None
 
 
