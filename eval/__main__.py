@@ -82,6 +82,7 @@ def main(argv=None):
         result = evaluate(args.orientation)
         if args.calibrate:
             from eval.calibrate import calibrate
+            # Apart, though one has the views of the other: in other batches, some networks' last bits are others.
             other = evaluate(OTHER[args.orientation])
             written = calibrate(args.model, *((result, other) if args.orientation == "upright" else (other, result)))
             rates = list(written["thresholds"])  # the highest first
