@@ -114,7 +114,7 @@ class _Request:
     async def let_in(self):
         """Take a place, and room for the body as its headers announce it; False where the request was refused."""
         admission, length, waits, unknown = self.admission, 0, False, False
-        if self.connection and self.connection.paused:
+        if self.paused:
             await self._until_read()
             if self.connection.gone:
                 await self.refuse(408, "too-slow", "the answers before this one were not read")
@@ -215,20 +215,25 @@ class _Request:
         await self._write(message)
 
     async def _write(self, message):
-        await self._until_read()
+        if self.paused:
+            await self._until_read()
         await self._send(message)
-        await self._until_read()
+        if self.paused:
+            await self._until_read()
 
     # ---- answers that wait ----
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client must read before more is written."""
+        return self.connection is not None and self.connection.paused
 
     def hold(self, size):
         self.admission.held += size - self.held
         self.held = size
 
     async def _until_read(self):
-        """Returns when little of what was written waits to be read, or the connection is gone."""
-        if not (self.connection and self.connection.paused):
-            return
+        """Returns when the connection is not `paused` any more, or gone."""
         self._left, self._looked = self.connection.unsent, time.monotonic()
         self.admission.unread.add(self)
         try:

@@ -6,6 +6,7 @@ the web pages that somebody on this machine looks at: those must not read it und
 rebinding), nor make it do anything (cross-site request forgery). What comes with a key needs neither check: the page keeps
 the key in its own tab, and a browser never adds it by itself, as it would add a cookie.
 """
+import functools
 import ipaddress
 import re
 from typing import NamedTuple
@@ -47,6 +48,7 @@ class Door:
     def __init__(self, keys: Keys, settings: Settings):
         self._keys, self._settings = keys, settings
         self._names = {settings.host.lower(), *settings.host_names}
+        self._is_ours = functools.lru_cache(64)(self._is_ours)
 
     def caller(self, scope) -> Caller:
         """Of an ASGI scope. Raises Problem: 401, or 403 and 421 for what comes from a foreign web page."""
