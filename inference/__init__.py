@@ -3,6 +3,11 @@
     from inference import AdvertClassifier, Client, DocClassifier, LineReader, Registry
 """
 import importlib
+import os
+
+# From 1.29 on, ONNX Runtime reports to Microsoft: hashes of the model, sizes, a number for this machine that it keeps in
+# ~/.cache. The variable is read once, when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {"AdvertClassifier": ".classifier", "Client": ".client", "DocClassifier": ".classify", "LineReader": ".reader",
           "Registry": ".registry.core"}

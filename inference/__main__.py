@@ -16,8 +16,9 @@
     review      name what was not recognized                      purge       delete for good what was removed
     calibrate   see and set the threshold
 
-`docmetric COMMAND --help` explains a command and shows examples. STORE is a folder; for most commands also the address of a
-server, http://HOST:8080. In the repository `python -m inference` is the same program. Mistakes: one line, exit status 2.
+`docmetric COMMAND --help` explains a command and shows examples, `docmetric --version` says which program it is. STORE is a
+folder; for most commands also the address of a server, http://HOST:8080. In the repository `python -m inference` is the same
+program. Mistakes: one line, exit status 2.
 """
 import importlib.metadata
 import sys
@@ -31,10 +32,18 @@ MODULES["import"] = f"{__package__}.commands.import_"
 
 
 def main(arguments=None) -> int:
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"docmetric {version()}")
+        return 0
     twice = both_runtimes()
     if twice:
         print(f"warning: {twice}", file=sys.stderr)
     return run_command("docmetric", __doc__, MODULES, arguments)
+
+
+def version() -> str:
+    """Of the wheel; in the repository there is none."""
+    return importlib.metadata.version("docmetric") if __package__ == "docmetric" else "from the repository"
 
 
 def both_runtimes() -> str | None:

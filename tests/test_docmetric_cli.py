@@ -392,6 +392,10 @@ def test_help_has_usage_examples_and_defaults(command, capfd):
     assert all(len(line) <= 130 for line in said.out.splitlines())
 
 
+def test_the_version(ok):
+    assert ok("--version") == "docmetric from the repository\n"
+
+
 def test_help_lists_every_command(capfd):
     assert main(["--help"]) == 0
     said = capfd.readouterr().out
@@ -409,19 +413,26 @@ def test_the_program_itself_is_quick_to_say_what_it_can():
 
 # ---- the documentation ----
 
+def test_metrics_of_the_documentation_exist():
+    """Prometheus adds _total to the names of counters, and _bucket to those of histograms."""
+    code = (ROOT / "inference" / "server" / "metrics.py").read_text()
+    named = set(re.findall(r"\bdocmetric_[a-z_]+", (ROOT / "docs" / "operate.md").read_text()))
+    assert len(named) > 5 and not [name for name in named if f'"{re.sub("_(total|bucket)$", "", name)}"' not in code]
+
+
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_commands_of_the_documentation_exist(capfd):
     pages = [*ROOT.glob("docs/*.md"), ROOT / "inference" / "README.md"]
-    lines = [line for page in pages for block in blocks(page, "bash")
-             for line in block.replace("\\\n", " ").splitlines()]
+    lines = [re.sub(r"^(\S+=\S+ |sudo -u \S+ |\S+/(?=docmetric ))+", "", line) for page in pages
+             for block in blocks(page, "(?:ba)?sh") for line in block.replace("\\\n", " ").splitlines()]
     lines += [inline.replace("\n", " ") for page in pages for inline in re.findall(r"`(docmetric [^`]+)`", page.read_text())]
     used = [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["docmetric"]]
     assert len(used) > 20
     for command, *words in used:
-        if command in ("COMMAND", "--help"):
+        if command in ("COMMAND", "--help", "--version"):
             continue
         with pytest.raises(SystemExit):
             main([command, "--help"])
@@ -503,6 +514,19 @@ def test_what_the_page_on_privacy_says_of_classified_images(tmp_path, ok):
     ok("rm", store, "passport")
     ok("purge", store, "--older", "0d")
     assert not list((store / "blobs").glob("*/*"))
+
+
+def test_onnx_runtime_reports_to_nobody(store, tmp_path):
+    """It would keep a number for this machine, and what it has to send, in the user's cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= dict(HOME=str(home), XDG_CACHE_HOME=str(home))
+    for words in (["-m", "inference", "classify", store], ["inference/classify.py", "--register", TYPES]):
+        done = subprocess.run([sys.executable, *map(str, words), str(PASSPORT)], cwd=ROOT, env=environment,
+                              capture_output=True, text=True)
+        assert "passport_1000021" in done.stdout and done.returncode == 0, done.stderr
+    assert not list(home.rglob("*"))
 
 
 # ---- small parts ----

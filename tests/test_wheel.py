@@ -86,6 +86,7 @@ def test_the_environment_has_neither_torch_nor_the_repository(run):
     assert missing == "[]" and "site-packages" in file
     assert "both installed" not in run("docmetric", "--help").stderr
     assert run("python", "-m", "docmetric", "--help").stdout == run("docmetric", "--help").stdout
+    assert re.fullmatch(r"docmetric \d+\.\d+\.\d+\n", run("docmetric", "--version").stdout)
 
 
 def test_a_newcomer_has_an_answer_within_a_minute(bin, run, tmp_path):
