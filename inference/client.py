@@ -36,6 +36,7 @@ PAGE = 1000        # entries that one request lists
 IMAGES, BYTES = 16, 8 << 20  # of one request that classifies many
 AT_ONCE = 4        # of those requests
 KEPT = 16          # idle connections
+LONG = 3600.0      # seconds for what looks at all of a collection: an import of 100,000 images, or embedding them again
 BLOCK = 1 << 20
 KEY = re.compile("[!-~]{1,200}")  # an idempotency key
 ERRORS = {kind.code: kind for kind in (Invalid, NotFound, Conflict, Busy, StoreFull, Damaged)} | {
@@ -55,8 +56,8 @@ class Finding(NamedTuple):
 
 class Client:
     """One collection of the store that the server at `url` has. key: `dm_...`, where the server wants one. timeout: seconds
-    for an answer to begin. Its methods may be called from several threads; each has a connection at a time, which is kept.
-    Raises UserError.
+    for an answer to begin; what looks at all of a collection has an hour. Its methods may be called from several threads;
+    each has a connection at a time, which is kept. Raises UserError.
     """
 
     def __init__(self, url: str, key: str | None = None, collection: str = "default", timeout: float = 60.0):
@@ -123,7 +124,7 @@ class Client:
 
     def set_settings(self, *, find: str | None = None, orientation: str | None = None, margin: float | None = None,
                      who: str | None = None) -> dict:
-        about = self._call("PATCH", body=_given(find=find, orientation=orientation, margin=margin))
+        about = self._call("PATCH", body=_given(find=find, orientation=orientation, margin=margin), long=True)
         return {name: about[name] for name in ("event", "find", "orientation", "margin")}
 
     @property
@@ -144,7 +145,7 @@ class Client:
         return self._call("PUT", "/threshold", body=_given(threshold=value, fpr=fpr, **whose), key=key)
 
     def suggest_threshold(self, **options) -> dict:
-        return self._call("GET", "/threshold/suggestion", options)
+        return self._call("GET", "/threshold/suggestion", options, long=True)
 
     def models(self) -> list[dict]:
         return self._call("GET", "/models")["items"]
@@ -256,11 +257,11 @@ class Client:
     def export(self, target) -> dict:
         """target: a path, which is complete or stays as it was."""
         with replacing(target) as partial, open(partial, "wb") as file:
-            return json.loads(self._call("GET", "/export", into=file)["docmetric-result"])
+            return json.loads(self._call("GET", "/export", into=file, long=True)["docmetric-result"])
 
     def import_(self, source, on_conflict: str = "skip", who: str | None = None) -> dict:
         """source: the path of a ZIP file of `export`."""
-        return self._call("POST", "/import", dict(on_conflict=on_conflict), _file(source), once=True)
+        return self._call("POST", "/import", dict(on_conflict=on_conflict), _file(source), once=True, long=True)
 
     @cached_property
     def unknowns(self) -> "ClientUnknowns":
@@ -288,12 +289,12 @@ class ClientUnknowns:
         self._client._call("DELETE", f"/unknowns/{_number(unknown)}", once=True)
 
     def clusters(self, threshold: float | None = None) -> list[dict]:
-        return self._client._call("GET", "/unknowns/clusters", _given(threshold=threshold))["clusters"]
+        return self._client._call("GET", "/unknowns/clusters", _given(threshold=threshold), long=True)["clusters"]
 
     def resolve(self, ids: list[int], label: str | None = None, kind: str = "type", references: int = 1,
                 who: str | None = None, dry_run: bool = False, force: bool = False) -> dict:
         body = _given(label=label) | dict(ids=list(ids), kind=kind, references=references, dry_run=dry_run, force=force)
-        return self._client._call("POST", "/unknowns/resolve", body=body, once=not dry_run)
+        return self._client._call("POST", "/unknowns/resolve", body=body, once=not dry_run, long=True)
 
     def list(self, after: int = 0, limit: int = 100) -> list[dict]:  # the last one: its name hides the type
         return self._client._items("/unknowns", "id", after, limit, {})
@@ -323,7 +324,7 @@ class ClientUpgrade:
 
     def add(self, path, name: str | None = None, who: str | None = None) -> str:
         name = os.path.basename(os.fspath(path)) if name is None else name
-        return self._client._call("POST", "/models", dict(name=name), _file(path), once=True)["hash"]
+        return self._client._call("POST", "/models", dict(name=name), _file(path), once=True, long=True)["hash"]
 
     def build(self, hash: str, progress: Callable[[int, int], None] | None = None) -> dict:
         """Returns when all references are embedded: {hash, state}. progress: called with (references done, of so many)."""
@@ -337,10 +338,10 @@ class ClientUpgrade:
             time.sleep(.5)
 
     def report(self, hash: str) -> dict:
-        return self._client._call("GET", f"/models/{_hash(hash)}/report")
+        return self._client._call("GET", f"/models/{_hash(hash)}/report", long=True)
 
     def activate(self, hash: str, who: str | None = None, threshold: float | str | None = None) -> dict:
-        return self._client._call("POST", f"/models/{_hash(hash)}/activate", body=_given(threshold=threshold))
+        return self._client._call("POST", f"/models/{_hash(hash)}/activate", body=_given(threshold=threshold), long=True)
 
     def remove(self, hash: str, who: str | None = None) -> dict:
         return self._client._call("DELETE", f"/models/{_hash(hash)}", once=True)
@@ -404,11 +405,12 @@ class _Server:
         for connection in idle:
             connection.close()
 
-    def call(self, method, path, query=None, body=None, *, kind=None, key=None, once=False, raw=False, into=None):
+    def call(self, method, path, query=None, body=None, *, kind=None, key=None, once=False, raw=False, into=None,
+             long=False):
         """The answer: JSON, or bytes where `raw`; `into`: a file that its content goes to, then the answer is its headers.
 
         body: a dict as JSON, bytes, or the `Path` of a file. key: an idempotency key of the caller's. once: a request that
-        the server may have carried out, or begun, is not sent again.
+        the server may have carried out, or begun, is not sent again. long: one that may take LONG seconds.
         """
         try:
             target = self._prefix + path + ("?" + urlencode(_texts(query)) if query else "")
@@ -424,9 +426,10 @@ class _Server:
             headers["Content-Length"] = str(os.path.getsize(body) if isinstance(body, Path) else len(body))
         if method != "GET":
             headers["Idempotency-Key"] = secrets.token_hex(16) if key is None else str(key)
+        timeout = max(self._timeout, LONG) if long else self._timeout
         for pause in (*PAUSES, None):
             try:
-                status, answered, content = self._send(method, target, body, headers, once, into)
+                status, answered, content = self._send(method, target, body, headers, once, into, timeout)
             except _Lost as error:
                 if pause is None or (error.sent and once):
                     raise UserError(f"{self.url}: {error}") from None
@@ -449,13 +452,14 @@ class _Server:
             except ValueError:
                 raise UserError(f"{self.url}: {STRANGE}") from None
 
-    def _send(self, method, target, body, headers, fresh, into):
+    def _send(self, method, target, body, headers, fresh, into, timeout):
         """(status, headers, content). Raises _Lost. fresh: not over a connection that may be closed at the other end."""
         connection, sent = self._take(fresh), False
         try:
             try:
                 if connection.sock is None:
                     connection.connect()
+                connection.sock.settimeout(timeout)
                 sent = True  # from here on the server may have got it
                 if isinstance(body, Path):
                     with open(body, "rb") as file:
@@ -478,7 +482,7 @@ class _Server:
                 content = response.read()
         except TimeoutError:
             connection.close()
-            raise UserError(f"{self.url}: no answer within {self._timeout:g} s") from None
+            raise UserError(f"{self.url}: no answer within {timeout:g} s") from None
         except LOST as error:
             connection.close()
             self._forget()  # the others have the same age

@@ -266,7 +266,7 @@ def test_the_standard_library_is_enough():
 
 class Relay:
     """A server in between, which does to each connection what the next of `acts` says: pass on, and then "ok", or "lose" the
-    answer, or "cut" it in the middle; or "refuse" before anything is read; or `bytes`: answer that."""
+    answer, or "cut" it in the middle; "late" and then ok; or "refuse" before anything is read; or `bytes`: answer that."""
 
     def __init__(self, url, acts):
         self.address = tuple(url.removeprefix("http://").split(":"))
@@ -300,6 +300,8 @@ class Relay:
             if act == "silence":
                 time.sleep(5)
                 return
+            if act == "late":
+                time.sleep(.6)
             with socket.create_connection(self.address) as ours:
                 ours.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
                 answer = b""
@@ -417,6 +419,17 @@ def test_silence_ends_after_the_timeout(relayed):
     with pytest.raises(UserError, match="no answer within 0.3 s"):
         client.labels
     assert time.monotonic() - began < 3 and relay.seen == 1
+
+
+def test_what_looks_at_all_of_a_collection_may_take_longer(relayed, tmp_path):
+    client, relay = relayed("ok", "late", "late", "ok", "silence", timeout=.3)
+    client.add(document(0), "x")
+    assert client.export(tmp_path / "all.zip")["references"] == 1
+    assert client.import_(tmp_path / "all.zip")["event"] is None
+    assert client.labels == ["x"]
+    with pytest.raises(UserError, match="no answer within 0.3 s"):
+        client.labels
+    assert relay.seen == 5
 
 
 def test_an_early_answer_is_read_though_the_body_could_not_be_sent(store):
