@@ -21,7 +21,7 @@ from inference.errors import UserError
 from tasks import build_task
 from tasks.classification import ClassificationTask
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, losses_of, rows, train_until
+from tests.helpers.runs import CPU, check_same_training, losses_of, rows, train_until
 from train_v2 import train
 
 CLASSES = ["blue disc", "blue frame", "red disc", "red frame"]
@@ -201,11 +201,7 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
         weights = load_file(one / "checkpoints/last/network.safetensors")
         assert len(losses_of(one)) == 6 and min(rows(one, "loss/teacher")) > 0
         assert ("projector.weight" in weights) == (case[0] == "embeddings")
-        for other in others:
-            for column in COLUMNS:
-                assert np.allclose(rows(other, column), rows(one, column), rtol=1e-9, atol=0), (case, column)
-            found = load_file(other / "checkpoints/last/network.safetensors")
-            assert all((found[name] - value).norm() <= 1e-9 * value.norm() for name, value in weights.items()), case
+        check_same_training(one, others, COLUMNS)
 
 
 def stopped_and_resumed(rank, world, data, output):

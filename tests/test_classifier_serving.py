@@ -2,7 +2,6 @@
 missing; untrusted folders; the command; and how a folder is gathered."""
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from tests.helpers.classifiers import (
     write_token_classifier,
 )
 from tests.helpers.models import METADATA, blocks, save, write_model
+from tests.helpers.programs import run_with_only
 
 ROOT = Path(__file__).resolve().parent.parent
 BOX = [[4, 6], [60, 6], [60, 20], [4, 20]]
@@ -444,19 +444,9 @@ def test_text_alone_cannot_go_without(folder, images, capsys):
 def test_alone_without_torch(folder, images, texts, tmp_path):
     """A copy of inference/ elsewhere, in a process that can import numpy, cv2, onnxruntime and the standard library only."""
     shutil.copytree(ROOT / "inference", tmp_path / "copied", ignore=shutil.ignore_patterns("models", "__pycache__"))
-    guard = (
-        "import sys, runpy\n"
-        "class Guard:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] not in sys.stdlib_module_names | {'numpy', 'cv2', 'onnxruntime', 'copied'}:\n"
-        "            raise ImportError('not allowed: ' + name)\n"
-        "sys.meta_path.insert(0, Guard())\n"
-        "sys.argv = sys.argv[1:]\n"
-        "sys.path[0] = ''\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n")
     file = write_texts(tmp_path / "texts.jsonl", texts)
-    done = subprocess.run([sys.executable, "-c", guard, "copied/classify.py", "--classifier", str(folder), images[0],
-                           "--texts", file, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    done = run_with_only(["numpy", "cv2", "onnxruntime", "copied"], "copied/classify.py", "--classifier", folder, images[0],
+                         "--texts", file, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == AdvertClassifier(folder, texts=texts).classify(images[:1])
 

@@ -22,6 +22,7 @@ from inference.gallery import Gallery
 from inference.image import ImageError, fit_square
 from inference.model import PART, Part, _Bound, load_model
 from tests.helpers.models import METADATA, SIZE, WIDTH, blocks, save, write_model
+from tests.helpers.programs import run_with_only
 
 ROOT = Path(__file__).parent.parent
 THRESHOLDS = {"1e-1": {"threshold": 0.6, "tpr": 0.99}, "1e-2": {"threshold": 0.7, "tpr": 0.9},
@@ -671,21 +672,9 @@ def test_padded_runs_as_cuda_takes_them(model):
 
 def test_standalone_without_torch_from_any_folder(model, register, tmp_path):
     """In a process that can import only numpy, cv2, onnxruntime, `inference` and the standard library."""
-    guard = (
-        "import sys, runpy\n"
-        "class Guard:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        top = name.partition('.')[0]\n"
-        "        if top not in sys.stdlib_module_names | {'numpy', 'cv2', 'onnxruntime', 'inference'}:\n"
-        "            raise ImportError('not allowed: ' + name)\n"
-        "sys.meta_path.insert(0, Guard())\n"
-        "sys.argv = sys.argv[1:]\n"
-        "sys.path[0] = ''\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n")
     script = ROOT / "inference" / "classify.py"
-    process = subprocess.run([sys.executable, "-c", guard, str(script),
-                              *arguments(model, register, register / "licence.png", "--json")],
-                             cwd=tmp_path, capture_output=True, text=True)
+    process = run_with_only(["numpy", "cv2", "onnxruntime", "inference"], script,
+                            *arguments(model, register, register / "licence.png", "--json"), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)[0]["label"] == "licence"
     plain = subprocess.run([sys.executable, str(script), *arguments(model, register, "nowhere.png")],

@@ -22,7 +22,7 @@ from tasks import build_task
 from tasks.classification import ClassificationTask
 from tasks.labels import Targets
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import CPU, average_is_published, losses_of, rows, stop_and_resume, train_until
+from tests.helpers.runs import CPU, average_is_published, check_same_training, losses_of, rows, stop_and_resume, train_until
 from tools import predict
 from train_v2 import train
 
@@ -168,13 +168,8 @@ def test_one_two_and_three_ranks_run_the_same_training(data, tmp_path):
         run_ranks(world, in_double, data, tmp_path)
     for name in CASES:
         one, *others = (tmp_path / f"{name}-{world}" for world in (1, 2, 3))
-        weights = load_file(one / "checkpoints/last/network.safetensors")
         assert len(losses_of(one)) == 3 and min(rows(one, "loss/teacher")) > 0
-        for other in others:
-            for column in ("loss", "loss/cross_entropy", "loss/teacher"):
-                assert np.allclose(rows(other, column), rows(one, column), rtol=1e-9, atol=1e-12), (name, column)
-            found = load_file(other / "checkpoints/last/network.safetensors")
-            assert all((found[key] - value).norm() <= 1e-9 * value.norm() for key, value in weights.items()), name
+        check_same_training(one, others, ("loss", "loss/cross_entropy", "loss/teacher"), atol=1e-12)
 
 
 def test_a_resumed_run_is_the_run_itself(data, tmp_path):

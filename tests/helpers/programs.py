@@ -38,6 +38,23 @@ runpy.run_module({words[1]!r}, run_name="__main__")
                           env={**os.environ, "MPLBACKEND": "tkagg"})    # needs a display, which no command may use
 
 
+def run_with_only(modules, script, *words, cwd) -> subprocess.CompletedProcess:
+    """`python SCRIPT WORDS` in a new interpreter that can import `modules` and the standard library alone."""
+    code = f"""
+import runpy, sys
+class Guard:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] not in sys.stdlib_module_names | {set(modules)!r}:
+            raise ImportError("not allowed: " + name)
+sys.meta_path.insert(0, Guard())
+sys.argv = sys.argv[1:]
+sys.path[0] = ""
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    return subprocess.run([sys.executable, "-c", code, str(script), *map(str, words)], cwd=cwd, capture_output=True,
+                          text=True)
+
+
 class Program:
     """`python WORDS` in a process forked from one that has imported torch, which saves seconds. It has its own `__main__`,
     arguments, working folder, environment, streams and exit status, and is the leader of a process group for signals.
