@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import ROOT, workers_of
 
 
 class Server:
@@ -47,8 +47,7 @@ class Server:
 
     def workers(self) -> list[int]:
         """The ids of the worker processes."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return workers_of(self.process.pid)
 
     def memory(self) -> int:
         """Bytes that the workers have in memory."""
