@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inference.registry import Registry, Store
@@ -224,13 +225,20 @@ def test_what_has_begun_is_answered_before_it_ends(store, number):
 
 
 def test_who_does_not_end_is_not_waited_for_for_ever(store):
-    with Server(store, "--drain-timeout", 1) as server, server.connect() as client:
+    noise = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), np.uint8)  # 12 MB, more than the system keeps
+    with Registry.open(store) as registry:
+        reference = registry.add(noise, "noise", force=True)["reference"]
+    with Server(store, "--drain-timeout", 1) as server, server.connect() as client, server.connect() as other:
         client.head("POST", HERE + "/classify", "Content-Length: 100000")
         client.send(b"x")
-        assert until(lambda: count(server, "docmetric_requests_in_work") == 1)
+        other.head("GET", f"{HERE}/references/{reference}/image")  # and does not read it
+        assert until(lambda: count(server, "docmetric_requests_in_work") == 1 and count(server, "docmetric_unread_bytes"))
         began = time.monotonic()
         assert server.end() == 0
         assert time.monotonic() - began < 10
+        status, headers, answer = client.answer()
+        assert status == 503 and json.loads(answer)["code"] == "stopping" and headers["retry-after"]
+        assert "Traceback" not in server.said()
 
 
 def refused(*words):

@@ -9,6 +9,7 @@ With the first byte of its answer a request gives back place and room: clients t
 to be read is counted by itself. Who reads too slowly is cut off; where there is no room for another answer, whoever is the
 slowest. A request that was sent ahead begins when the answers before it have been read.
 """
+import asyncio
 import re
 import time
 
@@ -42,6 +43,9 @@ class Admission:
         try:
             if await request.let_in():
                 await request.serve()
+        except asyncio.CancelledError:  # the server is being stopped, and `drain_timeout` is over
+            if not request.paused:
+                await request.refuse(503, "stopping", "the server is being stopped; try again", close=True)
         finally:
             request.leave()
             request.hold(0)
