@@ -192,7 +192,7 @@ def test_a_flipped_bit_is_one_line_or_does_no_harm(stores, copy_of, file, below)
         store = copy_of(base)
         flip(store / file, seed, below)
         if file.endswith("-wal") and wal_damage(store / file) is None:
-            continue  # in the last commit, or behind it: as after a power cut
+            continue  # behind the last commit
         noticed = not check(store)["ok"]
         found += noticed
         if file.endswith("-wal"):

@@ -128,16 +128,33 @@ def test_damage_in_the_last_commit_is_not_forgotten(store, log):
     commits = [number for number, (_, pages) in enumerate(frames(log)) if pages]
     frame = max(commits)
     assert frame - commits[-2] > 1
-    flip(log, page_at(frame - 1, 100))
+    with open(log, "r+b") as file:
+        file.seek(page_at(frame - 1))
+        file.write(bytes(PAGE // 2))
     assert wal_damage(log) is None
     with Store(store.path) as beside, pytest.raises(Damaged):
         beside.read("PRAGMA integrity_check")
     store.close()
     with pytest.raises(Damaged, match="log is damaged"):
         Store(store.path)
-    assert check(store.path, rebuild=True)["repaired"]
-    with Registry.open(store.path) as rebuilt:
-        assert last_event(rebuilt) == 8
+    report = check(store.path, rebuild=True)
+    assert report["repaired"] and "1 pages of its log are damaged" in report["problems"][0] and check(store.path)["ok"]
+
+
+def test_a_flipped_bit_in_the_last_commit_is_no_power_cut(store, log):
+    whole, all_frames = log.read_bytes(), frames(log)
+    commits = [number for number, (_, pages) in enumerate(all_frames) if pages]
+    store.close()
+    for frame in range(commits[-2] + 1, commits[-1] + 1):
+        for offset in (*range(-FRAME, 0), 0, 77, 1003, PAGE - 1):
+            for bit in (1, 128):
+                log.write_bytes(whole)
+                flip(log, page_at(frame, offset), bit)
+                assert wal_damage(log), (frame, offset, bit)
+    log.write_bytes(whole[:HEAD + STEP * commits[-1]])  # it never came to its commit
+    flip(log, page_at(commits[-2] + 1, 77))
+    assert wal_damage(log) is None
+    log.unlink()
 
 
 def test_damage_that_a_later_commit_wrote_anew_does_no_harm(store, log):
@@ -167,7 +184,7 @@ def test_what_a_killed_process_left_is_verified_by_whoever_recovers_it(tmp_path)
     Path(f"{database}-wal").write_bytes(whole)
     flip(f"{database}-wal", page_at(0, 100))
     for _ in range(2):
-        with pytest.raises(Damaged, match="commits that follow there cannot be read"):
+        with pytest.raises(Damaged, match="log is damaged, and commits in it cannot be read"):
             opened(tmp_path / "store")
 
 

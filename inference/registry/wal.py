@@ -28,7 +28,7 @@ class LogDamaged(apsw.IOError):
 
 class VerifiedLogs(apsw.VFS):
     """The file layer `base` under the name `name`, where each page of a log is verified each time that it is read, by
-    readers, writers and checkpoints alike.
+    readers, writers and checkpoints alike: 7 us a page.
 
     Checksums of rows would not do: a flipped bit in a page of an index, or in a page's list of rows, makes rows vanish. Nor
     would it do to verify what a log has grown by: SQLite reads pages from the file again after each commit.
@@ -99,16 +99,21 @@ def _is_page(size):
 
 
 def wal_damage(path) -> str | None:
-    """Whether a log holds commits that SQLite will not read, since something before them is damaged. None: it holds none, or
-    there is no log. Others may be writing. Reads 300 MB/s."""
+    """Whether a log holds commits that SQLite will not read, since something is damaged. None: it holds none, or there is no
+    log. Others may be writing. Reads 500 MB/s."""
     found = _unread(path)
     if found is None or _unread(path) != found:  # the second time: a frame may have been written just then
         return None
-    return f"{DAMAGED}, and the commits that follow there cannot be read"
+    return f"{DAMAGED}, and commits in it cannot be read"
 
 
 def _unread(path):
-    """(place of the first damaged frame, salts) where commits follow it; None where not."""
+    """(place of the first damaged frame, salts) where commits are lost by it; None where not.
+
+    What was rolled back, or written before the log began anew, may follow: it has no commit, which is a frame with the size
+    of the database, or has other salts. A commit with frames behind it was on the disk before those were written. The last
+    one of all may be what a power cut left unfinished, unless a single bit is all that is wrong with it.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -118,20 +123,24 @@ def _unread(path):
             sums = _sum(head[:24], order)
             if page is None or _words(head[24:], ">u4") != sums:
                 return 0, b""
-            damaged, commit = None, False  # whether there was a commit from the damage on
+            damaged, flipped, commit = None, False, False  # whether there was a commit from the damage on
             while len(frame := file.read(FRAME + page)) == FRAME + page:
                 ours = frame[8:16] == salts
                 if damaged is None:
-                    sums = _sum(frame[:8] + frame[FRAME:], order, sums)
-                    if ours and _words(frame[16:24], ">u4") == sums:
+                    content, stored, before = frame[:8] + frame[FRAME:], _words(frame[16:FRAME], ">u4"), sums
+                    sums = _sum(content, order, before)
+                    if ours and stored == sums:
                         continue
                     damaged = file.tell() - FRAME - page
+                    flips = _flips(content, order, before, stored)
+                    flipped = len(flips) > 0 or _bits(frame[8:FRAME], salts + struct.pack(">2I", *sums)) == 1
+                    ours |= flipped
+                    commit = 1 in flips[:, 1]  # what is wrong may be that it is none
                 elif ours and commit:
                     return damaged, salts
-                # What was rolled back, or written before the log began anew, may follow: it has no commit, which is a frame
-                # with the size of the database, or has other salts. A commit with frames behind it was on the disk before
-                # those were written; the last one of all may be what a power cut left unfinished.
                 commit |= ours and any(frame[4:8])
+                if flipped and commit:
+                    return damaged, salts
     except FileNotFoundError:
         pass
     return None
@@ -190,19 +199,24 @@ def _frames(file, page, salts):
 
 def _flipped_back(content, order, starts, stored):
     """`content` with the one bit flipped that gives it the checksum `stored`, going on from one of `starts`; None where no
-    bit does, or several do. Of a page 3 of 4 bits are told apart: modulo small powers of two Fibonacci numbers soon repeat,
-    and so the upper bits of many words add the same."""
+    bit does, or several do."""
+    for start in starts:
+        if len(flips := _flips(content, order, start, stored)) == 1:
+            (bit, place), words = flips[0], np.frombuffer(content, order).copy()
+            words[place] ^= np.uint32(1) << np.uint32(bit)
+            return words.tobytes()
+    return None
+
+
+def _flips(content, order, start, stored):
+    """[(bit, word)] of all single bits of `content` that, flipped, give it the checksum `stored`, going on from `start`.
+    It is one alone for 3 of 4 bits of a page: modulo small powers of two Fibonacci numbers soon repeat, so that the upper
+    bits of many words add the same."""
     words, bits = np.frombuffer(content, order).astype(np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)[:, None]
     change = np.where(words & bits, -bits, bits)  # [32, words]: what flipping a bit adds to its word
-    numbers = _fibonacci(len(words) + 2)
-    for start in starts:
-        s0, s1 = (np.uint32(there - here & 0xFFFFFFFF) for there, here in zip(stored, _sum(content, order, start)))
-        found = np.argwhere((change * numbers[len(words) - 1::-1] == s0) & (change * numbers[len(words):0:-1] == s1))
-        if len(found) == 1:
-            bit, place = found[0]
-            words[place] ^= bits[bit, 0]
-            return words.astype(order).tobytes()
-    return None
+    s0, s1 = (np.uint32(there - here & 0xFFFFFFFF) for there, here in zip(stored, _sum(content, order, start)))
+    weights = _weights(len(words))
+    return np.argwhere((change * weights[0] == s0) & (change * weights[1] == s1))
 
 
 def page_is_whole(path) -> bool:
@@ -227,19 +241,19 @@ def _sum(content, order, start=(0, 0)):
     """SQLite's checksum of an even number of words: for each pair s0 += x0 + s1, s1 += x1 + s0. That is linear: what each
     word adds to the end is a Fibonacci number, modulo 2^32, of how far away the end is."""
     words = np.frombuffer(content, order)
-    n, numbers = len(words), _fibonacci(len(words) + 2)
-    s0, s1, before, here, after = *start, *numbers[n - 1:n + 2].tolist()
-    return ((int((numbers[n - 1::-1] * words).sum(dtype=np.uint32)) + before * s0 + here * s1) & 0xFFFFFFFF,
-            (int((numbers[n:0:-1] * words).sum(dtype=np.uint32)) + here * s0 + after * s1) & 0xFFFFFFFF)
+    weights = _weights(len(words))
+    (sum0, sum1), (one, two) = (weights @ words).tolist(), weights[:, 0].tolist()
+    s0, s1 = start
+    return (sum0 + one * s0 + two * s1) & 0xFFFFFFFF, (sum1 + two * s0 + (one + two) * s1) & 0xFFFFFFFF
 
 
 @functools.cache
-def _fibonacci(count):
-    """F(0), ..., F(count - 1) modulo 2^32, uint32."""
-    values = [0, 1]
-    while len(values) < count:
-        values.append((values[-1] + values[-2]) & 0xFFFFFFFF)
-    return np.array(values, np.uint32)
+def _weights(count):
+    """By what each of `count` words is multiplied for the two sums, uint32 `[2, count]`; what they add wraps around."""
+    numbers = [0, 1]
+    while len(numbers) <= count:
+        numbers.append((numbers[-1] + numbers[-2]) & 0xFFFFFFFF)
+    return np.array([numbers[count - 1::-1], numbers[count:0:-1]], np.uint32)
 
 
 def _words(content, order):
