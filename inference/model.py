@@ -185,14 +185,17 @@ def load_model(path, backend: str = "cpu", threads: int = 0) -> Model:
     return model
 
 
-def open_session(path, backend: str = "cpu") -> onnxruntime.InferenceSession:
-    """An ONNX file as a session whose runs take one thread each. Raises UserError."""
+def open_session(path, backend: str = "cpu", batch: int | None = None) -> onnxruntime.InferenceSession:
+    """An ONNX file as a session whose runs take one thread each. batch: of every run, where that is known: then no run
+    computes shapes. Raises UserError."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors reach the user as one line, through the exception
     # One thread for a run, several runs at once. Networks this small gain nothing from more threads within one image
     # (lcnet_050, 2 cores: .31 ms with 1, .32 with 2; efficientnet_b0: 2.1, 2.4), and ONNX Runtime's own threads spin
     # while they wait, which is worse than nothing as soon as the cores have other work, such as decoding.
     options.intra_op_num_threads = 1
+    if batch:
+        options.add_free_dimension_override_by_name("batch", batch)  # as onnx_export.py calls it
     # A model is one ONNX file: the weights that it says are in another, anywhere on this machine, are not to be found.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.load_model_format", "ONNX")
