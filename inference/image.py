@@ -181,11 +181,13 @@ def fit_square(image: np.ndarray, size: int, fit: str = "squash") -> np.ndarray:
     image = resize(image, width, height)
     if (width, height) == (size, size):
         return image
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    square = np.full((size, size, 3), np.rint(np.median(border, 0)), image.dtype)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).T
+    middle = width + height  # of twice as many: the median lies between two; np.median takes 0.1 ms
+    low, high = np.partition(border, (middle - 1, middle))[:, middle - 1:middle + 1].T.tolist()
+    color = [round((one + other) / 2) for one, other in zip(low, high)]
     left, top = (size - width) // 2, (size - height) // 2
-    square[top:top + height, left:left + width] = image
-    return square
+    return cv2.copyMakeBorder(image, top, size - height - top, left, size - width - left, cv2.BORDER_CONSTANT,
+                              value=color)
 
 
 def fitted_sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:

@@ -36,65 +36,90 @@ def decode(outputs, size: int, threshold: float = 0.5, most: int = 8) -> tuple[n
     threshold: of scores. most: so many are kept at most. The best is the one with the highest score x sqrt(area in the
     image): of several documents that are surely there, the largest.
     """
-    heat, corners, corner_heat, corner_shift = (np.asarray(out, np.float64) for out in outputs)
+    heat, corners, corner_heat, corner_shift = outputs
     stride = size / heat.shape[2]
-    plane = heat[0].astype(np.float32)
-    score = _sigmoid(heat[0])                                                              # [h,w]
-    row, column = np.nonzero((plane >= cv2.dilate(plane, np.ones((3, 3), np.uint8))) & (score >= threshold))
-    order = np.argsort(-score[row, column], kind="stable")[:AT_MOST]
-    row, column = row[order], column[order]
-    center = (np.stack([column, row], 1) + 0.5) * stride                                   # [n,2]
-    guessed = center[:, None] + corners[:, row, column].T.reshape(-1, 4, 2)                # [n,4,2]
+    peaks = sorted(_peaks(heat[0], threshold), key=lambda peak: -peak[0])[:AT_MOST]
+    seen = _seen(corner_heat[0], corner_shift, size) if peaks else None
     quads, scores, ranks = [], [], []
-    for quad, one in zip(guessed, score[row, column]):
-        if not (np.isfinite(quad).all() and np.abs(quad - size / 2).max() <= LARGEST * size and is_quad(quad)):
+    for score, row, column in peaks:
+        center = (column + 0.5) * stride, (row + 0.5) * stride
+        quad = corners[:, row, column].reshape(4, 2).astype(np.float64) + center
+        if not (np.abs(quad - size / 2).max() <= LARGEST * size and is_quad(quad)):        # NaN is no number below a limit
             continue
-        exact = _snap(quad, corner_heat[0], corner_shift, size)
+        exact = _snap(quad, seen, size / corner_heat.shape[2])
         quad = ordered(exact if is_quad(exact) else quad)
         if all(overlap(quad, other) <= SAME for other in quads):
             quads.append(quad)
-            scores.append(one)
-            ranks.append(one * math.sqrt(inside(quad, size, size)))
-    best = np.argsort(-np.array(ranks), kind="stable")[:most]
-    return np.array(quads).reshape(-1, 4, 2)[best], np.array(scores)[best]
+            scores.append(score)
+            ranks.append(score * math.sqrt(inside(quad, size, size)))
+    best = sorted(range(len(quads)), key=lambda i: -ranks[i])[:most]
+    return np.array([quads[i] for i in best]).reshape(-1, 4, 2), np.array([scores[i] for i in best])
 
 
-def _snap(quad: np.ndarray, heat: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
+# What follows is plain Python: for so few numbers NumPy takes two to five times as long, most of all after a network has run,
+# which leaves little of NumPy in the processor's caches.
+
+def _peaks(heat, threshold):
+    """(score, row, column) of the cells `[h,w]` that no neighbor exceeds and whose score is `threshold` at least."""
+    rows = heat.tolist()
+    for row, column in np.argwhere(heat >= _before_sigmoid(threshold) - 1e-6).tolist():
+        here, score = rows[row][column], _sigmoid(rows[row][column])
+        around = slice(max(0, column - 1), column + 2)
+        if score >= threshold and all(max(other[around]) <= here for other in rows[max(0, row - 1):row + 2]):
+            yield score, row, column
+
+
+def _seen(heat, shift, size):
+    """[(column, row, x, y, score)] of the cells in which a corner may be seen; the corner's x, y in pixels. What scores less
+    than SEEN / e is no better than a corner of score SEEN that is as far away as the reach, which counts so much."""
+    row, column = np.nonzero(heat >= _before_sigmoid(0.99 * SEEN / math.e))
+    stride, (right, down) = size / heat.shape[1], shift[:, row, column].tolist()
+    return [(c, r, (c + 0.5) * stride + x, (r + 0.5) * stride + y, _sigmoid(value)) for c, r, x, y, value
+            in zip(column.tolist(), row.tolist(), right, down, heat[row, column].tolist())]
+
+
+def _snap(quad: np.ndarray, seen: list, stride: float) -> np.ndarray:
     """`quad` with each corner moved to the best one that is seen near it: score, less for what is farther away."""
-    stride, moved = size / heat.shape[1], quad.copy()
-    reach = max(1.5 * stride, NEAR * min(math.dist(quad[0], quad[2]), math.dist(quad[1], quad[3])))
-    for i, (x, y) in enumerate(quad):
-        left, top = (max(0, int((at - reach) / stride)) for at in (x, y))
-        window = slice(top, max(0, int((y + reach) / stride) + 1)), slice(left, max(0, int((x + reach) / stride) + 1))
-        score = _sigmoid(heat[window])                                                     # [r,c]
-        if not score.size:
-            continue
-        row, column = np.indices(score.shape)  # [r, c] each
-        seen = np.stack([(column + left + 0.5) * stride, (row + top + 0.5) * stride]) + shift[(slice(None), *window)]
-        away = np.hypot(seen[0] - x, seen[1] - y) / reach
-        best = np.argmax(score * np.exp(-away ** 2))
-        if score.flat[best] >= SEEN and away.flat[best] <= 1:
-            moved[i] = seen.reshape(2, -1)[:, best]
-    return moved
+    corners = quad.tolist()
+    reach = max(1.5 * stride, NEAR * min(math.dist(corners[0], corners[2]), math.dist(corners[1], corners[3])))
+    for i, (x, y) in enumerate(corners):
+        left, top, right, bottom = (int(at / stride) for at in (x - reach, y - reach, x + reach, y + reach))
+        best = 0.0
+        for column, row, at_x, at_y, score in seen:
+            if left <= column <= right and top <= row <= bottom:
+                away = math.hypot(at_x - x, at_y - y) / reach
+                value = score * math.exp(-away * away)
+                if value > best:
+                    best, corners[i] = value, [at_x, at_y] if score >= SEEN and away <= 1 else [x, y]
+    return np.array(corners)
 
 
 def is_quad(quad: np.ndarray) -> bool:
     """Whether the corners go around a convex area clockwise, none of them (nearly) on the line between its neighbors."""
-    one, other = quad - np.roll(quad, 1, 0), np.roll(quad, -1, 0) - quad                   # the sides at each corner
-    cross = one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    turn = (one * other).sum(1)
-    return bool((cross > 0.05 * lengths).all() and (lengths > 0).all()
-                and np.arctan2(cross, turn).sum() < 2 * math.pi + 1)                       # once around, not twice
+    corners, around = quad.tolist(), 0.0
+    for (x0, y0), (x, y), (x1, y1) in zip(corners[-1:] + corners, corners, corners[1:] + corners[:1]):
+        cross = (x - x0) * (y1 - y) - (y - y0) * (x1 - x)
+        if not cross > 0.05 * math.hypot(x - x0, y - y0) * math.hypot(x1 - x, y1 - y):     # NaN is not greater either
+            return False
+        around += math.atan2(cross, (x - x0) * (x1 - x) + (y - y0) * (y1 - y))
+    return around < 2 * math.pi + 1                                                        # once around, not twice
 
 
 def ordered(quad: np.ndarray) -> np.ndarray:
     """The corners of a convex quad `[4,2]` in the order that this file's quads have."""
-    quad = np.asarray(quad, np.float64)
-    around = quad - quad.mean(0)
-    quad = quad[np.argsort(np.arctan2(around[:, 1], around[:, 0]))]                        # clockwise: y points down
-    across = quad[[1, 2, 3, 0]] - quad + quad[[2, 3, 0, 1]] - quad[[3, 0, 1, 2]]           # were this corner the first
-    return np.roll(quad, -int(np.argmax(across[:, 0] / np.hypot(*across.T).clip(1e-9))), 0)
+    corners = np.asarray(quad, np.float64).tolist()
+    x, y = (sum(values) / 4 for values in zip(*corners))
+    one, two, three, four = corners = sorted(corners, key=lambda at: math.atan2(at[1] - y, at[0] - x))  # y points down
+
+    def level(one, two, three, four):
+        """How level its upper side would be, were `one` the first corner: the cosine of both long sides' mean direction."""
+        across, down = two[0] - one[0] + three[0] - four[0], two[1] - one[1] + three[1] - four[1]
+        return across / max(math.hypot(across, down), 1e-9)
+
+    turns = [level(one, two, three, four), level(two, three, four, one), level(three, four, one, two),
+             level(four, one, two, three)]
+    first = turns.index(max(turns))
+    return np.array(corners[first:] + corners[:first])
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
@@ -123,5 +148,9 @@ def to_image(quads: np.ndarray, width: int, height: int, size: int, fit: str = "
     return (quads - (size - inner) // 2) / (inner / [width, height])
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x.clip(-80, 80)))
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-min(max(x, -80), 80)))
+
+
+def _before_sigmoid(score: float) -> float:
+    return math.log(max(score, 1e-40) / max(1 - score, 1e-16))

@@ -3,6 +3,8 @@
 A quad is four corners, float64 `[4,2]` (x, y) in pixels of the image, from edge to edge (pixel i of a row reaches from i to
 i + 1), clockwise as seen, the first of them the top left one of the result. Corners may lie outside of the image.
 """
+import math
+
 import cv2
 import numpy as np
 
@@ -60,7 +62,7 @@ def load_with_corners(image, corners, for_size: int, least: int) -> tuple[np.nda
     pixels when the file is decoded for `for_size` is decoded whole. Raises ImageError."""
     pixels, divisor = load_reduced(image, for_size)
     quad = as_quad(corners, pixels.shape[1] * divisor, pixels.shape[0] * divisor)
-    if divisor > 1 and _lengths(quad).min() < least * divisor:
+    if divisor > 1 and min(_lengths(quad)) < least * divisor:
         pixels, divisor = load_reduced(image)
     return pixels, divisor, quad
 
@@ -79,15 +81,15 @@ def as_quad(corners, width: int, height: int) -> np.ndarray:
 
 def problem_of(quad: np.ndarray, width: int, height: int) -> str | None:
     """Why a quad in an image of this size cannot be rectified; None where it can."""
-    if quad.shape != (4, 2) or not np.isfinite(quad).all():
+    if quad.shape != (4, 2) or not all(map(math.isfinite, quad.ravel().tolist())):
         return "expected four, each [x, y] in pixels, clockwise from the document's top left"
-    side = [width, height]
-    if (quad < np.multiply(side, -FAR)).any() or (quad > np.multiply(side, 1 + FAR)).any():
+    wide, high = FAR * width, FAR * height
+    if not all(-wide <= x <= width + wide and -high <= y <= height + high for x, y in quad.tolist()):
         return f"too far outside of the image, which has {width}x{height} pixels"
     if not is_quad(quad):
         return ("they go counterclockwise; begin at the document's top left and go clockwise" if is_quad(quad[::-1]) else
                 "no convex quadrilateral; begin at the document's top left and go clockwise")
-    if _lengths(quad).min() < MIN_SIDE:
+    if min(_lengths(quad)) < MIN_SIDE:
         return f"a side is shorter than {MIN_SIDE} pixels"
     if inside(quad, width, height) < VISIBLE * cv2.contourArea(quad.astype(np.float32)):
         return "less than a quarter of the document lies in the image"
@@ -95,8 +97,9 @@ def problem_of(quad: np.ndarray, width: int, height: int) -> str | None:
 
 
 def _lengths(quad):
-    """Of the sides of a quad, pixels `[4]`: top, right, bottom, left."""
-    return np.linalg.norm(np.roll(quad, -1, 0) - quad, axis=1)
+    """Of the sides of a quad, pixels: top, right, bottom, left."""
+    corners = quad.tolist()
+    return list(map(math.dist, corners, corners[1:] + corners[:1]))
 
 
 def sides_of(quad: np.ndarray, width: int, height: int, longest: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class Views:
     def _document(self, pixels, quad):
         """What lies in `quad`, as the network takes it: at once at that size."""
         size, fit = self.model.image_size, self.model.fit
-        flat = sides_of(quad, pixels.shape[1], pixels.shape[0], size)
+        flat = (size, size) if fit == "squash" else sides_of(quad, pixels.shape[1], pixels.shape[0], size)
         return cv2.cvtColor(fit_square(rectify(pixels, quad, fitted_sides(*flat, size, fit)), size, fit), cv2.COLOR_BGR2RGB)
 
 

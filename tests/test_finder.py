@@ -18,7 +18,7 @@ from eval.coco import Boxes, read_coco
 from eval.corners import corners_report
 from inference.errors import UserError
 from inference.image import fit_square
-from inference.quads import decode, is_quad, ordered, overlap, to_image, to_square
+from inference.quads import NEAR, SEEN, decode, is_quad, ordered, overlap, to_image, to_square
 from losses.quad import quad_distance
 from tasks import build_task
 from tasks.finder import FinderTask
@@ -167,6 +167,29 @@ def test_decoding():
     twice[0, 0, 0] = 3                                                                       # says the same document
     corners[:, 0, 0] = (large - 8).ravel()
     assert np.allclose(decode((twice, corners, corner_heat, shift), 64)[0], [large])
+
+
+def test_a_corner_is_the_best_of_all_cells_in_reach():
+    """Against a search in every cell, one after the other, in maps of noise."""
+    rng, moved, quad = np.random.default_rng(0), 0, turned(10, 20, 14, (30, 34))
+    heat, corners, _, _ = outputs_of([quad])
+    reach = NEAR * min(math.dist(quad[0], quad[2]), math.dist(quad[1], quad[3]))
+    for _ in range(100):
+        noise, shift = rng.normal(-4, 2, (1, 16, 16)), rng.normal(0, 3, (2, 16, 16))
+        expected = quad.copy()
+        for number, corner in enumerate(quad):
+            best = 0
+            low, high = ((corner + sign * reach) // 4 for sign in (-1, 1))                   # the cells that it touches
+            for row, column in np.ndindex(16, 16):
+                seen = (np.array([column, row]) + 0.5) * 4 + shift[:, row, column]
+                score, away = 1 / (1 + math.exp(-noise[0, row, column])), math.dist(seen, corner) / reach
+                if (low <= [column, row]).all() and (high >= [column, row]).all() and score * math.exp(-away ** 2) > best:
+                    best = score * math.exp(-away ** 2)
+                    expected[number] = seen if score >= SEEN and away <= 1 else corner
+        (found,), _ = decode((heat, corners, noise, shift), 64)
+        assert np.allclose(found, ordered(expected if is_quad(expected) else quad))
+        moved += not np.allclose(found, quad)
+    assert 50 < moved
 
 
 # ---------------------------------------------------------------- losses

@@ -237,6 +237,15 @@ def test_padding_takes_the_color_that_most_of_the_border_has():
     assert (fit_square(image, 60, "pad")[[0, 19, 40, 59]] == (10, 20, 30)).all()
 
 
+@pytest.mark.parametrize("width, height, size", [(60, 40, 60), (41, 60, 60), (60, 33, 60)])
+def test_the_color_of_the_padding_is_the_median_of_the_border(width, height, size):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    inner = resize(image, *fitted_sides(width, height, size, "pad"))
+    border = np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
+    padded = fit_square(image, size, "pad")
+    assert (padded[[0, -1]] == np.rint(np.median(border, 0))).all() or (padded[:, [0, -1]] == np.rint(np.median(border, 0))).all()
+
+
 def test_squashing_is_resizing_and_nothing_else_is_known():
     image = rgb(gradient()).astype(np.uint8)
     assert np.array_equal(fit_square(image, 32), resize(image, 32)) and fitted_sides(60, 40, 32, "squash") == (32, 32)
