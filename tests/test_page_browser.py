@@ -447,7 +447,8 @@ def test_a_pasted_image_is_classified_and_registered(page, driver):
     page.open("classify")
     copied = driver.execute_async_script("""const [bytes, done] = arguments;
         const png = new Blob([Uint8Array.from(atob(bytes), one => one.charCodeAt(0))], {type: "image/png"});
-        navigator.clipboard.write([new ClipboardItem({"image/png": png})]).then(() => done(""), error => done(String(error)));""",
+        const items = [new ClipboardItem({"image/png": png})];
+        navigator.clipboard.write(items).then(() => done(""), error => done(String(error)));""",
         base64.b64encode(cv2.imencode(".png", cv2.imread(str(TICKET_PHOTO)))[1].tobytes()).decode())
     assert copied == ""
     page.keys("v", held=Keys.CONTROL)
@@ -468,8 +469,13 @@ def test_the_camera_is_released_when_the_view_is_left_or_escape_is_pressed(page,
     page.open("register")
     driver.execute_script("""window.streams = [];
         const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
-        devices.getUserMedia = async wanted => { const stream = await open(wanted); streams.push(stream); await window.held; return stream; }""")
-    states = lambda: driver.execute_script("return streams.map(one => one.getTracks().map(track => track.readyState).join())")
+        devices.getUserMedia = async wanted => {
+            const stream = await open(wanted);
+            streams.push(stream);
+            await window.held;
+            return stream;
+        }""")
+    states = lambda: driver.execute_script("return streams.flatMap(one => one.getTracks().map(track => track.readyState))")
     page.click("[data-test=camera]")
     page.until(lambda: page.test("shoot").is_enabled(), "the camera")
     page.keys(Keys.ESCAPE)
@@ -593,7 +599,7 @@ def test_naming_one_group_leaves_what_was_typed_for_another(page):
 
 @needs_browser
 def test_many_types_come_in_pages_with_their_names_whole(page):
-    names = [f"統一發票（三聯式）{i}" if i % 2 else f"Application for a permit of residence, supplement {i}, for members of a family"
+    names = [f"統一發票（三聯式）{i}" if i % 2 else f"Application for a permit of residence, supplement {i}"
              for i in range(61)]
     image = cv2.imencode(".jpg", cv2.resize(cv2.imread(str(TICKET)), (120, 80)))[1].tobytes()
     for name in names:
@@ -603,8 +609,8 @@ def test_many_types_come_in_pages_with_their_names_whole(page):
     page.click("[data-test=more]")
     page.until(lambda: len(page.all("[data-test=types] .tile")) == 61, "the second page")
     assert not [one for one in page.all("[data-test=more]") if one.is_displayed()]
-    cut = page.driver.execute_script("return [...document.querySelectorAll('.tile')].filter(one => one.scrollWidth > one.clientWidth).length")
-    assert cut == 0
+    cut = "return [...document.querySelectorAll('.tile')].filter(one => one.scrollWidth > one.clientWidth).length"
+    assert page.driver.execute_script(cut) == 0
     page.go(f"types/{page.api('GET', 'types', text=names[1])['items'][0]['type']}")
     page.find("details summary", "57 more").click()  # all look alike: three are named, the others on demand
     assert len([one for one in page.all(".note.warn li") if one.is_displayed()]) == 60
@@ -766,8 +772,8 @@ def test_a_slow_a_busy_and_a_silent_server(page, driver):
     assert not page.all("[role=alert]")
 
     page.open("classify")
-    driver.execute_script("window.refusals = 2;" + FETCH % """if (window.refusals-- > 0) return new Response(
-        JSON.stringify({status: 503, code: "overloaded", detail: "busy"}), {status: 503, headers: {"Retry-After": "0.1"}})""")
+    driver.execute_script("window.refusals = 2;" + FETCH % """if (refusals-- > 0) return new Response(
+        JSON.stringify({status: 503, code: "overloaded"}), {status: 503, headers: {"Retry-After": "0.1"}})""")
     page.give(TICKET_PHOTO)
     page.test("verdict", "Train ticket")  # it was asked again, as long as the server said
 
@@ -799,7 +805,7 @@ def test_the_page_is_used_by_keys_alone(page):
     page.keys(" X", Keys.ENTER)
     page.test("type-name", "Train ticket X")
     page.until(lambda: not page.all("[aria-busy]"), "the end")
-    tab(".back, [data-test=references] button, .type-head button")  # the focus was not lost: it goes on near the place of the button
+    tab(".type-head button")  # the focus was not lost: it goes on near the place of the button
     page.keys("z", held=Keys.CONTROL)
     page.test("type-name", "Train ticket")
     page.until(lambda: page.labels() == ["Train ticket"], "the undo")

@@ -101,6 +101,7 @@ addEventListener("paste", event => {
 });
 // Files may be dropped anywhere: one that missed the area would be opened in place of the page.
 addEventListener("dragover", event => {
+  if (!event.dataTransfer.types.includes("Files")) return;  // text may be dragged into a field
   event.preventDefault();
   const area = target();
   if (area) area.classList.add("over");
@@ -108,6 +109,7 @@ addEventListener("dragover", event => {
 });
 addEventListener("dragleave", event => { if (!event.relatedTarget) target()?.classList.remove("over"); });
 addEventListener("drop", event => {
+  if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   const area = target();
   area?.classList.remove("over");
