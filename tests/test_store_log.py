@@ -10,7 +10,7 @@ import pytest
 
 from inference.registry import Registry, Store
 from inference.registry.check import check
-from inference.registry.errors import Damaged
+from inference.registry.errors import Busy, Damaged
 from inference.registry.schema import open_database, transaction
 from inference.registry.wal import FRAME, HEAD, replay, wal_damage
 from tests.helpers.stores import Worker, content, last_event, make_store, opened, picture
@@ -186,6 +186,16 @@ def test_what_a_killed_process_left_is_verified_by_whoever_recovers_it(tmp_path)
     for _ in range(2):
         with pytest.raises(Damaged, match="log is damaged, and commits in it cannot be read"):
             opened(tmp_path / "store")
+
+
+def test_a_damaged_log_in_use_is_not_rebuilt(store, log):
+    flip(log, page_at(last_frames(log)[1], 777))  # of the first page, which is read to open it
+    with pytest.raises(Damaged):
+        Store(store.path)
+    whole = log.read_bytes()
+    with pytest.raises(Busy, match="is in use"):
+        check(store.path, rebuild=True)
+    assert log.read_bytes() == whole and not list(store.path.glob("registry.sqlite.damaged-*"))
 
 
 # ---------------------------------------------------------------- large transactions

@@ -207,14 +207,15 @@ def _salvage(folder, report):
     """A new database with what can be read of the damaged one."""
     path = folder / DATABASE
     try:
-        with contextlib.closing(open_database(path)) as db, translated(path):
+        # No more than SQLite itself, which looks who has it open before it looks at a page.
+        with contextlib.closing(apsw.Connection(os.fspath(path))) as db:
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)  # the log stays as it is
             db.set_busy_timeout(2000)
             db.pragma("locking_mode", "exclusive")
             db.execute("BEGIN IMMEDIATE")
-            db.execute("ROLLBACK")
-    except Busy:
+    except apsw.BusyError:
         raise Busy(f"{path}: is in use; {STOP}") from None
-    except UserError:
+    except apsw.Error:
         pass  # as damaged as that
     with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=folder) as work, full_disk(folder):
         old, new = Path(work, "old.sqlite"), Path(work, DATABASE)
