@@ -11,7 +11,7 @@ import pytest
 from inference.registry import Registry, Store
 from inference.registry.check import check
 from inference.registry.errors import Busy, Damaged
-from inference.registry.schema import open_database, transaction
+from inference.registry.schema import VERSION, open_database, transaction
 from inference.registry.wal import FRAME, HEAD, replay, wal_damage
 from tests.helpers.stores import Worker, content, last_event, make_store, opened, picture
 
@@ -189,7 +189,9 @@ def test_what_a_killed_process_left_is_verified_by_whoever_recovers_it(tmp_path)
 
 
 def test_a_damaged_log_in_use_is_not_rebuilt(store, log):
-    flip(log, page_at(last_frames(log)[1], 777))  # of the first page, which is read to open it
+    with store.write() as db:
+        db.pragma("user_version", VERSION)  # in the first page, which is read when a database is opened
+    flip(log, page_at(last_frames(log)[1], 777))
     with pytest.raises(Damaged):
         Store(store.path)
     whole = log.read_bytes()
