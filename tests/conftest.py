@@ -16,6 +16,15 @@ if not torch.cuda.is_available():
 
 import pytest  # noqa: E402
 
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A command that a test runs in this process takes the threads it wants, and the last bits of sums depend on them."""
+    yield
+    torch.set_num_threads(THREADS)
+
 
 @pytest.fixture
 def folder(tmp_path):
