@@ -191,6 +191,19 @@ def test_pages_follow_each_other(new, what, identity):
     assert request(new, "GET", f"{HERE}/{what}", after=3).json == {"items": [], "next": None}
 
 
+def test_pages_go_on_behind_what_was_removed(new):
+    """Nothing is told twice, and nothing that is still there is missed."""
+    for what, identity in (("types", "type"), ("references", "reference")):
+        first = request(new, "GET", f"{HERE}/{what}", limit=1).json
+        assert [one[identity] for one in first["items"]] == [1] and first["next"] == 1
+        for number in (1, 2):
+            assert request(new, "DELETE", f"{HERE}/{what}/{number}").status == 200
+        rest = request(new, "GET", f"{HERE}/{what}", limit=1, after=first["next"]).json
+        assert [one[identity] for one in rest["items"]] == [3] and rest["next"] is None
+        for _ in range(2):
+            assert request(new, "POST", HERE + "/undo").status == 200
+
+
 def test_the_newest_events_page_backwards(new):
     first = request(new, "GET", HERE + "/events", newest="true", limit=2).json
     assert [one["event"] for one in first["items"]] == [3, 2]
@@ -481,6 +494,15 @@ def test_numbers_of_one_collection_are_nothing_in_another(new, tmp_path):
 def test_errors_are_problems(url, method, path, status, code):
     about = is_problem(request(url, method, path, b"" if method == "POST" else None), status, code)
     assert len(about["detail"]) < 500
+
+
+@pytest.mark.parametrize("method, path, allowed", [
+    ("OPTIONS", HERE + "/types/1", "DELETE, GET, HEAD, PATCH"), ("PUT", "/v1/collections", "GET, HEAD, POST"),
+    ("GET", HERE + "/classify", "POST"), ("POST", "/healthz", "GET, HEAD"), ("TRACE", HERE + "/types/1/merge", "POST")])
+def test_a_method_that_an_address_does_not_have(url, method, path, allowed):
+    answer = request(url, method, path)
+    is_problem(answer, 405, "no-such-method")
+    assert answer.headers["Allow"] == allowed
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"label": 7}', b'{"label": ""}',

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..errors import UserError, first_line
@@ -131,8 +131,13 @@ async def _gone(request, error):
 async def _no_route(request, error):
     detail = {404: "there is nothing at this address; see /docs", 405: "this address does not have this method"}
     code = {404: "no-such-address", 405: "no-such-method"}
+    headers = error.headers
+    if error.status_code == 405:  # its own is that of one route, and each method is one
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+        headers = {"Allow": ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))}
     return _answer(Problem(error.status_code, code.get(error.status_code, "invalid-request"),
-                           detail.get(error.status_code, first_line(error.detail)), error.headers))
+                           detail.get(error.status_code, first_line(error.detail)), headers))
 
 
 def _answer(found: Problem) -> Response:
