@@ -1,4 +1,5 @@
-"""The server over HTTP: documents a second, delays, durable adds, start, a large registry. The shipped model, find=never.
+"""The server over HTTP: documents a second, delays, durable adds, start, a large registry. The shipped model; find=never
+but for one row, "small documents, find=auto", which is what a new collection has.
 
     python benchmarks/bench_server.py [--only answers|adds|start|large] [--quick] [--json]
 
@@ -101,11 +102,11 @@ def ours(store, workers: int = 0) -> Server:
     return server
 
 
-def plain(stack, application: str, processes: int, register) -> list[int]:
+def plain(stack, application: str, processes: int, register, find: str = "never") -> list[int]:
     """Ports of as many processes of one of the applications of plain_server.py."""
     started = [stack.enter_context(Server(
         ["uvicorn", "--factory", f"benchmarks.plain_server:{application}", "--log-level", "critical", "--no-access-log",
-         "--timeout-keep-alive", "75"], free_port(), {"REGISTER": str(register)})) for _ in range(processes)]
+         "--timeout-keep-alive", "75"], free_port(), {"REGISTER": str(register), "FIND": find})) for _ in range(processes)]
     for server in started:
         server.until(get("/openapi.json"))
     return [server.port for server in started]
@@ -164,15 +165,16 @@ def make_images(folder: Path, count: int, sides: tuple[int, int], size: int, fir
 
 
 def make_register(folder: Path, types: int) -> None:
-    """The same references in FOLDER/register and in the store FOLDER/store."""
+    """The same references in FOLDER/register and in the stores FOLDER/never and FOLDER/auto, named after their `find`."""
     if (folder / "register").exists():
         return
     (folder / "register").mkdir()
     files = [folder / "register" / f"type {number}.png" for number in range(types)]
     for number, file in enumerate(files):
         cv2.imwrite(str(file), render(0, number, 0))
-    with Registry.open(folder / "store", create=True, find="never") as registry:
-        registry.add_many((file, file.stem) for file in files)
+    for find in ("never", "auto"):
+        with Registry.open(folder / find, create=True, find=find) as registry:
+            registry.add_many((file, file.stem) for file in files)
 
 
 def fill(path: Path, vectors: np.ndarray, picture: bytes) -> None:
@@ -200,18 +202,21 @@ def fill(path: Path, vectors: np.ndarray, picture: bytes) -> None:
 def answers(report, folder: Path, small: list[Path], sizes: Sizes):
     """Images a second, and the 99th percentile of the delay at half of that."""
     make_register(folder, sizes.types)
-    sets = {"documents of 420 x 300": small,
-            "photos of 1600 x 1200": make_images(folder / "photos", sizes.images, (1600, 1200), 300_000)}
+    photos = make_images(folder / "photos", sizes.images, (1600, 1200), 300_000)
+    sets = [("documents of 420 x 300", small, "never"), ("photos of 1600 x 1200", photos, "never"),
+            ("small documents, find=auto", small, "auto")]
     processes = 1 if report.quick else CORES
     with contextlib.ExitStack() as stack:
-        addresses = {"ours": ([stack.enter_context(ours(folder / "store")).port], CLASSIFY, None),
-                     "peer": (plain(stack, "peer", processes, folder / "register"), "/classify", "image"),
-                     "http": (plain(stack, "constant", processes, folder / "register"), "/classify", None)}
-        registry = stack.enter_context(Registry.open(folder / "store"))
-        for name, files in sets.items():
+        http = plain(stack, "constant", processes, folder / "register")
+        for name, files, find in sets:
             name += f", {statistics.mean(file.stat().st_size for file in files) / 1000:.0f} KB"
-            rates, one = throughput(report, name, addresses, registry, files, sizes)
-            delays(report, addresses, rates, one, files, sizes)
+            with contextlib.ExitStack() as servers:
+                peer = plain(servers, "peer", processes, folder / "register", find)
+                addresses = {"ours": ([servers.enter_context(ours(folder / find)).port], CLASSIFY, None),
+                             "peer": (peer, "/classify", "image"), "http": (http, "/classify", None)}
+                registry = servers.enter_context(Registry.open(folder / find))
+                rates, one = throughput(report, name, addresses, registry, files, sizes)
+                delays(report, addresses, rates, one, files, sizes)
 
 
 def turn(address, files, seconds, **options):
@@ -319,7 +324,7 @@ def adds(report, folder: Path, small: list[Path], sizes: Sizes):
     files = make_images(folder / "more", sizes.adds, (420, 300), 20_000, first=10_000)  # of types that are new
     found = {"ours": [], "commit": [], "blob": [], "image": [], "seen": [], "not added": []}
     stale = asked = 0
-    with ours(folder / "store") as server, contextlib.ExitStack() as stack, Registry.open(folder / "store") as registry:
+    with ours(folder / "never") as server, contextlib.ExitStack() as stack, Registry.open(folder / "never") as registry:
         others = [stack.enter_context(contextlib.closing(Connection(server.port))) for _ in range(4 * CORES)]
         classify, = requests_of(CLASSIFY, files[:1])
         db = stack.enter_context(contextlib.closing(open_database(folder / "limit.sqlite", create="""
