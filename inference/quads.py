@@ -56,7 +56,7 @@ def decode(outputs, size: int, threshold: float = 0.5, most: int = 8) -> tuple[n
     return np.array([quads[i] for i in best]).reshape(-1, 4, 2), np.array([scores[i] for i in best])
 
 
-# What follows is plain Python: for so few numbers NumPy takes two to five times as long, most of all after a network has run,
+# What follows is plain Python: for so few numbers NumPy takes several times as long, most of all after a network has run,
 # which leaves little of NumPy in the processor's caches.
 
 def _peaks(heat, threshold):
