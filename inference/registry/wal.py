@@ -17,8 +17,8 @@ import numpy as np
 
 MAGIC = 0x377F0682, 0x377F0683  # words little endian, big endian
 HEAD, FRAME = 32, 24  # bytes before all frames, and before the page of each
+SUMS = 8  # bytes of a checksum: the last ones of the head, and of what is before each page
 DAMAGED = "its write-ahead log is damaged"
-SUMS = 8  # bytes of a checksum, the last ones of the head and of what is before each page
 
 
 class LogDamaged(apsw.IOError):
@@ -184,11 +184,16 @@ def replay(log, database) -> tuple[int, int]:
                 for number, (rows, fine) in waiting.items():
                     (damaged.discard if fine else damaged.add)(number)
                     if 0 < number <= most:
-                        s0, s1 = _sum(rows, "<u4")
-                        out.seek((number - 1) * page)
-                        out.write(rows + struct.pack("<2I", s0 ^ (not fine), s1))
+                        _write(out, number, rows, fine)
                 waiting.clear()
     return mended, len(damaged)
+
+
+def _write(database, number, rows, fine):
+    """The page `number`, all but its own checksum, and that checksum: a wrong one where the page is not `fine`."""
+    s0, s1 = _sum(rows, "<u4")
+    database.seek((number - 1) * (len(rows) + 8))
+    database.write(rows + struct.pack("<2I", s0 ^ (not fine), s1))
 
 
 def _frames(file, page, salts):
