@@ -10,7 +10,7 @@ An image that is blurred, too small, nearly the same as another reference, or li
 with the reason; --force registers it all the same. The others are registered; the exit status is then 2.
 
 Without --type a folder is registered as it is, as one change (through a server: one for each image). Where images cannot be
-used, each is named and nothing is registered; --skip registers the others.
+used, each is named and nothing is registered; --skip registers the others. Of a PDF file the first page is taken.
 """
 import os
 import sys
