@@ -10,6 +10,9 @@ order, precision, config, and what the task adds: for registration the number of
 OUTPUT_DIR/eval.json (`python -m eval --json`) found, if it is there. int8 takes the range of its numbers from images that
 the run was trained on, or those below DIR, and measures its thresholds anew where the evaluation's images are.
 """
+import inference  # noqa: F401 - before ONNX Runtime, whose reports it turns off
+
+# isort: split
 import contextlib
 import io
 import json

@@ -3,6 +3,9 @@
 An ONNX model in, another out, with the same input, output and metadata. What either gains and costs is measured by
 benchmarks/bench_precision.py.
 """
+import inference  # noqa: F401 - before ONNX Runtime, whose reports it turns off
+
+# isort: split
 import contextlib
 import io
 import logging

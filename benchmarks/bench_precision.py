@@ -7,6 +7,9 @@ something). DIR is evaluated on (DIR/<type>/*.jpg; default: synthetic documents)
 synthetic ones of other types; as at export every fourth of them is kept to compare features on. Times: so many runs at
 once as threads, each on one thread, as inference does it.
 """
+import inference  # noqa: F401 - before ONNX Runtime, whose reports it turns off
+
+# isort: split
 import collections
 import json
 import statistics

@@ -118,6 +118,19 @@ def test_inference_is_alone_and_imports_itself_relatively():
                     assert known, f"{path.name} imports {top}"
 
 
+def test_onnx_runtime_comes_after_what_turns_off_its_reports():
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] in ("inference", "tests"):
+            continue
+        lines = {}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for name in [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]:
+                    lines.setdefault(name.split(".")[0], []).append(node.lineno)
+        if "onnxruntime" in lines:
+            assert min(lines.get("inference", [10**9])) < min(lines["onnxruntime"]), f"{path}: import inference first"
+
+
 def test_helpers_have_one_home():
     """The user's errors, atomic replacement and the command line: defined once, in files of the standard library alone."""
     homes = {"UserError": "errors", "printable": "errors", "first_line": "errors", "replacing": "files", "run_cli": "cli",
