@@ -13,16 +13,18 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from .search import Best, is_among, scores_of, starts_within, top_rows
+from .search import Best, scores_of, starts_within, top_rows
 
 CODED = 1 << 14  # references from which codes are worth making: a search without them takes .5 ms
 BLOCK = 1 << 15  # references of one product: its whole numbers for 64 queries, 8 MB, stay in the cache
 CHUNK = 1 << 12  # references that are made codes at once
 GROUP = 64  # references that share a maximum
 QUERIES = 64  # queries at once
-MOST = 512  # candidates of a query in a block; beyond them a float32 product of the whole block costs less
+SCORED = 64  # candidates that are scored at once: in float64 they stay in the cache; all of a block might take 200 MB
+MOST = 256  # groups of a block in which a query has candidates; beyond them a float32 product of the block costs less
 QUERY_LEVELS, LEVELS = 63, 127  # 7 bits times 8: two products fit 16 bits, where processors without VNNI add them first
 ROUNDING = 1e-4, 1e-6  # of the errors' own float32 sums, relative; of the scores, relative to both vectors' lengths
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal) / 2  # what rounding a score changes at least
 WORST = np.iinfo(np.int32).min
 
 
@@ -30,7 +32,7 @@ class CodedRows:
     """References float32 `[M, D]` with their codes beside them, D bytes each and about as many while they are made. `starts`
     as in `search.top_rows`. threads: that search at the same time.
 
-    Raises ValueError for values that are not finite, or whose squares are not.
+    Raises ValueError for values that are not finite.
     """
 
     def __init__(self, references: np.ndarray, starts: np.ndarray | None = None, threads: int = 1):
@@ -79,31 +81,30 @@ class CodedRows:
                     reached = np.partition(maxima, -wanted, axis=1)[:, -wanted]
                     best.floor = np.maximum(best.floor, np.where(reached == WORST, -np.inf, reached * step - slack))
             least = np.clip(np.ceil((best.floor - slack) / step), WORST + 1, np.iinfo(np.int32).max).astype(np.int32)
-            query, group = np.nonzero(maxima >= least[:, None])
-            if len(query):
-                hit, member = np.nonzero(groups[query, :, group] >= least[query, None])
-                self._add(best, probes.queries, block, query[hit], member * groups.shape[2] + group[hit], dead)
-        if skip is not None:  # a type's first row stands for it until a better one is found
-            best.score[is_among(best.reference, skip)] = -np.inf
+            reach = maxima >= least[:, None]
+            many = reach.sum(axis=1) > MOST
+            if many.any():
+                self._add_by_floats(best, probes.queries, block, np.flatnonzero(many), dead)
+            query, group = np.nonzero(reach & ~many[:, None])
+            hit, member = np.nonzero(groups[query, :, group] >= least[query, None])
+            self._add(best, probes.queries, query[hit], block.first + member * groups.shape[2] + group[hit])
         return best.score, best.type, best.reference
 
-    def _add(self, best, queries, block, query, row, dead):
-        """Put references into `best`, of each its number in the block and a query that it may be among the best of."""
-        many = np.bincount(query, minlength=len(queries)) > MOST
-        if many.any():
-            few = ~many[query]
-            query, row = query[few], row[few]
-        row = row + block.first
-        score = scores_of(queries[query], self.references[row][:, None])[:, 0]
-        if many.any():
-            begins = None if best.starts is None else starts_within(best.starts, block.first, block.size)
-            found, _, nearest = top_rows(queries[many], self.references[block.first:block.first + block.size],
-                                         best.score.shape[1], begins, skip=dead)
-            there = found > -np.inf
-            query = np.concatenate((query, np.repeat(np.flatnonzero(many), there.sum(axis=1))))
-            row = np.concatenate((row, nearest[there] + block.first))
-            score = np.concatenate((score, found[there]))
+    def _add(self, best, queries, query, row):
+        """Put references into `best`: of each its number, and a query that it may be among the best of."""
+        score = np.empty(len(row), np.float32)
+        for begin in range(0, len(row), SCORED):
+            part = slice(begin, begin + SCORED)
+            score[part] = scores_of(queries[query[part]], self.references[row[part]][:, None])[:, 0]
         best.add(query, row, score)
+
+    def _add_by_floats(self, best, queries, block, some, dead):
+        """Put the best references of a block into `best`, for the queries of these numbers, as if there were no codes."""
+        begins = None if best.starts is None else starts_within(best.starts, block.first, block.size)
+        score, _, row = top_rows(queries[some], self.references[block.first:block.first + block.size], best.score.shape[1],
+                                 begins, skip=dead)
+        there = score > -np.inf
+        best.add(np.repeat(some, there.sum(axis=1)), row[there] + block.first, score[there])
 
 
 def _best_of(found, k):
@@ -145,15 +146,12 @@ class _Block:
         self.step = max(peak / LEVELS, float(np.finfo(np.float32).tiny))
         columns, errors, lengths = np.zeros((references.shape[1], self.width), np.int8), [], []
         for begin in range(0, self.size, CHUNK):
-            rows = references[begin:begin + CHUNK]
-            whole = np.rint(rows / np.float32(self.step))
+            rows = references[begin:begin + CHUNK] / np.float32(self.step)  # in steps: of any size, their squares are finite
+            whole = np.rint(rows)
             columns[:, begin:begin + len(rows)] = cv2.transpose(whole.astype(np.int8))
-            whole *= np.float32(self.step)
             lengths.append(_longest(rows))
             errors.append(_longest(np.subtract(rows, whole, out=whole)))
-        self.error, self.length = max(errors), max(lengths)
-        if not np.isfinite(self.length):
-            raise ValueError("references are too long: their squares must be finite")
+        self.error, self.length = max(errors) * self.step, max(lengths) * self.step
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # blocks are searched side by side
         options.log_severity_level = 3
@@ -171,7 +169,7 @@ class _Block:
         out[:, self.size:] = WORST
         relative, absolute = ROUNDING
         slack = ((probes.error * self.length + probes.length * self.error) * (1 + relative)
-                 + absolute * (probes.length + probes.error) * self.length)
+                 + absolute * (probes.length + probes.error) * self.length + SMALLEST)
         return out, probes.step * self.step, slack
 
 

@@ -8,9 +8,9 @@ from inference.codes import CodedRows, product_model
 from inference.search import top_rows
 
 
-@pytest.fixture(params=[(16, 4, 512), (64, 8, 3), (256, 64, 0)], ids=["blocks", "few-candidates", "float32"])
+@pytest.fixture(params=[(16, 4, 512), (64, 8, 3), (256, 64, 0)], ids=["blocks", "few-groups", "float32"])
 def small(request, monkeypatch):
-    """Many blocks; few or no candidates, so that blocks are searched in float32."""
+    """Many blocks; few or no groups of candidates, so that blocks are searched in float32."""
     for name, value in zip(("BLOCK", "GROUP", "MOST"), request.param):
         monkeypatch.setattr(codes, name, value)
 
@@ -78,6 +78,24 @@ def test_many_equal_references_of_one_type():
         assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-22, 1e-19, 1e-10, 1e15, 1e30])
+@pytest.mark.parametrize("other", [1e-38, 1e-25, 1, 1e5])
+def test_values_of_any_size_have_bounds_that_hold(scale, other):
+    """Where squares and products are too small or too large for float32, and where scores are rounded most."""
+    rng = np.random.default_rng(0)
+    references = (rng.standard_normal((300, 30)) * scale).astype(np.float32)
+    references[0], references[1], references[2] = references.max(), 0, np.eye(30)[4] * references.max()
+    queries = np.concatenate((rng.standard_normal((5, 30)), np.ones((1, 30)), np.eye(30)[:2])) * other
+    queries = queries.astype(np.float32)
+    block, probes = codes._Block(references, 0, 1), codes._Probes(queries)
+    products, step, slack = block.products(probes)
+    scores = (queries.astype(np.float64) @ references.astype(np.float64).T).astype(np.float32)
+    assert (np.abs(products[:, :300] * step[:, None] - scores) <= slack[:, None]).all()
+    found, _, rows = CodedRows(references).top_rows(queries, 5)
+    assert np.array_equal(found, -np.sort(-scores)[:, :5])
+    assert np.array_equal(found, np.take_along_axis(scores, rows, axis=1))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_products_are_within_their_bound(seed):
     """Also where every product has the same sign and the largest size, which 16 bits must hold."""
@@ -96,7 +114,7 @@ def test_products_are_within_their_bound(seed):
 
 def test_numbers_without_codes():
     ones = np.ones((5, 4), np.float32)
-    for value in (np.nan, np.inf, -np.inf, 1e30):
+    for value in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="finite"):
             CodedRows(np.where(np.eye(5, 4, dtype=bool), np.float32(value), ones))
     coded = CodedRows(ones)
