@@ -75,9 +75,12 @@ def test_equal_rows_have_equal_cosines_wherever_they_are():
     index.close()
 
 
-def test_a_view_stays_while_the_index_changes():
+@pytest.mark.parametrize("coded", [1 << 14, 30])
+def test_a_view_stays_while_the_index_changes(coded, monkeypatch):
     """Four readers compare every view that they see with brute force over what the event in it left, and look again at their
-    first one, while events and merges go on."""
+    first one, while events and merges go on, and codes are made."""
+    monkeypatch.setattr(module, "CODED", coded)
+    monkeypatch.setattr(codes, "BLOCK", 64)
     rng, queries = np.random.default_rng(0), vectors(np.random.default_rng(1), 3, True)
     index, state, states, wrong, done = MemoryIndex(DEPTH, 8, 200), {}, {0: {}}, [], threading.Event()
 
@@ -170,6 +173,28 @@ def test_large_segments_are_searched_by_their_codes(monkeypatch):
     asked.clear()
     assert index.search(values[:1], 1).ids[0] in (0, 7) and not asked
     index.close()
+
+
+def test_what_comes_while_codes_are_made_is_merged_after_them(monkeypatch):
+    """Making codes takes a second for a large segment, and no other event may follow."""
+    monkeypatch.setattr(module, "CODED", 50)
+    index, values = MemoryIndex(DEPTH, tail=4), vectors(np.random.default_rng(0), 100, False)
+    index._thread = threading.current_thread()  # in the background's place
+
+    def add(event, *numbers):
+        index.apply(event, Rows(np.arange(*numbers), np.arange(*numbers), values[slice(*numbers)]), NONE)
+
+    def interrupted(segment, encode=module.Segment.encode):
+        if segment is first:
+            for event, number in enumerate(range(60, 100, 10), 2):
+                add(event, number, number + 10)
+        encode(segment)
+
+    add(1, 0, 60)
+    first = index.view().parts[0].segment
+    monkeypatch.setattr(module.Segment, "encode", interrupted)
+    index.compact()
+    assert [len(part) for part in index.view().parts] == [100] and not index.view().parts[0].segment.plain
 
 
 def test_a_segment_with_many_removed_rows_is_written_anew():

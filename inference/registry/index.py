@@ -347,23 +347,29 @@ class MemoryIndex:
     def compact(self) -> None:
         """Merge and rewrite what is due and make codes, now; `apply` and searches go on. As the background thread does."""
         with self._compacting:
-            while not self._closed and (sources := self._due(self._parts)):
-                merged = self._merged(sources)
-                with self._writing:
-                    now, gone = {id(part.segment): part for part in self._parts}, []
-                    for source in sources:  # what was removed in the meantime; a part that is no longer there: all its rows
-                        rows, late = source.rows(), now.pop(id(source.segment), None)
-                        gone.append(source.segment.ids[rows if late is None else rows[is_among(rows, late.dead)]])
-                    part = Part(merged, NONE).without(np.concatenate(gone))
-                    self._publish((*now.values(), *([part] if len(part) else [])), self._tail, self.event)
-            for part in self._plain(self._parts):
-                if not self._closed:
-                    part.segment.encode()
+            while not self._closed:
+                if sources := self._due(self._parts):
+                    self._replace(sources)
+                elif plain := self._plain(self._parts):
+                    plain[0].segment.encode()
+                else:
+                    break
 
     def close(self) -> None:
         self._closed = True
         if self._thread:
             self._thread.join()
+
+    def _replace(self, sources: list[Part]) -> None:
+        """Put one new segment in the place of `sources`."""
+        merged = self._merged(sources)
+        with self._writing:
+            now, gone = {id(part.segment): part for part in self._parts}, []
+            for source in sources:  # what was removed in the meantime; a part that is no longer there: all its rows
+                rows, late = source.rows(), now.pop(id(source.segment), None)
+                gone.append(source.segment.ids[rows if late is None else rows[is_among(rows, late.dead)]])
+            part = Part(merged, NONE).without(np.concatenate(gone))
+            self._publish((*now.values(), *([part] if len(part) else [])), self._tail, self.event)
 
     def _publish(self, parts, tail, event):
         self._parts, self._tail = parts, tail
