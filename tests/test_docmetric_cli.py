@@ -166,7 +166,9 @@ def test_each_line_is_printed_when_its_change_is_made(store, docmetric, ok):
 def test_ctrl_c_loses_nothing_that_was_told(store, ok):
     images = [str(FORM)] * 5000
     adding = subprocess.Popen([sys.executable, "-m", "inference", "add", store, *images, "--type", "form", "--force"],
-                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                              cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              # A program in the background of a shell ignores it, and so would what it starts.
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     first = adding.stdout.readline()
     adding.send_signal(signal.SIGINT)
     out, err = adding.communicate(timeout=60)
