@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 
 from inference.errors import UserError
 from inference.registry import Registry, Store, state
-from inference.registry import check as checks
-from inference.registry.check import backup, check, restore
+from inference.registry.check import ORPHAN, check
+from inference.registry.copies import backup, restore
 from inference.registry.errors import Damaged, StoreFull
 from inference.registry.index import MemoryIndex
 from inference.registry.wal import wal_damage
@@ -121,7 +122,7 @@ def test_pictures_without_a_row_are_deleted_after_an_hour(stores, copy_of):
     partial = blobs.path(old).with_name(".x.partial")
     partial.write_bytes(b"")
     (model := store / "models" / ".y.onnx.1.partial").write_bytes(b"")  # of a copy that was killed
-    past = time.time() - 2 * checks.ORPHAN
+    past = time.time() - 2 * ORPHAN
     registered = next(blobs.path(name) for name in blobs.names() if name not in (old, young))
     for path in (blobs.path(old), partial, model, registered):
         os.utime(path, (past, past))
@@ -444,14 +445,14 @@ def test_a_full_disk_leaves_no_half_backup(stores, copy_of, tmp_path, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checks.os, "link", full)
-    monkeypatch.setattr(checks.Path, "write_bytes", full)
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="no room|cannot be written .No space left"):
         backup(copy_of(stores[0]), tmp_path / "backup")
     assert not (tmp_path / "backup").exists() and not list(tmp_path.glob(".backup*"))
     monkeypatch.undo()
     store = copy_of(stores[0])
-    monkeypatch.setattr(checks.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(StoreFull, match="no room on the disk"):
         backup(store, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()

@@ -1,14 +1,17 @@
 """The write-ahead log of a store: a flipped bit in it is one line and never an answer, whoever reads it, and is mended if it
 can be."""
 import contextlib
+import fcntl
+import os
 import shutil
 import struct
+import threading
 from pathlib import Path
 
 import apsw
 import pytest
 
-from inference.registry import Registry, Store
+from inference.registry import Registry, Store, wal
 from inference.registry.check import check
 from inference.registry.errors import Busy, Damaged
 from inference.registry.schema import VERSION, open_database, transaction
@@ -198,6 +201,59 @@ def test_a_damaged_log_in_use_is_not_rebuilt(store, log):
     with pytest.raises(Busy, match="is in use"):
         check(store.path, rebuild=True)
     assert log.read_bytes() == whole and not list(store.path.glob("registry.sqlite.damaged-*"))
+
+
+# ---------------------------------------------------------------- other threads
+def test_while_the_disk_writes_other_threads_run(store, log, monkeypatch):
+    """apsw itself would hold Python's lock all the time that a commit takes."""
+    written, write = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: written.append(os.fstat(descriptor).st_ino) or write(descriptor))
+    with store.write() as db:
+        db.execute("UPDATE collection SET margin = 0.1")
+    assert written == [log.stat().st_ino]
+    store.clear_log()
+    assert written[1:] == [log.stat().st_ino, store.database.stat().st_ino]
+
+
+def _is_locked(say, database):
+    with open(database, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)  # what each connection to a log has a share of
+            say(False)
+        except BlockingIOError:
+            say(True)
+
+
+def test_who_closes_a_connection_ends_no_lock_of_another_one(store):
+    """Whoever finds the store unlocked takes it for closed, and deletes the log."""
+    opened(store.path).close()
+    assert Worker(_is_locked, store.database).end() == [True]
+    status = os.stat(store.database)
+    store.close()
+    assert Worker(_is_locked, store.database).end() == [False]
+    assert (status.st_dev, status.st_ino) not in wal._Database._shared
+
+
+def test_while_another_process_writes_other_threads_run(store, monkeypatch):
+    asleep, done = threading.Event(), threading.Event()
+
+    def sleep(seconds):
+        assert 0 < seconds < 1
+        asleep.set()
+        done.wait(60)
+
+    def write():
+        with store.write() as db:
+            db.execute("UPDATE collection SET margin = 0.1")
+
+    with opened(store.path) as other, other.store.write():
+        monkeypatch.setattr(wal.time, "sleep", sleep)
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert asleep.wait(20)
+    done.set()
+    writer.join(60)
+    assert store.read("SELECT margin FROM collection") == [(0.1,)]
 
 
 # ---------------------------------------------------------------- large transactions

@@ -19,7 +19,7 @@ def main(arguments=None) -> int:
     store = os.path.realpath(local_store(args.store))
     if os.path.commonpath([store, os.path.realpath(args.folder)]) == store:
         raise UserError(f"{args.folder}: lies in the store itself; give a folder beside it, or better on another disk")
-    from ..registry.check import backup
+    from ..registry.copies import backup
     result = backup(args.store, args.folder, steps())
     return tell(args, result, [f"{args.folder}: written and verified, {plural(result['pictures'], 'image')}, "
                                f"{result['linked']:,} of them shared"])

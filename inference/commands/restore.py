@@ -11,6 +11,6 @@ def main(arguments=None) -> int:
     made.add_argument("store", metavar="STORE", help="new folder of the store")
     made.add_argument("--json", action="store_true", help="print one JSON value and nothing else")
     args = made.parse_args(arguments)
-    from ..registry.check import restore
+    from ..registry.copies import restore
     result = restore(local_store(args.backup), local_store(args.store), steps())
     return tell(args, result, [f"{args.store}: restored and verified"])

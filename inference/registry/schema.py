@@ -93,13 +93,13 @@ class Database(apsw.Connection):
             super().close(force)
 
 
-def open_database(path, *, create: str = "", application: int = APPLICATION, version: int = VERSION,
-                  synchronous: str = "FULL") -> apsw.Connection:
-    """A connection to the database at `path`, in WAL mode, that one thread at a time may use.
+def open_database(path, *, create: str = "", application: int = APPLICATION, version: int = VERSION
+                  ) -> apsw.Connection:
+    """A connection to the database at `path`, in WAL mode, that one thread at a time may use. A commit is on the disk when
+    it returns: only so is a log that a power cut left known from a damaged one (`wal.wal_damage`).
 
     create: the SQL of its tables where there is no such file yet; "": then it is a UserError. application, version: what the
-    header of the file must say. synchronous: FULL: a commit is on the disk when it returns; NORMAL: the last commits may be
-    lost by a power cut. Raises UserError, Damaged, StoreFull, Busy.
+    header of the file must say. Raises UserError, Damaged, StoreFull, Busy.
     """
     check_sqlite(apsw.sqlite_lib_version())
     with translated(path):
@@ -120,7 +120,7 @@ def open_database(path, *, create: str = "", application: int = APPLICATION, ver
             if db.reserve_bytes() != CHECKSUM:  # this byte of the header says whether there are checksums, so it has none
                 raise Damaged(f"{path}: its pages have no checksums; {CHECK}")
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, False)
-            db.pragma("synchronous", synchronous)
+            db.pragma("synchronous", "FULL")
             db.pragma("foreign_keys", True)
             db.pragma("trusted_schema", False)
             db.pragma("cell_size_check", True)
@@ -201,6 +201,17 @@ def translated(path):
         raise Damaged(f"{path}: damaged (a text that is no UTF-8); {CHECK}") from None
     except apsw.SQLError as error:  # a table of ours is not there, or not as we made it
         raise Damaged(f"{path}: damaged ({first_line(error)}); {CHECK}") from None
+
+
+@contextlib.contextmanager
+def full_disk(path):
+    """What the system says of files below `path`, as ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StoreFull(f"{path}: no room on the disk; make room, or choose another disk") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check its permissions") from None
 
 
 def check_sqlite(version: str) -> None:

@@ -416,8 +416,7 @@ class TrafficFile:
         if inode != self._inode:  # deleted, or made anew by another process
             self._close()
         if self._db is None:
-            self._db = open_database(self.path, create=TABLES, application=APPLICATION, version=VERSION,
-                                     synchronous="NORMAL")
+            self._db = open_database(self.path, create=TABLES, application=APPLICATION, version=VERSION)
             self._db.set_busy_timeout(WAITS)
             self._inode = os.stat(self.path).st_ino
         return self._db

@@ -10,6 +10,8 @@ import functools
 import itertools
 import os
 import struct
+import threading
+import time
 import zlib
 
 import apsw
@@ -32,6 +34,8 @@ class VerifiedLogs(apsw.VFS):
 
     Checksums of rows would not do: a flipped bit in a page of an index, or in a page's list of rows, makes rows vanish. Nor
     would it do to verify what a log has grown by: SQLite reads pages from the file again after each commit.
+
+    apsw holds Python's lock while it calls `base`. What takes long is done here, so that other threads run meanwhile.
     """
 
     def __init__(self, name: str, base: str):
@@ -39,7 +43,46 @@ class VerifiedLogs(apsw.VFS):
         self._base = base
 
     def xOpen(self, name, flags):
-        return (_Log if flags[0] & apsw.SQLITE_OPEN_WAL else apsw.VFSFile)(self._base, name, flags)
+        kind = (_Log if flags[0] & apsw.SQLITE_OPEN_WAL else _Database if flags[0] & apsw.SQLITE_OPEN_MAIN_DB else
+                apsw.VFSFile)
+        return kind(self._base, name, flags)
+
+    def xSleep(self, microseconds):
+        """While another process writes."""
+        time.sleep(microseconds / 1e6)
+        return microseconds
+
+
+class _Database(apsw.VFSFile):
+    """All connections of a process share a descriptor, to see to it that a database is on the disk. The last one closes it:
+    to close any descriptor of a file ends all locks that the process has on it."""
+    _shared, _sharing = {}, threading.Lock()  # {(device, inode): [descriptor, number of connections]}
+
+    def __init__(self, base, name, flags):
+        super().__init__(base, name, flags)
+        try:
+            status = os.stat(name.filename())
+            self._key = status.st_dev, status.st_ino
+            with self._sharing:
+                if self._key not in self._shared:
+                    self._shared[self._key] = [os.open(name.filename(), os.O_RDONLY), 0]
+                self._shared[self._key][1] += 1
+        except OSError as error:
+            raise apsw.CantOpenError(str(error)) from None
+
+    def xSync(self, flags):
+        with contextlib.suppress(OSError):
+            os.fsync(self._shared[self._key][0])
+        super().xSync(flags)  # has little left to do, and says what is wrong
+
+    def xClose(self):
+        try:
+            super().xClose()
+        finally:
+            with self._sharing:
+                self._shared[self._key][1] -= 1
+                if not self._shared[self._key][1]:
+                    os.close(self._shared.pop(self._key)[0])
 
 
 class _Log(apsw.VFSFile):
@@ -52,6 +95,15 @@ class _Log(apsw.VFSFile):
         self._sealed = None  # place of the page that belongs to the checksum which was written last
         self._unsealed = {}  # {place: CRC} of pages without one, until their transaction ends
         self._sums = None  # those of the frame before, while frames get new ones
+
+    def xSync(self, flags):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, os.O_RDONLY)  # there is no lock on a log that closing it would end
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        super().xSync(flags)
 
     def xWrite(self, data, offset):
         if len(data) == FRAME:
