@@ -63,7 +63,7 @@ def export(item: Export, path: Path, metadata: dict) -> float:
         if not all(out.isfinite().all() for out in _outputs(network, item.example(1, np.random.default_rng(0)))):
             raise UserError(f"{path}: not written, the network's outputs are not finite; its training has diverged")
     proto = _to_onnx(network, item)
-    if metadata.get("task") == "finder":  # the one network that runs for every photo, and gains most
+    if metadata.get("task") == "finder":  # the one network with GroupNorms that runs for every photo
         proto = streamlined(proto)
     if metadata["precision"] == "fp16":
         proto = half_weights(proto)
