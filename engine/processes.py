@@ -39,9 +39,10 @@ def map_processes(make: Callable, jobs: Sequence, processes: int, way_out: str) 
         for _ in range(min(processes, len(jobs))):
             ours, theirs = context.Pipe()
             pipes.append(ours)
-            started.append(context.Process(target=_work, args=(theirs, make), daemon=True))
+            process = context.Process(target=_work, args=(theirs, make), daemon=True)
             with _interrupts_ignored():
-                started[-1].start()
+                process.start()
+            started.append(process)
             theirs.close()
         for pipe in pipes:
             give(pipe)

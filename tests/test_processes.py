@@ -3,6 +3,7 @@ import functools
 import multiprocessing
 import os
 import signal
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_a_process_that_dies_or_fails_ends_the_work(function, kind, says):
             done.append(number)
     assert not multiprocessing.active_children() and len(done) < 50
     assert kind is UserError or "in function" in str(error.value.__cause__)  # where in the other process
+
+
+def test_a_process_that_cannot_start_ends_those_that_have(monkeypatch):
+    start, left = SpawnProcess.start, iter(range(1))
+
+    def refuse(process):
+        if next(left, None) is None:
+            raise BlockingIOError(11, "no more processes")
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", refuse)
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        list(map_processes(make, range(9), 3, WAY_OUT))
+    assert not multiprocessing.active_children()
 
 
 def test_who_stops_listening_ends_the_processes():
