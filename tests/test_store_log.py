@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from inference.registry import Registry, Store, wal
+from inference.registry import Registry, Store, layer
 from inference.registry.check import check
 from inference.registry.errors import Busy, Damaged
 from inference.registry.schema import VERSION, open_database, transaction
@@ -231,7 +231,7 @@ def test_who_closes_a_connection_ends_no_lock_of_another_one(store):
     status = os.stat(store.database)
     store.close()
     assert Worker(_is_locked, store.database).end() == [False]
-    assert (status.st_dev, status.st_ino) not in wal._Database._shared
+    assert (status.st_dev, status.st_ino) not in layer._Database._shared
 
 
 def test_while_another_process_writes_other_threads_run(store, monkeypatch):
@@ -247,7 +247,7 @@ def test_while_another_process_writes_other_threads_run(store, monkeypatch):
             db.execute("UPDATE collection SET margin = 0.1")
 
     with opened(store.path) as other, other.store.write():
-        monkeypatch.setattr(wal.time, "sleep", sleep)
+        monkeypatch.setattr(layer.time, "sleep", sleep)
         writer = threading.Thread(target=write)
         writer.start()
         assert asleep.wait(20)

@@ -254,7 +254,14 @@ def test_more_files_than_an_export_has_are_refused(new, tmp_path, monkeypatch):
     refused(new(), archive(tmp_path, members=[(f"types/t/{n}.png", b"") for n in range(120)]), "files, more than the limit")
     refused(new(), archive(tmp_path, lines=[line()] * 60), "line 51: too many lines")
     monkeypatch.setattr(transfer, "MAX_NAMES", 1000)
-    refused(new(), archive(tmp_path, members=[(f"types/t/{n}.png", b"") for n in range(120)]), "a directory of")
+    path = archive(tmp_path, members=[(f"types/t/{n}.png", b"") for n in range(120)])
+    refused(new(), path, "a directory of")
+    data = path.read_bytes()  # its size in the record of ZIP64 too, and a small one in that of plain ZIP
+    count, size, offset = struct.unpack_from("<HII", data, len(data) - 12)
+    path.write_bytes(data[:-22] + struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+                     + struct.pack("<4sIQI", b"PK\6\7", 0, len(data) - 22, 1) + data[-22:-10]
+                     + struct.pack("<IIH", 500, offset, 0))
+    refused(new(), path, "a directory of")
 
 
 def test_an_export_that_nobody_could_import_is_not_written(filled, tmp_path, monkeypatch):

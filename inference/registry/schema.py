@@ -2,7 +2,7 @@
 
 SQLite comes with `apsw`, whatever Python was built with: releases 3.7.0 to 3.51.2 can corrupt a database in WAL mode
 (https://sqlite.org/wal.html#walresetbug). Every page carries a checksum (https://sqlite.org/cksumvfs.html), and what is read
-from the log is verified (wal.py): a flipped bit on the disk is an error and never an answer. Times are seconds since 1970.
+from the log is verified (layer.py): a flipped bit on the disk is an error and never an answer. Times are seconds since 1970.
 """
 import contextlib
 import errno
@@ -14,7 +14,7 @@ import apsw
 
 from ..errors import UserError, first_line
 from .errors import Busy, Damaged, StoreFull
-from .wal import LogDamaged, VerifiedLogs
+from .layer import LogDamaged, VerifiedLogs
 
 LEAST_SQLITE = "3.51.3"
 APPLICATION = 0x444D5247  # "DMRG", in the header of registry.sqlite

@@ -161,22 +161,24 @@ def _of_folder(folder):
                     lambda path=path: read_bytes(path))
 
 
+class _Bounded:
+    """A file of which nobody reads more than MAX_NAMES at once. `zipfile` reads the list of names as a whole, and its size
+    may stand in either of two places."""
+
+    def __init__(self, name, file):
+        self._name, self._file = name, file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size=-1):
+        if size > MAX_NAMES:
+            raise UserError(f"{self._name}: a directory of {size:,} bytes, more than the limit of {MAX_NAMES:,}; {CHECKED}")
+        return self._file.read(size)
+
+
 def _opened(name, file):
     """A ZipFile whose list of names is of a bounded size, and which holds nothing but plain files with plain names."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - (1 << 16) - 22))
-    tail = file.read()
-    # The end of the directory, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.16
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) < at + 22:
-        raise zipfile.BadZipFile("it has no directory")
-    directory, = struct.unpack_from("<I", tail, at + 12)
-    if directory == 0xFFFFFFFF and (more := tail.rfind(b"PK\6\6", 0, at)) >= 0 and len(tail) >= more + 48:
-        directory, = struct.unpack_from("<Q", tail, more + 40)
-    if directory > MAX_NAMES:
-        raise UserError(f"{name}: a directory of {directory:,} bytes, more than the limit of {MAX_NAMES:,}; {CHECKED}")
-    file.seek(0)
-    archive = zipfile.ZipFile(file)
+    archive = zipfile.ZipFile(_Bounded(name, file))
     try:
         seen, total = set(), 0
         for info in archive.infolist():

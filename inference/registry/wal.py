@@ -1,153 +1,17 @@
-"""The write-ahead log of SQLite: verified wherever it is read; a damaged one is noticed, and read all the same.
-
-SQLite looks at the checksums of a log in one case alone: when it recovers the log after a crash. There it takes the first
-bad one for the end, as after a power cut: one flipped bit, and all commits behind it are gone without a word. What a running
-process reads from the log it believes, and a checkpoint copies it into the database with a page checksum that fits. Here
-both are noticed. https://sqlite.org/fileformat2.html#the_write_ahead_log
+"""The write-ahead log of SQLite: a damaged one is noticed, and read all the same.
+https://sqlite.org/fileformat2.html#the_write_ahead_log
 """
-import contextlib
 import functools
 import itertools
 import os
 import struct
-import threading
-import time
-import zlib
 
-import apsw
 import numpy as np
 
 MAGIC = 0x377F0682, 0x377F0683  # words little endian, big endian
 HEAD, FRAME = 32, 24  # bytes before all frames, and before the page of each
 SUMS = 8  # bytes of a checksum: the last ones of the head, and of what is before each page
 DAMAGED = "its write-ahead log is damaged"
-
-
-class LogDamaged(apsw.IOError):
-    """Something in a log has not the checksum that it was written with."""
-    extendedresult = apsw.SQLITE_IOERR_DATA
-
-
-class VerifiedLogs(apsw.VFS):
-    """The file layer `base` under the name `name`, where each page of a log is verified each time that it is read, by
-    readers, writers and checkpoints alike: 7 us a page.
-
-    Checksums of rows would not do: a flipped bit in a page of an index, or in a page's list of rows, makes rows vanish. Nor
-    would it do to verify what a log has grown by: SQLite reads pages from the file again after each commit.
-
-    apsw holds Python's lock while it calls `base`. What takes long is done here, so that other threads run meanwhile.
-    """
-
-    def __init__(self, name: str, base: str):
-        super().__init__(name, base)
-        self._base = base
-
-    def xOpen(self, name, flags):
-        kind = (_Log if flags[0] & apsw.SQLITE_OPEN_WAL else _Database if flags[0] & apsw.SQLITE_OPEN_MAIN_DB else
-                apsw.VFSFile)
-        return kind(self._base, name, flags)
-
-    def xSleep(self, microseconds):
-        """While another process writes."""
-        time.sleep(microseconds / 1e6)
-        return microseconds
-
-
-class _Database(apsw.VFSFile):
-    """All connections of a process share a descriptor, to see to it that a database is on the disk. The last one closes it:
-    to close any descriptor of a file ends all locks that the process has on it."""
-    _shared, _sharing = {}, threading.Lock()  # {(device, inode): [descriptor, number of connections]}
-
-    def __init__(self, base, name, flags):
-        super().__init__(base, name, flags)
-        try:
-            status = os.stat(name.filename())
-            self._key = status.st_dev, status.st_ino
-            with self._sharing:
-                if self._key not in self._shared:
-                    self._shared[self._key] = [os.open(name.filename(), os.O_RDONLY), 0]
-                self._shared[self._key][1] += 1
-        except OSError as error:
-            raise apsw.CantOpenError(str(error)) from None
-
-    def xSync(self, flags):
-        with contextlib.suppress(OSError):
-            os.fsync(self._shared[self._key][0])
-        super().xSync(flags)  # has little left to do, and says what is wrong
-
-    def xClose(self):
-        try:
-            super().xClose()
-        finally:
-            with self._sharing:
-                self._shared[self._key][1] -= 1
-                if not self._shared[self._key][1]:
-                    os.close(self._shared.pop(self._key)[0])
-
-
-class _Log(apsw.VFSFile):
-    """SQLite reads from a log: its head, when it recovers it; a page; the checksum of a frame, 8 bytes, and then the frames
-    behind it as a whole, when it gives a new checksum to pages that one large transaction has written twice."""
-
-    def __init__(self, base, name, flags):
-        super().__init__(base, name, flags)
-        self._path = os.fspath(name)
-        self._sealed = None  # place of the page that belongs to the checksum which was written last
-        self._unsealed = {}  # {place: CRC} of pages without one, until their transaction ends
-        self._sums = None  # those of the frame before, while frames get new ones
-
-    def xSync(self, flags):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._path, os.O_RDONLY)  # there is no lock on a log that closing it would end
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        super().xSync(flags)
-
-    def xWrite(self, data, offset):
-        if len(data) == FRAME:
-            self._sealed = offset + FRAME if any(data[16:]) else None
-            self._unsealed.pop(offset + FRAME, None)
-        elif _is_page(len(data)):
-            if offset != self._sealed:
-                self._unsealed[offset] = zlib.crc32(data)
-            self._sealed = None  # it may be written again
-        super().xWrite(data, offset)
-
-    def xRead(self, amount, offset):
-        data = super().xRead(amount, offset)
-        if amount == HEAD:
-            self._sums = None
-            if damage := wal_damage(self._path):
-                raise LogDamaged(damage)
-        elif amount == SUMS:
-            self._sums = _words(data, ">u4")
-        elif len(data) < amount:
-            pass  # the end of the file, which SQLite notices
-        elif _is_page(amount):
-            before = offset - FRAME - SUMS - (amount if offset > HEAD + FRAME else 0)
-            if not self._is_whole(super().xRead(FRAME, offset - FRAME), data, offset,
-                                  _words(super().xRead(SUMS, before), ">u4")):
-                # Without the checksum of its head nobody recovers the log: in its last commit damage would look like a power
-                # cut, and a part of that commit may be in the database since a checkpoint came upon the damage.
-                with contextlib.suppress(apsw.Error):
-                    super().xWrite(bytes(SUMS), HEAD - SUMS)
-                raise LogDamaged(DAMAGED)
-        elif self._sums:
-            if not self._is_whole(data[:FRAME], data[FRAME:], offset + FRAME, self._sums):
-                raise LogDamaged(DAMAGED)  # by this the transaction fails, and nothing of it counts
-            self._sums = _words(data[16:FRAME], ">u4")
-        return data
-
-    def _is_whole(self, frame, page, offset, before):
-        order = "<u4" if super().xRead(4, 0)[3] == MAGIC[0] & 255 else ">u4"
-        return (_sum(frame[:8] + page, order, before) == _words(frame[16:], ">u4")
-                or self._unsealed.get(offset) == zlib.crc32(page))
-
-
-def _is_page(size):
-    return size >= 512 and size & size - 1 == 0
 
 
 def wal_damage(path) -> str | None:
@@ -172,15 +36,15 @@ def _unread(path):
             if len(head) < HEAD or not any(head):  # nothing was ever committed to it
                 return None
             page, salts, order = _head(head)
-            sums = _sum(head[:24], order)
-            if page is None or _words(head[24:], ">u4") != sums:
+            sums = checksum(head[:24], order)
+            if page is None or words_of(head[24:], ">u4") != sums:
                 return 0, b""
             damaged, flipped, commit = None, False, False  # whether there was a commit from the damage on
             while len(frame := file.read(FRAME + page)) == FRAME + page:
                 ours = frame[8:16] == salts
                 if damaged is None:
-                    content, stored, before = frame[:8] + frame[FRAME:], _words(frame[16:FRAME], ">u4"), sums
-                    sums = _sum(content, order, before)
+                    content, stored, before = frame[:8] + frame[FRAME:], words_of(frame[16:FRAME], ">u4"), sums
+                    sums = checksum(content, order, before)
                     if ours and stored == sums:
                         continue
                     damaged = file.tell() - FRAME - page
@@ -209,9 +73,9 @@ def replay(log, database) -> tuple[int, int]:
         if len(head) < HEAD:
             return 0, 0
         # What the first checksum goes on from: as it is written and, should that be what is damaged, as it must have been.
-        before = [_words(head[24:], ">u4")]
+        before = [words_of(head[24:], ">u4")]
         for order in ("<u4", ">u4"):
-            before.append(_sum(head[:24], order))
+            before.append(checksum(head[:24], order))
             head = (_flipped_back(head[:24], order, [(0, 0)], before[0]) or head[:24]) + head[24:]
         page, salts, order = _head(head)
         page = page or 4096
@@ -222,10 +86,10 @@ def replay(log, database) -> tuple[int, int]:
         file.seek(HEAD)
         for (content, stored), (following, its) in itertools.pairwise(
                 itertools.chain(_frames(file, page, salts), [(b"", None)])):
-            sums = [_sum(content, order, start) for start in before]
+            sums = [checksum(content, order, start) for start in before]
             if stored in sums:
                 whole, before = content, [stored]
-            elif its in [_sum(following, order, start) for start in sums if following]:
+            elif its in [checksum(following, order, start) for start in sums if following]:
                 whole, before = content, sums  # it is the checksum that is damaged
             else:
                 whole, before = _flipped_back(content, order, before, stored), [stored]
@@ -243,7 +107,7 @@ def replay(log, database) -> tuple[int, int]:
 
 def _write(database, number, rows, fine):
     """The page `number`, all but its own checksum, and that checksum: a wrong one where the page is not `fine`."""
-    s0, s1 = _sum(rows, "<u4")
+    s0, s1 = checksum(rows, "<u4")
     database.seek((number - 1) * (len(rows) + 8))
     database.write(rows + struct.pack("<2I", s0 ^ (not fine), s1))
 
@@ -251,7 +115,7 @@ def _write(database, number, rows, fine):
 def _frames(file, page, salts):
     """Yield what is summed up of each frame, and its checksum; until what is from before the log began anew."""
     while len(frame := file.read(FRAME + page)) == FRAME + page and _bits(frame[8:16], salts) <= 1:
-        yield frame[:8] + frame[FRAME:], _words(frame[16:FRAME], ">u4")
+        yield frame[:8] + frame[FRAME:], words_of(frame[16:FRAME], ">u4")
 
 
 def _flipped_back(content, order, starts, stored):
@@ -271,7 +135,7 @@ def _flips(content, order, start, stored):
     bits of many words add the same."""
     words, bits = np.frombuffer(content, order).astype(np.uint32), np.uint32(1) << np.arange(32, dtype=np.uint32)[:, None]
     change = np.where(words & bits, -bits, bits)  # [32, words]: what flipping a bit adds to its word
-    s0, s1 = (np.uint32(there - here & 0xFFFFFFFF) for there, here in zip(stored, _sum(content, order, start)))
+    s0, s1 = (np.uint32(there - here & 0xFFFFFFFF) for there, here in zip(stored, checksum(content, order, start)))
     weights = _weights(len(words))
     return np.argwhere((change * weights[0] == s0) & (change * weights[1] == s1))
 
@@ -283,8 +147,8 @@ def page_is_whole(path) -> bool:
     size = int.from_bytes(page[16:18], "big")
     size = 65536 if size == 1 else size
     page = page[:size]
-    return (len(page) == size >= 512 and size % 8 == 0 and _sum(page[:-8], "<u4")
-            == _words(page[-8:], "<u4"))
+    return (len(page) == size >= 512 and size % 8 == 0 and checksum(page[:-8], "<u4")
+            == words_of(page[-8:], "<u4"))
 
 
 def _head(head):
@@ -294,7 +158,7 @@ def _head(head):
     return page if fine else None, head[16:24], ">u4" if magic == MAGIC[1] else "<u4"
 
 
-def _sum(content, order, start=(0, 0)):
+def checksum(content, order, start=(0, 0)):
     """SQLite's checksum of an even number of words: for each pair s0 += x0 + s1, s1 += x1 + s0. That is linear: what each
     word adds to the end is a Fibonacci number, modulo 2^32, of how far away the end is."""
     words = np.frombuffer(content, order)
@@ -313,7 +177,7 @@ def _weights(count):
     return np.array([numbers[count - 1::-1], numbers[count:0:-1]], np.uint32)
 
 
-def _words(content, order):
+def words_of(content, order):
     return tuple(np.frombuffer(content, order).tolist())
 
 
