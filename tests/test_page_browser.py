@@ -1,22 +1,21 @@
 """The page in a real browser against the real server: what people do with it."""
 import base64
 import contextlib
+import itertools
 import json
 import re
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import cv2
 import numpy as np
 import pytest
 
+from inference.registry import Registry
 from tests.helpers import browser
 from tests.helpers.models import write_model
 from tests.helpers.programs import ROOT
+from tests.helpers.servers import Server
+from tests.helpers.serving import request
 
 PAGE = ROOT / "inference" / "server" / "page"
 SCRIPTS = {path.name: path.read_text() for path in sorted(PAGE.glob("*.js"))}
@@ -27,7 +26,8 @@ TICKET_PHOTO = PHOTOS / "ticket_1000004.jpg"                    # another ticket
 FOREIGN_PHOTO = PHOTOS / "never_registered_form_1000023.jpg"    # of a type that is in no folder of references
 VIEWS = ("register", "classify", "review", "types", "types/unknown", "types/history", "threshold", "models")
 NAMES = {"DocMetric", "ONNX", "onnx", "export", "docmetric", "ACME", "keep", "unknown"}  # the same in every language
-PATIENCE = 10  # seconds for anything that the page is waited for
+CONTROLS = {"button", "link", "textbox", "searchbox", "combobox", "checkbox", "slider", "DisclosureTriangle"}  # of Chromium
+PATIENCE = 30  # seconds for anything that the page is waited for
 
 needs_browser = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
@@ -109,38 +109,23 @@ def test_colors_reach_the_contrast_of_wcag_aa():
 
 # ---- the server and the browser ----
 
-class Server:
+def serve(folder):
     """`python -m inference.server` on a new store."""
+    Registry.open(folder / "store", create=True).close()
+    return Server(folder / "store", "--keep-unknown", "1d")
 
-    def __init__(self, store):
-        from inference.registry import Registry
-        Registry.open(store, create=True).close()
-        command = ["-m", "inference.server", str(store), "--port", "0", "--workers", "1", "--keep-unknown", "1d"]
-        self._process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        self.url = re.search(r"http://[^\s,]+", self._process.stdout.readline())[0].rstrip("/")
 
-    def stop(self):
-        self._process.terminate()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-    def call(self, method, path, body=None, key=None, **query):
-        """The answer's JSON. body: a file's bytes, or a JSON value."""
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        headers = {"Content-Type": "image/jpeg" if isinstance(body, bytes) else "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        url = f"{self.url}/v1{path}?{urllib.parse.urlencode(query)}"
-        request = urllib.request.Request(url, data, headers, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.loads(answer.read() or "null")
+def call(server, method, path, body=None, **more):
+    """The answer's JSON; the arguments are those of `request`."""
+    answer = request(server.url, method, f"/v1{path}", body, **more)
+    assert answer.status < 300, answer.content
+    return answer.json
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("page") / "store")
-    yield server
-    server.stop()
+    with serve(tmp_path_factory.mktemp("page")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +133,34 @@ def driver(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     camera = browser.camera_file(folder / "camera.mjpeg", cv2.imread(str(TICKET)))
     driver = browser.start(folder / "profile", camera)
+    driver.set_script_timeout(2 * PATIENCE)
     browser.requests(driver)  # those of the browser's first tab
     yield driver
     driver.quit()
+
+
+# Waits, in the browser, for the first visible element with a text in it; with `ready`, for one that is not disabled, and is
+# then brought to the middle of the window. null: it has not come.
+FIND = """const [selector, text, ready, patience, done] = arguments, end = Date.now() + 1000 * patience;
+    (function look() {
+        const found = [...document.querySelectorAll(selector)].find(one =>
+            one.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) && !(ready && one.disabled)
+            && (text === null || one.innerText.includes(text)));
+        if (!found && Date.now() < end) return setTimeout(look, 20);
+        if (ready) found?.scrollIntoView({block: "center"});
+        done(found ?? null);
+    })()"""
+
+
+FETCH = "const real = window.fetch; window.fetch = async (...request) => { %s; return real(...request); }"
 
 
 class Page:
     """The page in a collection of its own."""
 
     def __init__(self, driver, server, collection):
-        self.driver, self.server, self.collection = driver, server, collection
-        server.call("POST", "/collections", {"name": collection})
+        self.driver, self.server, self.collection, self.visits = driver, server, collection, itertools.count()
+        call(server, "POST", "/collections", {"name": collection})
         driver.get(f"{server.url}/")
         driver.execute_script("sessionStorage.clear(); localStorage.clear();"
                               "sessionStorage.setItem('docmetric.collection', arguments[0])", collection)
@@ -166,20 +168,21 @@ class Page:
         self.hosts = {server.url}
 
     def api(self, method, path, body=None, **query):
-        return self.server.call(method, f"/collections/{self.collection}/{path}".rstrip("/"), body, **query)
+        return call(self.server, method, f"/collections/{self.collection}/{path}", body, **query)
 
     def register(self, image, label):
         return self.api("POST", "references", image.read_bytes(), label=label, force="true")
 
     def open(self, view):
-        self.driver.get(f"{self.server.url}/#{view}")
-        self.driver.refresh()
+        self.driver.get(f"{self.server.url}/?{next(self.visits)}#{view}")  # another query: it is loaded anew
         self.find("main h1")
 
     def go(self, view):
         """As a click on a link does, and wait until all is there."""
-        self.driver.execute_script("location.hash = arguments[0]", view)
-        self.find(f"nav.views [data-view={view.partition('/')[0]}][aria-current]")
+        self.driver.execute_async_script("""const [view, done] = arguments;
+            if (location.hash === `#${view}`) return done();
+            addEventListener("hashchange", () => done(), {once: true});  // the page's own listener comes first
+            location.hash = view""", view)
         self.until(lambda: self.all("html[data-requests='0'] main h1"), f"all of {view}")
 
     def all(self, selector):
@@ -193,22 +196,22 @@ class Page:
             with contextlib.suppress(StaleElementReferenceException):
                 if found := condition():
                     return found
-            time.sleep(0.03)
-        raise AssertionError(f"{what}: did not come; {browser.console(self.driver)}\n{self.find('body').text[:1500]}")
+            time.sleep(0.02)
+        self.missing(what)
 
-    def find(self, selector, text=None):
-        """The first visible element, with this text in it."""
-        return self.until(lambda: next((one for one in self.all(selector) if one.is_displayed()
-                                        and (text is None or text in one.text)), None), f"{selector} {text or ''}")
+    def missing(self, what):
+        text = self.driver.execute_script("return document.body.innerText")
+        pytest.fail(f"{what}: did not come; {browser.console(self.driver)}\n{text[:1500]}")
+
+    def find(self, selector, text=None, ready=False):
+        found = self.driver.execute_async_script(FIND, selector, text, ready, PATIENCE)
+        return found or self.missing(f"{selector} {text or ''}")
 
     def test(self, name, text=None):
         return self.find(f"[data-test={name}]", text)
 
     def click(self, selector, text=None):
-        self.find(selector, text)
-        element = self.until(lambda: (one := self.find(selector, text)).is_enabled() and one, f"{selector} to be enabled")
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        self.find(selector, text, ready=True).click()
 
     def give(self, *files):
         """Choose files, as the file dialog does."""
@@ -304,9 +307,8 @@ def test_a_photo_of_the_camera_is_registered_with_the_found_corners(page):
 
 def drawn_quad(page):
     """The corners that the page shows, float64 [4, 2], once the finder's have come: pixels of the image."""
-    path = page.until(lambda: (found := page.all(".stage .outline")) and found[0].get_attribute("d"), "the outline")
-    page.until(lambda: not page.all("form[aria-busy]"), "the end of the inspection")
-    path = page.all(".stage .outline")[0].get_attribute("d")
+    path = page.until(lambda: page.driver.execute_script("""return document.querySelector("form[aria-busy]") ? null
+        : document.querySelector(".stage .outline")?.getAttribute("d")"""), "the outline, and the end of the inspection")
     return np.array(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", path), float).reshape(4, 2)
 
 
@@ -398,6 +400,23 @@ def test_images_of_several_types_are_registered_one_after_the_other_and_none_is_
     page.click("[data-test=skip]")
     page.test("summary", "Registered: 2; not registered: 1.")
     assert page.labels() == ["Menu", "Train ticket"]
+
+
+@needs_browser
+def test_an_image_that_is_being_registered_is_not_offered_again_in_another_language(page):
+    page.open("register")
+    page.give(TICKET, MENU)
+    page.name("Train ticket")
+    drawn_quad(page)
+    page.driver.execute_script("window.gate = new Promise(done => { window.open_gate = done; });"
+                               + FETCH % "if (String(request[0]).includes('/references?')) await window.gate")
+    page.click("[data-test=save]")
+    select(page, "language", "zh-Hant")
+    page.find("main h1", CATALOGS["zh-Hant"]["register.title"])
+    page.test("count", TICKET.name)
+    page.driver.execute_script("open_gate()")
+    page.test("count", MENU.name)
+    assert page.labels() == ["Train ticket"]
 
 
 @needs_browser
@@ -641,6 +660,12 @@ def test_types_are_searched_renamed_merged_removed_and_brought_back(page):
     page.until(lambda: len(page.all("[data-test=references] .tile")) == 2, "the references of both")
     assert page.labels() == ["Menu"]
 
+    page.allowed.add(404)
+    page.click("[data-test=merge]")
+    page.name("Nothing", "dialog [data-test=name]")
+    page.click("dialog .main")
+    page.find(".toast.bad", "Nothing")
+
     page.click("[data-test=remove]")
     page.find(".toast", "Menu")
     page.until(lambda: page.labels() == [], "the removal")
@@ -650,6 +675,15 @@ def test_types_are_searched_renamed_merged_removed_and_brought_back(page):
     page.open("types/history")
     page.click("[data-test=events] li:nth-child(3) button", "Undo")  # of the merge; the removal and its undo came later
     page.until(lambda: page.labels() == ["Boarding pass", "Menu"], "the undo of the merge")
+
+
+@needs_browser
+def test_a_language_that_does_not_come_is_not_shown_as_chosen(page):
+    page.open("types")
+    page.driver.execute_script(FETCH % "if (String(request[0]).includes('/locales/')) throw new TypeError('refused')")
+    select(page, "language", "zh-Hant")
+    page.find(".toast.bad")
+    assert page.test("language").get_property("value") == "en" and page.find("main h1").text == CATALOGS["en"]["types.title"]
 
 
 @needs_browser
@@ -725,10 +759,13 @@ def test_every_view_fits_a_phone_and_every_control_has_a_name(page):
                 page.give(TICKET_PHOTO)
                 drawn_quad(page)
             assert page.driver.execute_script("return document.documentElement.scrollWidth") <= metrics["width"], view
-            controls = [one for one in page.all("button, a, input, select, summary, canvas[role=img]") if one.is_displayed()]
-            assert controls and all(one.accessible_name or one.get_attribute("role") == "img" for one in controls), view
-            small = [one.text for one in page.all("nav.views a, main button") if one.is_displayed()
-                     and one.get_attribute("class") != "link" and min(one.size.values()) < 32]
+            spoken = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+            controls = [one for one in spoken if one.get("role", {}).get("value") in CONTROLS]
+            assert len(controls) > len(VIEWS) and all(one["name"]["value"] for one in controls), view
+            small = page.driver.execute_script("""
+                return [...document.querySelectorAll("nav.views a, main button:not(.link)")]
+                    .map(one => [one.textContent, one.offsetWidth, one.offsetHeight])
+                    .filter(([, width, height]) => width && Math.min(width, height) < 32)""")
             assert not small, (view, small)  # a finger must hit it
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -746,9 +783,6 @@ def test_what_is_no_image_is_refused_in_plain_words(page, tmp_path):
     page.click(".result details.detail summary")
     assert said.is_displayed() and said.text
     assert not page.all("[data-test=again]")  # the same file would be refused again
-
-
-FETCH = "const real = window.fetch; window.fetch = async (...request) => { %s; return real(...request); }"
 
 
 @needs_browser
@@ -814,10 +848,9 @@ def test_the_page_is_used_by_keys_alone(page):
 @needs_browser
 def test_a_server_with_keys_asks_for_one_once(page, driver, tmp_path):
     page.allowed.add(401)
-    server = Server(tmp_path / "store")
-    page.hosts.add(server.url)
-    try:
-        key = server.call("POST", "/keys", {"name": "page", "scopes": ["classify", "read", "write", "admin"]})["key"]
+    with serve(tmp_path) as server:
+        page.hosts.add(server.url)
+        key = call(server, "POST", "/keys", {"name": "page", "scopes": ["classify", "read", "write", "admin"]})["key"]
         driver.get(f"{server.url}/#types")
         driver.refresh()
         page.name("dm_1_wrong", "[data-test=key]")
@@ -830,11 +863,9 @@ def test_a_server_with_keys_asks_for_one_once(page, driver, tmp_path):
         page.find(".empty")  # it is kept for the tab
         assert not page.all("dialog")
         assert driver.execute_script("return JSON.stringify(localStorage)").find(key) == -1
-        server.call("POST", "/collections/default/references", TICKET.read_bytes(), key=key, label="Locked", force="true")
+        call(server, "POST", "/collections/default/references", TICKET.read_bytes(), key=key, label="Locked", force="true")
         driver.refresh()
         page.find("[data-test=types] .tile", "Locked")
         canvas = "[data-test=types] canvas"
         page.until(lambda: page.all(canvas)[0].get_property("width") > 4, "an image, which was asked for with the key")
-    finally:
-        server.stop()
         driver.get("about:blank")

@@ -27,9 +27,14 @@ function frame() {
 
 function languages() {
   const choice = h("select", {"aria-label": t("app.language"), "data-test": "language", onchange: async () => {
-    await speak(choice.value, true);
+    try {
+      await speak(choice.value, true);
+    } catch (error) {
+      choice.value = language;
+      return failed(error);
+    }
     await start();
-    body.querySelector("[data-test=language]").focus();  // a new one stands in its place
+    return body.querySelector("[data-test=language]").focus();  // a new one stands in its place
   }}, Object.entries(LANGUAGES).map(([tag, name]) => h("option", {value: tag, lang: tag, selected: tag === language}, name)));
   return h("span.select", {}, icon("language"), choice);
 }

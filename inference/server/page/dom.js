@@ -24,11 +24,10 @@ function fill(element, name, properties, children) {
     else if (typeof value === "boolean" && !key.startsWith("aria-")) element.toggleAttribute(key, value);
     else element.setAttribute(key, value);
   }
-  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
-  return element;
+  return put(element, children);
 }
 
-/** Replaces what is in `element`. */
+/** Replaces what is in `element`; null, undefined and false are nothing. */
 export function put(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
   return element;

@@ -26,7 +26,7 @@ export async function bitmap(blob) {
 }
 
 /** Draws pixels on a canvas of at most `side`. */
-export function draw(canvas, pixels, side = LARGEST) {
+function draw(canvas, pixels, side = LARGEST) {
   const scale = Math.min(1, side / Math.max(pixels.width, pixels.height));
   canvas.width = Math.max(1, Math.round(pixels.width * scale));
   canvas.height = Math.max(1, Math.round(pixels.height * scale));

@@ -12,7 +12,7 @@ const queue = [], finished = [];
 let batch = {registered: 0, skipped: 0};  // what became of the images since the queue was last empty
 let hint = "";  // the name to begin with: that of the type the reader comes from
 let last = "";  // the name of the last registration: offered, not filled in, since the next image is mostly of another type
-let screen = null;  // {next, list} of the view that is shown
+let screen = null;  // {next, list} of the view that is shown; that in which something began may have been left meanwhile
 
 export function registerFor(label) {
   hint = label;
@@ -47,8 +47,9 @@ export function view(root) {
       return;
     }
     put(summary);
-    if (current.pixels === undefined) current.pixels = await bitmap(current.file);
-    if (!gone) show(current);
+    const item = current;
+    if (item.pixels === undefined) item.pixels = await bitmap(item.file);
+    if (!gone && item === current) show(item);
   }
 
   let strip = () => {};
@@ -116,7 +117,7 @@ export function view(root) {
       try {
         const {event, new_type: isNew} = await add(one, label, refused === label);
         done(t(isNew ? "register.new" : "register.added", {label}), [event], () => forget([event]));
-        await next();
+        await screen.next();
       } catch (error) {
         if (error.status === 409 && error.details.findings?.length) judge(error.details.findings, label);
         else failed(error);
@@ -145,7 +146,7 @@ export function view(root) {
       if (failure) failed(failure);
       else if (left) toast(t("register.left", {n: left}), {bad: true});
       else done(t("register.added", {label}), events, () => forget(events));
-      await next();
+      await screen.next();
     }
 
     /** The image is not registered; a wrong click loses neither it nor its corners. */
@@ -182,7 +183,7 @@ export function view(root) {
     finished.length = Math.min(finished.length, 12);
     settle(item, "registered");
     item.pixels?.close();
-    list();
+    screen.list();
     return answer;
   }
 

@@ -105,7 +105,7 @@ export function stage(pixels, name, onchange) {
   }
 
   paint();
-  return {element, width, height, show(next) { quad = next; paint(); }, get quad() { return quad; }};
+  return {element, width, height, show(next) { quad = next; paint(); }};
 }
 
 /** A small image (of `preview`) with its outline, not to be moved. */

@@ -68,27 +68,23 @@ async function one(root, id) {
       done(t("types.renamed", {label}), [event], refresh);
       await refresh();
     } catch (error) {
-      const other = error.status === 409 ? await called(label).catch(() => null) : null;
-      if (other) await mergeInto(type, other.type, label);
+      const other = error.details?.type_id;  // that has this name
+      if (other) await mergeInto(type, other, label);
       else failed(error);
     }
-  }
-
-  /** The type of this name. */
-  async function called(label) {
-    const {items} = await api.get("types", {text: label, limit: 1000});
-    return items.find(other => other.label === label);
   }
 
   async function unite(type) {
     const name = nameField({label: t("types.into")});
     if (!await ask(t("types.merge.title", {label: type.label}), t("types.merge.how"), t("next"), {content: name.element})) return;
+    const label = name.value;
+    if (!label) return;
     try {
-      const target = await called(name.value);
-      if (target) await mergeInto(type, target.type, target.label);
-      else toast(t("types.none", {text: name.value}), {bad: true});
+      const {items: [other]} = await api.get("types", {label});
+      await mergeInto(type, other.type, label);
     } catch (error) {
-      failed(error);
+      if (error.status === 404) toast(t("types.none", {text: label}), {bad: true});
+      else failed(error);
     }
   }
 
