@@ -542,8 +542,8 @@ def _error(status, content, url):
     kind = ERRORS.get(code, RegistryError)
     if not issubclass(kind, RegistryError):
         return kind(detail)
-    error = kind(detail, **details)
-    error.status, error.code = status, code
+    error = kind(detail)
+    error.status, error.code, error.details = status, code, details
     return error
 
 

@@ -413,6 +413,14 @@ def test_what_is_no_registry_is_told_in_one_line(relayed, answer):
     assert client._server.url in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_error_of_another_program_is_one_line_whatever_it_holds(relayed):
+    content = b'{"code": "down", "detail": "no upstream", "message": "x", "self": 1, "details": 2}'
+    client, _ = relayed(b"HTTP/1.1 502 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+    with pytest.raises(RegistryError, match="no upstream") as error:
+        client.labels
+    assert error.value.status == 502 and error.value.details["message"] == "x"
+
+
 def test_silence_ends_after_the_timeout(relayed):
     client, relay = relayed("silence", timeout=.3)
     began = time.monotonic()

@@ -197,8 +197,10 @@ def test_it_says_one_line_when_it_is_ready(store):
     with Server(store, workers=2) as server:
         assert server.line == f"serving {store} on {server.url}\n"
         assert request(server.url, "GET", "/readyz").content == b"ready\n"
+        form = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert request(server.url, "POST", HERE + "/classify", b"no form", headers=form).status == 400
         assert server.end() == 0
-        assert server.process.stdout.read() == "" and server.said() == ""
+        assert server.process.stdout.read() == "" and server.said() == ""  # clients do not fill its log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

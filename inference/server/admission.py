@@ -215,12 +215,7 @@ class _Request:
                 self.hold(size)
             self.status, self._seconds = self._start["status"], time.monotonic() - self.began
             self.leave()
-            await self._write(self._start)
-        await self._write(message)
-
-    async def _write(self, message):
-        if self.paused:
-            await self._until_read()
+            await self._send(self._start)
         await self._send(message)
         if self.paused:
             await self._until_read()
@@ -274,8 +269,8 @@ class _Request:
             headers.append((b"retry-after", str(RETRY_AFTER).encode()))
         if close:
             headers.append((b"connection", b"close"))
-        await self._write({"type": "http.response.start", "status": status, "headers": headers})
-        await self._write({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
 
     def count(self):
         scope, seconds = self.scope, time.monotonic() - self.began if self._seconds is None else self._seconds

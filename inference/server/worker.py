@@ -1,6 +1,7 @@
 """One worker process: the application in uvicorn, and limits on what connections may do."""
 import asyncio
 import gc
+import logging
 import math
 import os
 import signal
@@ -42,6 +43,7 @@ def work(settings: Settings, listener: socket.socket, pipe, counts, place: int) 
     except UserError as error:
         pipe.send(str(error))
         return
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that it cannot read
     threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection need look at it
