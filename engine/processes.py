@@ -19,9 +19,10 @@ def map_processes(make: Callable, jobs: Sequence, processes: int, way_out: str) 
     """(number of the job, function(job)), in the order in which they are ready; `function` is what `make()` returns in each
     process. make, the jobs and the results must be picklable.
 
-    Raises what `make` or `function` raises, and UserError with `way_out` when a process dies. The processes outlive neither
-    the iterator nor this process, even if it is killed, and leave Ctrl-C to it. Each has a pipe of its own, and they share
-    no queue: whoever is killed at whatever moment, the other end of its pipe is closed, and nobody waits for ever.
+    Raises what `make` or `function` raises, and UserError with `way_out` when a process cannot start or dies. The processes
+    outlive neither the iterator nor this process, even if it is killed, and leave Ctrl-C to it. Each has a pipe of its own,
+    and they share no queue: whoever is killed at whatever moment, the other end of its pipe is closed, and nobody waits for
+    ever.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of threads, such as OpenCV's
     rest, pipes, started, under_way = enumerate(jobs), [], [], {}  # under_way: {our end of a pipe: number of the job}
@@ -40,8 +41,11 @@ def map_processes(make: Callable, jobs: Sequence, processes: int, way_out: str) 
             ours, theirs = context.Pipe()
             pipes.append(ours)
             process = context.Process(target=_work, args=(theirs, make), daemon=True)
-            with _interrupts_ignored():
-                process.start()
+            try:
+                with _interrupts_ignored():
+                    process.start()
+            except OSError as error:
+                raise UserError(f"a worker process cannot start ({error.strerror}); {way_out}") from None
             started.append(process)
             theirs.close()
         for pipe in pipes:

@@ -57,7 +57,7 @@ def test_a_process_that_cannot_start_ends_those_that_have(monkeypatch):
         start(process)
 
     monkeypatch.setattr(SpawnProcess, "start", refuse)
-    with pytest.raises(BlockingIOError, match="no more processes"):
+    with pytest.raises(UserError, match=f"cannot start .no more processes.; {WAY_OUT}"):
         list(map_processes(make, range(9), 3, WAY_OUT))
     assert not multiprocessing.active_children()
 
