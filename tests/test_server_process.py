@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from inference.registry import Registry, Store
 from inference.registry.keys import Keys
+from inference.server import serve
 from inference.server import settings as settings_module
 from inference.server.app import create_app
 from inference.server.problems import SECURITY
@@ -149,6 +151,37 @@ def test_a_killed_worker_comes_back_and_the_others_go_on(store):
             return taken >= 2
 
         assert until(takes_connections)
+
+
+def test_a_worker_that_hangs_is_replaced(store):
+    code = "from inference.server import __main__, serve; serve.HUNG = 2.0; __main__.main()"
+    with Server(store, workers=2, program=("-c", code)) as server:
+        hung = server.workers()[0]
+        os.kill(hung, signal.SIGSTOP)
+        assert until(lambda: len(set(server.workers()) - {hung}) == 2)
+        assert "a worker process is gone: it did nothing for 2 s; it is started again\n" in server.said()
+        assert request(server.url, "GET", HERE).status == 200
+
+
+def test_a_pause_of_the_whole_program_is_no_hang(monkeypatch):
+    """Ctrl+Z, or a machine that sleeps. The clock goes on, and the workers' beats could not."""
+    killed, now = [], 0.0
+    monkeypatch.setattr(serve.time, "monotonic", lambda: now)
+    supervisor = serve._Supervisor(Settings("s", workers=1), None, None)
+    supervisor.workers = [SimpleNamespace(ready=True, beat=None, silent=0.0, stop=killed.append)]
+    for _ in range(3):
+        now += 10 * serve.HUNG
+        supervisor._kill_hung()
+    assert killed == []
+    for _ in range(int(2 * serve.HUNG)):  # it beats once in a while
+        now += 1
+        supervisor.beats[0] += int(now) % 10 == 0
+        supervisor._kill_hung()
+    assert killed == []
+    for _ in range(int(serve.HUNG) + 1):
+        now += 1
+        supervisor._kill_hung()
+    assert killed == [signal.SIGKILL]
 
 
 def test_workers_do_not_outlive_the_program(store):

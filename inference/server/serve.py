@@ -26,6 +26,7 @@ BACKLOG = 2048
 SPARE_FILES = 512        # open files of a process beside its connections
 QUICK_DEATH = 10.0       # seconds; a worker that dies sooner after its start is started again later each time
 LONGEST_PAUSE = 30.0
+HUNG = 120.0             # seconds; a worker whose event loop stands still for so long is killed, and started again
 # One thread for each search: there are as many worker processes as cores, and OpenBLAS's threads spin while they wait.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -84,23 +85,24 @@ def _within_file_limit(settings):
     return dataclasses.replace(settings, connections=settings.processes * most)
 
 
-def _work(settings, listener, pipe, counts, place):
+def _work(settings, listener, pipe, counts, beats, place):
     try:
         from .worker import work  # the parent process does without ONNX Runtime and FastAPI
     except ModuleNotFoundError as error:
         return pipe.send(f'the server needs {error.name}: pip install "docmetric[server]"')
-    work(settings, listener, pipe, counts, place)
+    work(settings, listener, pipe, counts, beats, place)
 
 
 class _Worker:
     """A process, and the pipe on which it says that it is ready, or in one line why it cannot start."""
 
-    def __init__(self, settings, listener, counts, place):
+    def __init__(self, settings, listener, counts, beats, place):
         self.pipe, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_work, args=(settings, listener, theirs, counts, place))
+        self.process = SPAWN.Process(target=_work, args=(settings, listener, theirs, counts, beats, place))
         self.process.start()
         theirs.close()
         self.began, self.ready, self.reason = time.monotonic(), False, None
+        self.beat, self.silent = None, 0.0  # its last beat, and for how long there has been no other
 
     def listen(self):
         """Read what it says."""
@@ -123,6 +125,8 @@ class _Supervisor:
         self.starts = [0.0] * settings.processes  # when each may be started
         self.pauses = [0.0] * settings.processes
         self.counts = SPAWN.RawArray("i", [NO_WORKER] * settings.processes)  # of connections
+        self.beats = SPAWN.RawArray("L", settings.processes)  # each worker counts up while its event loop runs
+        self.looked = time.monotonic()
         self.announced = self.stopping = self.hurry = False
 
     def run(self):
@@ -131,6 +135,7 @@ class _Supervisor:
             while not self.stopping:
                 self._start()
                 self._listen()
+                self._kill_hung()
                 self._bury()
         finally:
             self._end()
@@ -143,7 +148,7 @@ class _Supervisor:
     def _start(self):
         for place, worker in enumerate(self.workers):
             if worker is None and time.monotonic() >= self.starts[place]:
-                self.workers[place] = _Worker(self.settings, self.listener, self.counts, place)
+                self.workers[place] = _Worker(self.settings, self.listener, self.counts, self.beats, place)
 
     def _listen(self):
         living = [worker for worker in self.workers if worker]
@@ -155,6 +160,18 @@ class _Supervisor:
             self.announced = True
             say(f"serving {printable(self.settings.store)} on "
                 f"{address_of(self.settings.host, self.listener.getsockname()[1])}", sys.stdout)
+
+    def _kill_hung(self):
+        """Only time in which this process runs counts: after Ctrl+Z, or a pause of the whole machine, all workers go on."""
+        now = time.monotonic()
+        passed, self.looked = min(now - self.looked, 1.0), now
+        for place, worker in enumerate(self.workers):
+            if worker and worker.ready:
+                beat = self.beats[place]
+                worker.beat, worker.silent = beat, worker.silent + passed if beat == worker.beat else 0.0
+                if worker.silent > HUNG:
+                    worker.reason = f"it did nothing for {HUNG:g} s"
+                    worker.stop(signal.SIGKILL)
 
     def _bury(self):
         """Take note of the dead, and say when they are started again."""

@@ -29,10 +29,10 @@ LATE = 20             # times that it looks, and takes it itself
 SWEEP = 5             # ticks of uvicorn, of .1 s, between two looks at all connections
 
 
-def work(settings: Settings, listener: socket.socket, pipe, counts, place: int) -> None:
+def work(settings: Settings, listener: socket.socket, pipe, counts, beats, place: int) -> None:
     """Take connections from `listener` until SIGTERM, or until the process at the other end of `pipe` is gone. `pipe` gets
     None when the process is ready, or the line that says why it cannot be. `counts`, shared by all workers, holds how many
-    connections each has; this one's is at `place`."""
+    connections each has; this one's is at `place`. So is its count in `beats`, which rises while it runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all processes; the parent tells this one what to do
     try:
         app = create_app(settings)
@@ -53,7 +53,7 @@ def work(settings: Settings, listener: socket.socket, pipe, counts, place: int) 
                             log_config=None, log_level="error", access_log=False, proxy_headers=False, server_header=False,
                             timeout_keep_alive=NEVER,
                             timeout_graceful_shutdown=math.ceil(settings.drain_timeout))
-    _Server(config, app, settings, pipe, _Acceptor(listener, counts, place)).run()
+    _Server(config, app, settings, pipe, _Acceptor(listener, counts, place), beats).run()
 
 
 def _outlive_nobody(pipe):
@@ -113,9 +113,9 @@ class _Acceptor:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config, app, settings, pipe, acceptor):
+    def __init__(self, config, app, settings, pipe, acceptor, beats):
         super().__init__(config)
-        self.app, self.settings, self.pipe, self.acceptor = app, settings, pipe, acceptor
+        self.app, self.settings, self.pipe, self.acceptor, self.beats = app, settings, pipe, acceptor, beats
 
     async def startup(self, sockets=None):
         await super().startup([])
@@ -142,6 +142,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _sweep(self):
+        self.beats[self.acceptor.place] += 1
         for refusal in self.app.sweep():
             task = asyncio.ensure_future(refusal)
             self.server_state.tasks.add(task)

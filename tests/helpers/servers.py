@@ -13,15 +13,15 @@ from tests.helpers.programs import ROOT, workers_of
 
 class Server:
     """A server of its own processes on a free port. `said()` is what it has written to stderr, or to `errors`, another file.
-    files: that a process may have open."""
+    files: that a process may have open. program: what Python runs."""
 
-    def __init__(self, store, *options, workers=1, errors=None, files=None):
+    def __init__(self, store, *options, workers=1, errors=None, files=None, program=("-m", "inference.server")):
         self.store, self.folder = store, Path(store).parent
         self._errors = open(errors or self.folder / f"stderr-{time.monotonic_ns()}", "w")
         limited = ["prlimit", f"--nofile={files}:{files}"] if files else []
         self.process = subprocess.Popen(
-            [*limited, sys.executable, "-m", "inference.server", str(store), "--port", "0", "--workers", str(workers),
-             *map(str, options)], cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True)
+            [*limited, sys.executable, *program, str(store), "--port", "0", "--workers", str(workers), *map(str, options)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True)
         self.line = self.process.stdout.readline()
         assert " on http://" in self.line, self.said()
         self.port = int(self.line.rpartition(":")[2])
