@@ -204,8 +204,10 @@ def test_what_is_no_body_in_a_body_is_cut(server, endless):
 PICTURE = 12 * MIB  # more than the system keeps for a connection, some 4 MiB
 
 
-def large(folder):
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
     """(store with a type "passport" and a large reference image, the image, its path)"""
+    folder = tmp_path_factory.mktemp("large")
     pixels = np.random.default_rng(0).integers(0, 256, (2048, PICTURE // 3 // 2048, 3), np.uint8)
     picture = cv2.imencode(".bmp", pixels)[1].tobytes()
     with Registry.open(make_store(folder)) as registry:
@@ -222,8 +224,8 @@ def ask(server, path, count):
     return clients
 
 
-def test_who_does_not_read_the_answer_is_cut_off(tmp_path):
-    store, picture, path = large(tmp_path)
+def test_who_does_not_read_the_answer_is_cut_off(large):
+    store, picture, path = large
     with Server(store, "--answer-timeout", 1) as other:
         assert request(other.url, "GET", path).content == picture
         client, = ask(other, path, 1)
@@ -235,9 +237,9 @@ def test_who_does_not_read_the_answer_is_cut_off(tmp_path):
             assert client.answer()[2] == picture
 
 
-def test_who_reads_slowly_but_steadily_is_waited_for(tmp_path):
+def test_who_reads_slowly_but_steadily_is_waited_for(large):
     """Longer than --answer-timeout and --idle-timeout, faster than --answer-rate; and the connection goes on after it."""
-    store, picture, path = large(tmp_path)
+    store, picture, path = large
     with Server(store, "--answer-timeout", .5, "--idle-timeout", 2, "--answer-rate", "1MiB") as other:
         client, = ask(other, path, 1)
         began = time.monotonic()
@@ -254,9 +256,9 @@ def test_who_reads_slowly_but_steadily_is_waited_for(tmp_path):
             assert client.answer()[0] == 200
 
 
-def test_who_reads_slowly_takes_no_place(tmp_path):
+def test_who_reads_slowly_takes_no_place(large):
     """With two places, four pictures and four archives, which are read from the disk while they are sent, wait."""
-    store, _, path = large(tmp_path)
+    store, _, path = large
     with Server(store, "--queue", 2) as other, contextlib.ExitStack() as stack:
         for where in (path, "/v1/collections/default/export") * 4:
             client = stack.enter_context(ask(other, where, 1)[0])
@@ -267,9 +269,9 @@ def test_who_reads_slowly_takes_no_place(tmp_path):
             assert request(other.url, "POST", CLASSIFY, document(0)).json["results"][0]["label"] == "passport"
 
 
-def test_answers_that_nobody_reads_do_not_fill_the_memory(tmp_path):
+def test_answers_that_nobody_reads_do_not_fill_the_memory(large):
     """Room for three: whoever has read least for a second gives way to the next one."""
-    store, picture, path = large(tmp_path)
+    store, picture, path = large
     with Server(store, "--answer-bytes", f"{3 * (PICTURE + MIB) >> 20}MiB") as other, contextlib.ExitStack() as stack:
         assert request(other.url, "GET", path).content == picture
         before, peak, told = other.memory(), 0, 0
@@ -285,9 +287,9 @@ def test_answers_that_nobody_reads_do_not_fill_the_memory(tmp_path):
         assert request(other.url, "POST", CLASSIFY, document(0)).status == 200
 
 
-def test_a_request_behind_an_unread_answer_takes_nothing(tmp_path):
+def test_a_request_behind_an_unread_answer_takes_nothing(large):
     """Neither place nor room for its body; it begins when the answer before it is read."""
-    store, picture, path = large(tmp_path)
+    store, picture, path = large
     body = document(0)
     with Server(store, "--queue", 1) as other, ask(other, path, 1)[0] as client:
         client.head("POST", CLASSIFY, f"Content-Length: {len(body)}")
