@@ -14,6 +14,7 @@ import pytest
 
 from inference.errors import UserError
 from inference.registry import Registry, transfer
+from inference.registry import archive as module
 from tests.helpers.models import blocks, write_model
 
 
@@ -250,10 +251,10 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_refused(new, tmp_path):
 
 
 def test_more_files_than_an_export_has_are_refused(new, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "MOST_REFERENCES", 50)
+    monkeypatch.setattr(module, "MOST_REFERENCES", 50)
     refused(new(), archive(tmp_path, members=[(f"types/t/{n}.png", b"") for n in range(120)]), "files, more than the limit")
     refused(new(), archive(tmp_path, lines=[line()] * 60), "line 51: too many lines")
-    monkeypatch.setattr(transfer, "MAX_NAMES", 1000)
+    monkeypatch.setattr(module, "MAX_NAMES", 1000)
     path = archive(tmp_path, members=[(f"types/t/{n}.png", b"") for n in range(120)])
     refused(new(), path, "a directory of")
     data = path.read_bytes()  # its size in the record of ZIP64 too, and a small one in that of plain ZIP
@@ -333,7 +334,7 @@ def test_a_line_that_is_no_object_is_refused(new, tmp_path, lines):
 
 
 def test_a_line_without_an_end_is_refused(new, tmp_path):
-    refused(new(), archive(tmp_path, lines=b" " * (transfer.MAX_LINE + 5)), "line 1: too long")
+    refused(new(), archive(tmp_path, lines=b" " * (module.MAX_LINE + 5)), "line 1: too long")
 
 
 def test_corners_that_cannot_be_used_are_refused(new, tmp_path):
