@@ -444,13 +444,8 @@ def _complete(out, manifest, options, workers):
             if not (out / PARTS / f"{start:06}.json").exists()]
     with tqdm(total=count, initial=max(0, count - CHUNK * len(jobs)), desc="lines", unit="line", disable=None) as bar:
         if workers == 1 or len(jobs) == 1:
-            threads = cv2.getNumThreads()
-            cv2.setNumThreads(1)  # the images are too small to share
-            try:
-                for job in jobs:
-                    bar.update(_write_chunk(maker, *job))
-            finally:
-                cv2.setNumThreads(threads)
+            for job in jobs:
+                bar.update(_write_chunk(maker, *job))
         else:
             for _, done in map_processes(functools.partial(_writer, options), jobs, workers, "what is written is kept; give "
                                          "the command again, with fewer --workers"):
@@ -465,7 +460,6 @@ def _maker(faces, charset, texts, height, vertical, seed):
 
 def _writer(options):
     """What writes chunks in a process of its own."""
-    cv2.setNumThreads(1)
     maker = _maker(*options)
     return lambda job: _write_chunk(maker, *job)
 

@@ -189,7 +189,7 @@ def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
     with tqdm(total=total, desc=f"synth {folder.name}", unit="img", disable=None) as bar:
         results = enumerate(map(write, jobs))
         if workers > 1:
-            results = map_processes(functools.partial(_one_thread, write), jobs, workers,
+            results = map_processes(functools.partial(_given, write), jobs, workers,
                                     f"{folder} is not written; give the command again, with fewer --workers")
         for _, count in results:
             written += count
@@ -209,9 +209,8 @@ def write_jobs(folder, write, jobs, total, manifest, workers, finish=None):
     return written
 
 
-def _one_thread(write):
-    """`write`, in a process that has one core to itself."""
-    cv2.setNumThreads(1)
+def _given(write):
+    """`write`: what a process begins with is a function that makes the one it calls."""
     return write
 
 

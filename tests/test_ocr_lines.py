@@ -29,15 +29,6 @@ FONTS = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 FEW = [os.path.join(FONTS, name + ".ttf") for name in ("DejaVuSerif", "DejaVuSans", "STIXGeneral", "STIXGeneralItalic")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """OpenCV's threads cost more than they bring for images as small as lines."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    yield
-    cv2.setNumThreads(threads)
-
-
 @pytest.fixture(scope="module")
 def faces():
     return find_faces(FEW, CHARSET)
