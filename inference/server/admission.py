@@ -71,8 +71,8 @@ class Admission:
             now = time.monotonic()
             for request in self.unread:
                 request.look(now)
-            late = sorted((request for request in self.unread if request.held and request.unread > HURRY),
-                          key=lambda request: request.read / request.unread)
+            late = sorted((request for request in self.unread if request.held and request.reading > HURRY),
+                          key=lambda request: request.read / request.reading)
             for request in late:
                 if self.held + size <= limit * 7 // 8:  # an eighth more: not every answer has to sort them again
                     break
@@ -100,7 +100,7 @@ class Admission:
 class _Request:
     """One request: `receive` and `send` stand between the server's and the application's."""
     __slots__ = ("admission", "scope", "_receive", "_send", "connection", "began", "status", "refused", "streamed", "most",
-                 "place", "taken", "arrived", "_waited", "_since", "_start", "_seconds", "held", "read", "unread",
+                 "place", "taken", "arrived", "_waited", "_since", "_start", "_seconds", "held", "read", "reading",
                  "patience", "_left", "_looked")
 
     def __init__(self, admission, scope, receive, send):
@@ -113,7 +113,7 @@ class _Request:
         self._waited, self._since = 0.0, None  # seconds that the application waited for the body, and since when it does
         self._start, self._seconds, self.held = None, None, 0  # how the answer begins, after how long; its counted bytes
         # Bytes that the client has read while it was waited for, seconds that this took, seconds that it may take yet.
-        self.read, self.unread, self.patience = 0, 0.0, admission.settings.answer_timeout
+        self.read, self.reading, self.patience = 0, 0.0, admission.settings.answer_timeout
 
     async def let_in(self):
         """Take a place, and room for the body as its headers announce it; False where the request was refused."""
@@ -125,7 +125,7 @@ class _Request:
                 return False
         if self.scope["path"] in FREE:
             return True
-        if admission.requests >= admission.settings.queue_each:
+        if admission.full:
             await self.refuse(503, "overloaded", "all places are taken; try again")
             return False
         self.place = True
@@ -245,7 +245,7 @@ class _Request:
         """Take note of what was read since the last time. What was read buys patience, up to that of the beginning."""
         left, seconds, settings = self.connection.unsent, now - self._looked, self.admission.settings
         self.patience = min(self.patience - seconds + (self._left - left) / settings.answer_rate, settings.answer_timeout)
-        self.read, self.unread = self.read + self._left - left, self.unread + seconds
+        self.read, self.reading = self.read + self._left - left, self.reading + seconds
         self._left, self._looked = left, now
 
     def cut(self):
