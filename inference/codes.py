@@ -21,9 +21,9 @@ CHUNK = 1 << 12  # references that are made codes at once
 GROUP = 64  # references that share a maximum
 QUERIES = 64  # queries at once
 SCORED = 64  # candidates that are scored at once: in float64 they stay in the cache; all of a block might take 200 MB
-MOST = 256  # groups of a block in which a query has candidates; beyond them a float32 product of the block costs less
+MOST = 1 / 2  # share of a block's groups with candidates of a query; beyond it a float32 product of the block costs less
 QUERY_LEVELS, LEVELS = 63, 127  # 7 bits times 8: two products fit 16 bits, where processors without VNNI add them first
-ROUNDING = 1e-4, 1e-6  # of the errors' own float32 sums, relative; of the scores, relative to both vectors' lengths
+ROUNDING = 1e-4, 1e-6  # of lengths' float32 sums, up to 3,000 values, relative; of the rest, relative to both lengths
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal) / 2  # what rounding a score changes at least
 WORST = np.iinfo(np.int32).min
 
@@ -82,7 +82,7 @@ class CodedRows:
                     best.floor = np.maximum(best.floor, np.where(reached == WORST, -np.inf, reached * step - slack))
             least = np.clip(np.ceil((best.floor - slack) / step), WORST + 1, np.iinfo(np.int32).max).astype(np.int32)
             reach = maxima >= least[:, None]
-            many = reach.sum(axis=1) > MOST
+            many = reach.mean(axis=1) > MOST
             if many.any():
                 self._add_by_floats(best, probes.queries, block, np.flatnonzero(many), dead)
             query, group = np.nonzero(reach & ~many[:, None])

@@ -8,7 +8,7 @@ from inference.codes import CodedRows, product_model
 from inference.search import top_rows
 
 
-@pytest.fixture(params=[(16, 4, 512), (64, 8, 3), (256, 64, 0)], ids=["blocks", "few-groups", "float32"])
+@pytest.fixture(params=[(16, 4, 1), (64, 8, .4), (256, 64, 0)], ids=["blocks", "few-groups", "float32"])
 def small(request, monkeypatch):
     """Many blocks; few or no groups of candidates, so that blocks are searched in float32."""
     for name, value in zip(("BLOCK", "GROUP", "MOST"), request.param):
