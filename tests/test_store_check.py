@@ -130,7 +130,8 @@ def test_pictures_without_a_row_are_deleted_after_an_hour(stores, copy_of):
     assert not blobs.has(old) and blobs.has(young) and check(store)["ok"] and len(list(blobs.names())) == 241
 
 
-def test_vectors_are_made_again(stores, copy_of):
+def test_vectors_are_made_again(stores, copy_of, monkeypatch):
+    monkeypatch.setattr("inference.registry.check.AT_ONCE", 2)
     store = copy_of(stores[0])
     with Store(store) as opened, opened.write() as db:
         db.execute("UPDATE feature SET vectors = zeroblob(length(vectors)) WHERE reference = 1")
@@ -141,8 +142,10 @@ def test_vectors_are_made_again(stores, copy_of):
     report = check(store)
     assert [line.split(";")[0] for line in report["problems"]] == [
         f"reference {number}: its vectors are {why}" for number, why in ((1, "damaged"), (4, "damaged"), (5, "missing"))]
-    report = check(store, rebuild=True)
+    lines = []
+    report = check(store, rebuild=True, progress=lines.append)
     assert report["ok"] and len(report["repaired"]) == 3 and check(store)["problems"] == []
+    assert [line for line in lines if "again" in line] == [f"made {count} of 3 vectors again" for count in (2, 3)]
     with Registry.open(store, threads=1) as registry:
         for seed in (0, 3, 4):
             assert registry(png(seed)) == (LABELS[seed], pytest.approx(1))

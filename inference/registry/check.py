@@ -23,6 +23,7 @@ from .store import Change
 from .wal import page_is_whole, wal_damage
 
 ORPHAN = 3600  # seconds after which a file without a row belongs to no transaction under way
+AT_ONCE = 1000  # vectors that are made again in a transaction
 SHOWN = 20  # problems of one kind that are told one by one
 LOST = "lost"  # folder of a store for pictures whose references were lost
 
@@ -113,47 +114,61 @@ def check_models(store, report):
 
 def check_features(store, report, rebuild, say):
     """Vectors that are damaged, or are not there for a reference that counts."""
+    bad = _bad_features(store)
+    if rebuild and bad:
+        with store.write() as db:  # a registry does not open with damaged ones
+            db.executemany("DELETE FROM feature WHERE reference = ? AND model = ?", [entry[:2] for entry in bad])
+        _make_features(store, bad, report, say)
+    else:
+        report.add("vectors", [f"reference {reference}: its vectors {why}; docmetric check --rebuild makes them"
+                               for reference, _, why in bad])
+
+
+def _bad_features(store):
+    """[(reference, model, what is wrong with its vectors)]"""
     usable = {}  # id of a model: bytes of a vector
     for number, digest in store.read("SELECT id, hash FROM model"):
         with contextlib.suppress(UserError):  # has been told
             usable[number] = 4 * store.model(digest).embedding_size
-    bad = []  # (reference, model, why)
     with store.reading() as db:
-        rows = db.execute("SELECT reference, model, parts, vectors, crc32 FROM feature")
-        for reference, model, parts, vectors, crc in rows:
-            if zlib.crc32(vectors) != crc or len(vectors) != parts * usable.get(model, len(vectors) / max(parts, 1)):
-                bad.append((reference, model, "are damaged"))
-        bad += [(*row, "are missing") for row in db.execute("""
+        bad = [(reference, model, "are damaged") for reference, model, parts, vectors, crc in
+               db.execute("SELECT reference, model, parts, vectors, crc32 FROM feature")
+               if zlib.crc32(vectors) != crc or len(vectors) != parts * usable.get(model, len(vectors) / max(parts, 1))]
+        return bad + [(*row, "are missing") for row in db.execute("""
             SELECT r.id, m.id FROM reference r JOIN model m ON m.collection = r.collection
             WHERE r.removed IS NULL AND m.state IN ('active', 'ready')
             AND NOT EXISTS (SELECT 1 FROM feature f WHERE f.model = m.id AND f.reference = r.id)""")]
-    failed, done = [], []
-    if rebuild and bad:  # a registry does not open with damaged ones
-        with store.write() as db:
-            db.executemany("DELETE FROM feature WHERE reference = ? AND model = ?", [entry[:2] for entry in bad])
-    for collection, in store.read("SELECT name FROM collection") if rebuild and bad else ():
+
+
+def _make_features(store, bad, report, say):
+    done, failed = [], []
+    for collection, in store.read("SELECT name FROM collection"):
         registry = store.collection(collection)
         mine = {row[0] for row in store.read("SELECT id FROM reference WHERE collection = ?", (registry.id,))}
-        made = []
-        for reference, model, why in (entry for entry in bad if entry[0] in mine):
-            line = f"reference {reference} of collection {collection}: its vectors {why}"
-            try:
-                made.append((reference, model, registry.features_of(reference, model)))
-                done.append(line)
-            except (UserError, KeyError) as error:
-                failed.append(f"{line}, and cannot be made again: {error}")
-            if len(made) % 1000 == 0:
-                say(f"made {len(made):,} of {len(bad):,} vectors again")
-        if made:
-            with store.write() as db:
-                change = Change(db, registry.id, "check", None, None, None)
-                for reference, model, vectors in made:
-                    registry.write_feature(db, reference, model, vectors)
-                    db.execute("UPDATE reference SET changed = ? WHERE id = ?", (change.event, reference))
-                change.finish(f"made the vectors of {len(made):,} references again", {})
+        wanted = [entry for entry in bad if entry[0] in mine]
+        for first in range(0, len(wanted), AT_ONCE):
+            made = []
+            for reference, model, why in wanted[first:first + AT_ONCE]:
+                line = f"reference {reference} of collection {collection}: its vectors {why}"
+                try:
+                    made.append((reference, model, registry.features_of(reference, model)))
+                    done.append(line)
+                except (UserError, KeyError) as error:
+                    failed.append(f"{line}, and cannot be made again: {error}")
+            if made:
+                _write_features(store, registry, made)
+            say(f"made {len(done):,} of {len(bad):,} vectors again")
     report.add("vectors", done, repaired=True)
-    report.add("vectors", failed if rebuild else [
-        f"reference {reference}: its vectors {why}; docmetric check --rebuild makes them" for reference, _, why in bad])
+    report.add("vectors", failed)
+
+
+def _write_features(store, registry, made):
+    with store.write() as db:
+        change = Change(db, registry.id, "check", None, None, None)
+        for reference, model, vectors in made:
+            registry.write_feature(db, reference, model, vectors)
+            db.execute("UPDATE reference SET changed = ? WHERE id = ?", (change.event, reference))
+        change.finish(f"made the vectors of {len(made):,} references again", {})
 
 
 def _check_pictures(store, report, salvaged):
