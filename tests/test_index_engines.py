@@ -313,6 +313,18 @@ def test_the_server_may_be_started_anew(server):
     index.close()
 
 
+def test_tables_that_someone_has_dropped_are_one_line_and_are_made_again(server):
+    index, values = open_index(server.url, DEPTH, "dropped"), vectors(np.random.default_rng(0), 3, True)
+    index.apply(5, rows_of(range(3), [1, 2, 3], values), NONE)
+    index._run(lambda connection: connection.execute(f"DROP TABLE {index._table}; DELETE FROM docmetric_index"))
+    with pytest.raises(Busy, match="^index postgresql: [^\n]*start again, and the tables are filled anew$"):
+        index.search(values, 1)
+    index.close()
+    again = open_index(server.url, DEPTH, "dropped")
+    assert again.event == 0 and len(again) == 0  # whoever opens it sees that all is missing
+    again.close()
+
+
 def scans(index):
     """How often the graph was searched, by what the only connection of `index` has done, and by all others that ended."""
     index._run(lambda connection: connection.execute("SELECT pg_stat_force_next_flush()"))

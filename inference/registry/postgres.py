@@ -212,6 +212,9 @@ class PostgresIndex:
                 connection.close()
                 if fresh:
                     raise self._busy(error) from None
+            except self._psycopg.errors.UndefinedTable as error:
+                connection.close()
+                raise self._busy(error, "; someone has dropped it: start again, and the tables are filled anew") from None
             except BaseException:
                 connection.close()
                 raise
@@ -219,6 +222,6 @@ class PostgresIndex:
                 self._idle.append(connection)
                 return result
 
-    def _busy(self, error):
+    def _busy(self, error, way_out=""):
         message, password = first_line(error), urlsplit(self._url).password
-        return Busy(f"index postgresql: {message.replace(password, '***') if password else message}")
+        return Busy(f"index postgresql: {message.replace(password, '***') if password else message}{way_out}")
