@@ -155,15 +155,26 @@ FIND = """const [selector, text, ready, patience, done] = arguments, end = Date.
 FETCH = "const real = window.fetch; window.fetch = async (...request) => { %s; return real(...request); }"
 
 
+# Before the page's own code: what an earlier test left is gone, and the collection is chosen.
+FRESH = """const collection = %s;
+    if (sessionStorage.getItem("test") !== collection) {
+        localStorage.clear();
+        sessionStorage.clear();
+        sessionStorage.setItem("test", collection);
+        sessionStorage.setItem("docmetric.collection", collection);
+    }"""
+
+
 class Page:
     """The page in a collection of its own."""
+    visits = itertools.count()
 
     def __init__(self, driver, server, collection):
-        self.driver, self.server, self.collection, self.visits = driver, server, collection, itertools.count()
+        self.driver, self.server, self.collection = driver, server, collection
         call(server, "POST", "/collections", {"name": collection})
-        driver.get(f"{server.url}/")
-        driver.execute_script("sessionStorage.clear(); localStorage.clear();"
-                              "sessionStorage.setItem('docmetric.collection', arguments[0])", collection)
+        driver.get("about:blank")  # what an earlier page still says is not of this test
+        self.fresh = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument",
+                                            {"source": FRESH % json.dumps(collection)})
         self.allowed = set()  # HTTP statuses of errors that a test brings about
         self.hosts = {server.url}
 
@@ -255,6 +266,7 @@ def page(driver, server, request):
     browser.console(driver)
     browser.requests(driver)
     yield page
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", page.fresh)
     said = [line for line in browser.console(driver) if not any(f"status of {status} " in line for status in page.allowed)]
     assert said == []
     asked = [url for url in browser.requests(driver) if not url.startswith(("data:", "about:"))]
@@ -868,4 +880,3 @@ def test_a_server_with_keys_asks_for_one_once(page, driver, tmp_path):
         page.find("[data-test=types] .tile", "Locked")
         canvas = "[data-test=types] canvas"
         page.until(lambda: page.all(canvas)[0].get_property("width") > 4, "an image, which was asked for with the key")
-        driver.get("about:blank")
