@@ -15,6 +15,7 @@ from eval.calibrate import _replace_metadata
 from inference.errors import UserError
 from inference.model import Model, load_model
 from inference.registry import Registry
+from inference.registry import upgrade as module
 from inference.registry.errors import Conflict, Damaged, Invalid, NotFound
 from inference.registry.graph import graph_hash
 from tests.helpers.models import METADATA, write_model
@@ -255,6 +256,7 @@ def test_a_reference_that_came_behind_its_back_is_embedded_before_the_switch(reg
     registry.upgrade.build(digest)
     with registry.store.write() as db:
         db.execute("DELETE FROM feature WHERE reference = 3 AND model = (SELECT id FROM model WHERE hash = ?)", (digest,))
+    assert registry.upgrade.report(digest)["references"]["asked"] == 11
     assert registry.upgrade.activate(digest)["embedded"] == 1 and len(features(registry, digest)) == 12
 
 
@@ -323,8 +325,8 @@ def test_a_model_that_is_removed_while_it_is_built_or_switched_to(registry, othe
         registry.upgrade.build(digest, lambda done, of: registry.upgrade.remove(digest) if done == 4 else None)
     assert registry.store.read("SELECT count(*) FROM feature") == [(12,)]
     registry.upgrade.build(registry.upgrade.add(other))
-    look_alikes = registry.upgrade._look_alikes
-    monkeypatch.setattr(registry.upgrade, "_look_alikes",
+    look_alikes = module.look_alikes
+    monkeypatch.setattr(module, "look_alikes",
                         lambda *given: (look_alikes(*given), registry.upgrade.remove(digest))[0])
     with pytest.raises(NotFound):
         registry.upgrade.activate(digest)
@@ -410,13 +412,13 @@ def test_a_report_of_the_model_in_use_agrees_with_itself(registry):
 
 
 def test_many_references_are_sampled(registry, other, monkeypatch):
-    monkeypatch.setattr("inference.registry.upgrade.SAMPLED", 5)
+    monkeypatch.setattr("inference.registry.report.SAMPLED", 5)
     digest = registry.upgrade.add(other)
     registry.upgrade.build(digest)
     report = registry.upgrade.report(digest)
     assert (report["references"]["asked"], report["references"]["of"]) == (5, 12)
     assert registry.upgrade.report(digest) == report
-    monkeypatch.setattr("inference.registry.upgrade.COMPARED", 5)
+    monkeypatch.setattr("inference.registry.report.COMPARED", 5)
     assert any("not searched for" in line for line in registry.upgrade.report(digest)["warnings"])
 
 

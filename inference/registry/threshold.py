@@ -71,11 +71,12 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
                    "the threshold of the model's own table")
     rates = lambda at: dict(unknown_labeled=interval(int((seen.unknown >= at).sum()), len(seen.unknown)),
                             right_rejected=interval(int((seen.right < at).sum()), len(seen.right)))
+    labels = registry.snapshot().types  # some may have come since
     types = sorted(((kind, raised(value, score)) for kind, score in seen.alike.items() if score >= value),
                    key=lambda item: (-item[1], item[0]))
     return dict(threshold=value, source=source, target=target, **rates(value),
                 now=dict(threshold=snapshot.threshold, **rates(snapshot.threshold)), based_on=seen.counts, needed=needed,
-                types=[dict(type=kind, label=snapshot.types[kind], threshold=own) for kind, own in types[:SHOWN]],
+                types=[dict(type=kind, label=labels[kind], threshold=own) for kind, own in types[:SHOWN]],
                 message=message)
 
 
