@@ -33,8 +33,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def open_streams() -> None:
-    """Give the null device the place of a standard stream that the caller has closed. Its number would be that of the next file
-    that is opened, a database too, and libraries write their warnings to number 2."""
+    """Give the null device the place of a standard stream that the caller has closed. Its number would be that of the next
+    file that is opened, a database too, and libraries write their warnings to number 2."""
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))

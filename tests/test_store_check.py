@@ -87,7 +87,7 @@ def test_a_whole_store_is_whole(stores, copy_of):
 def test_check_says_what_it_does_and_refuses_other_folders(stores, copy_of, tmp_path):
     lines = []
     check(copy_of(stores[0]), progress=lines.append)
-    assert lines == ["reading the database", "reading vectors", "reading pictures"]
+    assert lines == ["reading the database", "reading vectors", "reading images"]
     with pytest.raises(UserError, match="no store there"):
         check(tmp_path)
 
@@ -375,7 +375,7 @@ def test_a_damaged_link_is_not_taken(stores, copy_of, tmp_path):
     data = picture.read_bytes()
     picture.unlink()
     picture.write_bytes(data[:-1])
-    with pytest.raises(Damaged, match="a registered picture is damaged"):
+    with pytest.raises(Damaged, match="a registered image is damaged"):
         restore(tmp_path / "backups" / "one", tmp_path / "again")
     assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".again*"))
     assert backup(store, tmp_path / "backups" / "two")["pictures"] == 240 and check(tmp_path / "backups" / "two")["ok"]

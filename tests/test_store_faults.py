@@ -54,6 +54,13 @@ def one_line(error) -> str:
 
 
 # ---------------------------------------------------------------- kills
+def test_a_store_of_another_user_is_told_from_none(tmp_path, monkeypatch):
+    Registry.open(tmp_path / "store", create=True).close()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may look everywhere
+    with pytest.raises(UserError, match="store: the folder may not be read by this user;"):
+        Registry.open(tmp_path / "store")
+
+
 def test_what_was_acknowledged_is_there_after_a_kill(tmp_path):
     """The short form of `python -m tests.faults.store --kills 500`."""
     made = kill_rounds(15, 3, tmp_path)

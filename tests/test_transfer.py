@@ -135,6 +135,16 @@ def test_thresholds_of_another_model_stay_behind(filled, new, tmp_path):
         assert other.type("receipt")["threshold"] != 0.91 and other.threshold != 0.83
 
 
+def test_heic_files_of_a_folder_are_imported(new, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    (tmp_path / "types" / "a").mkdir(parents=True)
+    pixels = cv2.imdecode(np.frombuffer(png(1), np.uint8), cv2.IMREAD_COLOR)
+    heif.from_bytes("BGR", pixels.shape[1::-1], pixels.tobytes()).save(tmp_path / "types" / "a" / "1.HEIC")
+    registry = new()
+    assert registry.import_(tmp_path / "types")["references"] == 1
+    assert cv2.imdecode(np.frombuffer(registry.picture(1), np.uint8), cv2.IMREAD_COLOR).shape == pixels.shape
+
+
 def test_a_folder_is_imported(new, tmp_path):
     for name, seed in (("a/1.png", 1), ("a/2.png", 2), ("b/c/3.png", 3), ("d.png", 4), (".hidden/5.png", 5),
                        ("a/again.png", 1)):
@@ -285,9 +295,9 @@ def test_encrypted_and_unusual_members_are_refused(new, tmp_path, flags):
 
 
 def test_a_picture_that_is_another_one_is_refused(new, tmp_path):
-    refused(new(), archive(tmp_path, members=[("types/t/1.png", png(2))]), "is not the picture that was exported")
+    refused(new(), archive(tmp_path, members=[("types/t/1.png", png(2))]), "is not the image that was exported")
     refused(new(), archive(tmp_path, members=[("types/u/1.png", png(1))]), "line 1: there is no types/t/1.png")
-    refused(new(), archive(tmp_path, lines=[line(file="registry.json", sha256="0" * 64)]), "is not the picture")
+    refused(new(), archive(tmp_path, lines=[line(file="registry.json", sha256="0" * 64)]), "is not the image")
 
 
 def test_a_picture_that_is_no_image_is_refused_and_the_good_ones_with_it(new, tmp_path):
@@ -386,7 +396,7 @@ def test_paths_that_are_no_file(new, tmp_path):
 def test_an_export_of_a_store_with_a_damaged_picture_leaves_no_file(filled, tmp_path):
     path = filled.store.blobs.path(filled.references()[0]["sha256"])
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="a registered picture is damaged"):
+    with pytest.raises(UserError, match="a registered image is damaged"):
         filled.export(tmp_path / "x.zip")
     assert not list(tmp_path.glob("*x.zip*"))
 

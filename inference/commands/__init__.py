@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 
 from ..cli import Parser
 from ..errors import UserError, printable
-from ..image import EXTENSIONS, list_images
+from ..image import list_images
+from ..registry.formats import EXTENSIONS
 from ..server.settings import between
 
 KEY_VARIABLE = "DOCMETRIC_KEY"
-IMAGES = EXTENSIONS | {".heic", ".heif", ".pdf"}  # of files in a folder
 
 number = between(1, 10 ** 12 - 1)  # the type of options that name a reference, an event and the like
 count = between(1, 1000)           # and of those that say how many of the best are shown
@@ -129,7 +129,7 @@ def tell_each(args, results: Iterable[dict], line: Callable[[dict], str]) -> lis
 
 def images_below(folder: str) -> list[str]:
     """The images in a folder, relative to it. Raises UserError where there is none."""
-    files = list_images(folder, IMAGES)
+    files = list_images(folder, EXTENSIONS)
     if not files:
         raise UserError(f"{folder}: no image in it; put images there, JPEG, PNG, WebP, BMP, TIFF, HEIC or PDF")
     return files

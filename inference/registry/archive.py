@@ -75,7 +75,7 @@ def opened(name, file):
             seen.add(info.orig_filename)
             total += info.file_size
         if total > RATIO * size + SPARE:
-            raise UserError(f"{name}: {size:,} bytes that unpack to {total:,}, more than pictures do; {CHECKED}")
+            raise UserError(f"{name}: {size:,} bytes that unpack to {total:,}, more than images do; {CHECKED}")
         if len(seen) > 2 * MOST_REFERENCES:
             raise UserError(f"{name}: {len(seen):,} files, more than the limit of {2 * MOST_REFERENCES:,}; {CHECKED}")
         for needed in (HEAD, REFERENCES):
@@ -114,7 +114,7 @@ def checked(name, archive):
                         digest.update(block)
                 checked[picture] = digest.hexdigest()
             if checked[picture] != sha256:
-                raise UserError(f"{name}: {printable(picture)[:80]}: is not the picture that was exported (its SHA-256 is "
+                raise UserError(f"{name}: {printable(picture)[:80]}: is not the image that was exported (its SHA-256 is "
                                 "another one); export again")
             entries.append(Entry(f"{name}: {picture}", label, kind, quad, orientation, source,
                                  lambda picture=picture: _member(name, archive, picture, MAX_BYTES)))

@@ -76,7 +76,7 @@ class Blobs:
             with contextlib.suppress(OSError):  # who put it there may be killed before they do so
                 _sync(path.parent)
         else:
-            write_durably(path, data, "a picture")
+            write_durably(path, data, "an image")
         return name
 
     @staticmethod
@@ -91,10 +91,10 @@ class Blobs:
         try:
             data = self.path(name).read_bytes()
         except OSError as error:
-            raise Damaged(f"{self.path(name)}: a registered picture cannot be read ({error.strerror}); restore it from a "
+            raise Damaged(f"{self.path(name)}: a registered image cannot be read ({error.strerror}); restore it from a "
                           "backup, or remove its reference") from None
         if hashlib.sha256(data).hexdigest() != name:
-            raise Damaged(f"{self.path(name)}: a registered picture is damaged; restore it from a backup, or remove its "
+            raise Damaged(f"{self.path(name)}: a registered image is damaged; restore it from a backup, or remove its "
                           "reference")
         return data
 

@@ -8,7 +8,7 @@ from ..errors import UserError, printable
 from ..image import map_ahead
 from ..thresholds import choose_threshold
 from .errors import Conflict, Invalid, NotFound, Outdated
-from .inputs import clean_label, clean_text, digest_of
+from .inputs import clean_label, clean_text, digest_of, images
 from .store import Change, check_settings
 
 
@@ -81,8 +81,8 @@ class Changing:
                 change.set("reference", one, removed=change.now)
             if reference is None:
                 change.set("type", number, removed=change.now)
-            text = f"removed {name} with {len(removed)} pictures" if reference is None else (
-                f"removed a picture of {name or 'a known unknown'}")
+            text = f"removed {name} with {images(len(removed))}" if reference is None else (
+                f"removed an image of {name or 'a known unknown'}")
             return text, dict(event=change.event, references=removed, type=number, label=name)
 
         return self.mutate("remove", body, who, key, request)
@@ -138,7 +138,7 @@ class Changing:
             self._check_there(change, reference, table="reference")
             number, _ = self.type_named(change, label)
             change.set("reference", reference, type=number, kind="type")
-            return (f"moved a picture of {row['label'] or 'a known unknown'} to {label}",
+            return (f"moved an image of {row['label'] or 'a known unknown'} to {label}",
                     dict(event=change.event, reference=reference, type=number, label=label))
 
         return self.mutate("move", body, who, key, request)

@@ -56,7 +56,7 @@ def check(store, rebuild: bool = False, progress=None) -> dict:
         check_models(store, report)
         say("reading vectors")
         check_features(store, report, rebuild, say)
-        say("reading pictures")
+        say("reading images")
         _check_pictures(store, report, bool(broken))
         for name, where in (("collections", "collection"), ("types", "type WHERE removed IS NULL"),
                             ("references", "reference WHERE removed IS NULL"), ("pictures", "picture"),
@@ -192,7 +192,7 @@ def _check_pictures(store, report, salvaged):
             for name in lost:
                 os.replace(store.blobs.path(name), store.path / LOST / name)
             if lost:
-                report.add("pictures", [f"{len(lost):,} pictures have lost their references; they lie in "
+                report.add("pictures", [f"{len(lost):,} images have lost their references; they lie in "
                                         f"{store.path / LOST}: register them again"])
         old, folder = time.time() - ORPHAN, store.path / "models"
         used = {row[0] for row in db.execute("SELECT hash FROM model")}

@@ -117,7 +117,7 @@ def _copy_picture(source, target, name, beside, counts):
         with contextlib.closing(open_database(source / DATABASE)) as db:
             if list(db.execute("SELECT 1 FROM picture WHERE sha256 = ?", (name,))):
                 raise
-        raise Busy(f"{source}: pictures were deleted for good while it was copied; try again") from None
+        raise Busy(f"{source}: images were deleted for good while it was copied; try again") from None
     with replacing(place) as partial:
         partial.write_bytes(data)
     counts["copied"] += 1

@@ -18,11 +18,13 @@ import numpy as np
 
 from ..errors import first_line
 from ..header import read_header
+from ..image import EXTENSIONS as IMAGE_EXTENSIONS
 from ..image import MAX_PIXELS, ImageError, as_bgr, decode, resize
 
 CONVERT = Path(__file__).with_name("convert.py")
 MAX_MEMORY = 3 << 30  # bytes that a conversion may take: the largest image, MAX_PIXELS, in all its planes
 MAX_SECONDS = 90
+EXTENSIONS = IMAGE_EXTENSIONS | {".heic", ".heif", ".pdf"}  # of files in a folder
 AT_ONCE = threading.BoundedSemaphore(2)  # conversions
 QUALITY = 95  # of the JPEG that a HEIC image becomes
 

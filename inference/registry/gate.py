@@ -73,11 +73,11 @@ def findings(quality: Quality) -> list[Finding]:
     shorter = min(quality.width, quality.height)
     if shorter < LEAST_SIDE:
         found.append(Finding("small", f"too small ({quality.width} x {quality.height} pixels, at least {LEAST_SIDE} on the "
-                             "shorter side): take the photo closer, or give a larger picture",
+                             "shorter side): take the photo closer, or give a larger image",
                              {"width": quality.width, "height": quality.height, "least": LEAST_SIDE}))
     if quality.contrast < LEAST_CONTRAST:
         return [*found, Finding("blank", f"shows nothing (contrast {quality.contrast:.0f}, at least {LEAST_CONTRAST}): see "
-                                "that the document is in the picture, printed side up, and well lit",
+                                "that the document is in the image, printed side up, and well lit",
                                 {"contrast": round(quality.contrast, 1), "least": LEAST_CONTRAST})]
     if quality.sharpness < LEAST_SHARPNESS:
         found.append(Finding("blur", f"too blurred (sharpness {quality.sharpness:.0f}, at least {LEAST_SHARPNESS:.0f}): "

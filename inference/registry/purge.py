@@ -1,6 +1,8 @@
 """What was removed, deleted for good."""
 import json
 
+from .inputs import images
+
 
 def purge(registry, before: float, who: str | None = None) -> dict:
     """Delete for good what was removed before a time (seconds since 1970): rows, vectors, pictures that nothing else
@@ -27,7 +29,7 @@ def purge(registry, before: float, who: str | None = None) -> dict:
             "SELECT 1 FROM type WHERE collection = ? AND name = ? LIMIT 1", (registry.id, name))))
         if gone or types:
             _forget(change, gone.keys(), types.keys())
-        return (f"deleted {len(gone)} removed pictures for good",
+        return (f"deleted {images(len(gone))} for good",
                 dict(event=change.event, deleted=list(gone), types=list(types)))
 
     result = registry.mutate("purge", body, who)

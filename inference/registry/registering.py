@@ -14,7 +14,7 @@ from ..model import TURNS
 from ..rectify import as_quad
 from .errors import Invalid, Outdated, Refused
 from .gate import Finding, findings, inspect
-from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, name_of, picture_of
+from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, images, name_of, picture_of
 
 NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
 GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that
@@ -66,7 +66,7 @@ class Registering:
                      and entry["score"] >= NEAR_DUPLICATE), None)
         if twin:
             found.append(Finding("near-duplicate", f"reference {twin['reference']} of the same type is nearly the same "
-                                 f"picture (score {twin['score']:.4f}): it would tell nothing new", twin))
+                                 f"image (score {twin['score']:.4f}): it would tell nothing new", twin))
         for entry in near:
             if (entry["label"], entry["kind"]) != (label, kind) and entry["score"] >= snapshot.threshold:
                 alike.setdefault(entry["label"], entry)
@@ -138,7 +138,7 @@ class Registering:
             number, new = self.type_named(change, label) if label is not None else (None, False)
             reference = self.insert(change, prepared, sha256, number, kind, source, who, alike)
             what = label if label is not None else "a known unknown"
-            return f"registered a picture of {what}", dict(
+            return f"registered an image of {what}", dict(
                 reference=reference, type=number, label=label, kind=kind, event=change.event, new_type=new, sha256=sha256,
                 quad=seen["quad"], findings=[finding._asdict() for finding in seen["findings"]])
 
@@ -180,7 +180,7 @@ class Registering:
                 reference = self.insert(change, prepared, sha256, number, kind, of_image, who, ())
                 results.append(dict(reference=reference, type=number, label=label, kind=kind, event=change.event,
                                     new_type=new, sha256=sha256))
-            return f"registered {len(rows):,} pictures", dict(references=results)
+            return f"registered {images(len(rows))}", dict(references=results)
 
         with self.store.pictures() as put:
             for done in map_ahead(ready, enumerate(items), ahead=64, threads=self.store.threads):
@@ -202,7 +202,7 @@ class Registering:
             "SELECT id, state FROM model WHERE collection = ? AND state != 'retired'", (self.id,))}
         settings = next(db.execute("SELECT find, orientation FROM collection WHERE id = ?", (self.id,)))
         if models.keys() - prepared.vectors.keys() or settings != prepared.settings or not self.store.blobs.has(sha256):
-            raise Outdated("a model or a setting was changed, or a picture was deleted, while the images were embedded: "
+            raise Outdated("a model or a setting was changed, or an image was deleted, while the images were embedded: "
                            "nothing was registered; try again")
         db.execute("INSERT OR IGNORE INTO picture VALUES (?, ?, ?, ?)",
                    (sha256, self.store.blobs.path(sha256).stat().st_size, prepared.width, prepared.height))

@@ -145,7 +145,7 @@ class State:
         for number, _, parts, vectors, crc in block:
             if zlib.crc32(vectors) != crc or len(vectors) != parts * depth * 4:
                 raise Damaged(f"{self.store.database}: the vectors of reference {number} are damaged; docmetric check "
-                              f"{self.store.path} --rebuild makes them again from the picture")
+                              f"{self.store.path} --rebuild makes them again from the image")
         counts = np.array([row[2] for row in block])
         references = np.repeat(np.array([row[0] for row in block], np.int64), counts)
         types = np.repeat(np.array([-row[0] if row[1] is None else row[1] for row in block], np.int64), counts)

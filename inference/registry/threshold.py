@@ -45,7 +45,7 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
     have a higher threshold; message: one line}. digest: of another model of the collection. Nothing is changed.
     """
     if not LEAST_TARGET <= target < 1:
-        raise Invalid(f"target {target}: must be between {LEAST_TARGET:g} and 1, the share of unknown pictures that may "
+        raise Invalid(f"target {target}: must be between {LEAST_TARGET:g} and 1, the share of unknown images that may "
                       "get a label")
     snapshot, model = registry.snapshot(), registry.model
     number, margin = snapshot.model_id, snapshot.margin
@@ -59,7 +59,7 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
     value = lowest(seen.unknown, target)
     if value is not None:
         source = "references"
-        message = (f"of {len(seen.unknown):,} unknown pictures at most {target:.1%} would get a label, with a confidence of "
+        message = (f"of {len(seen.unknown):,} unknown images at most {target:.1%} would get a label, with a confidence of "
                    f"{CONFIDENCE:.0%}")
     else:
         compared = max(1, len(registry.labels)) * (2 if snapshot.find == "auto" else 1)
@@ -67,7 +67,7 @@ def suggest(registry, target: float = UNKNOWN_LABELED, digest: str | None = None
         source = "model"
         why = (f"{len(seen.unknown):,} are known and {needed:,} are needed" if len(seen.unknown) < needed else
                "too many of those that are known score as high as registered ones")
-        message = (f"too few unknown pictures to tell for {target:.1%} ({why}; each registered type counts as one): this is "
+        message = (f"too few unknown images to tell for {target:.1%} ({why}; each registered type counts as one): this is "
                    "the threshold of the model's own table")
     rates = lambda at: dict(unknown_labeled=interval(int((seen.unknown >= at).sum()), len(seen.unknown)),
                             right_rejected=interval(int((seen.right < at).sum()), len(seen.right)))

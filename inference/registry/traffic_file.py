@@ -160,7 +160,7 @@ class TrafficFile:
             self.pictures.sweep(kept, time.time() - SWEEP)
             return bool(kept)
         except (UserError, OSError) as error:
-            self.tell("pictures of unknowns were not deleted", error)
+            self.tell("images of unknowns were not deleted", error)
             return True
 
     def _expire(self, db, now):

@@ -26,11 +26,11 @@ from pathlib import Path
 
 from ..errors import UserError, first_line, printable
 from ..files import replacing
-from ..image import ImageError, list_images, map_ahead, read_bytes, type_label
+from ..image import ImageError, list_images, map_ahead, type_label
 from .archive import CHECKED, FORMAT, HEAD, MOST_REFERENCES, REFERENCES, UNREADABLE, Entry, checked, opened
 from .errors import Busy, Invalid, Outdated
-from .formats import content_type
-from .inputs import clean_label, clean_text
+from .formats import EXTENSIONS, content_type
+from .inputs import clean_label, clean_text, images, picture_of
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/bmp": ".bmp", "image/tiff": ".tiff"}
 AHEAD = 16  # pictures in memory at the same time, at most
@@ -126,13 +126,13 @@ def import_(registry, source, on_conflict: str = "skip", who: str | None = None,
 
 
 def _of_folder(folder):
-    files = list_images(folder)
+    files = list_images(folder, EXTENSIONS)
     if not files:
         raise UserError(f"{folder}: no image in it; put an image of each type there")
     for file in files:
         path = os.path.join(folder, file)
         yield Entry(path, clean_label(type_label(file)), "type", None, 0, printable(os.path.basename(file))[-500:],
-                    lambda path=path: read_bytes(path))
+                    lambda path=path: picture_of(path))
 
 
 class _Nothing(Exception):
@@ -153,7 +153,7 @@ def _register(registry, entries, head, origin, on_conflict, who, progress):
         except _Nothing as nothing:
             return dict(event=None, types=0, references=0, skipped=nothing.skipped)
         except Outdated:
-            raise Busy(f"{origin}: a model or a setting was changed, or a picture was deleted, while the pictures were "
+            raise Busy(f"{origin}: a model or a setting was changed, or an image was deleted, while the images were "
                        f"embedded, {time.time() - began:.0f} s; import it again") from None
 
 
@@ -218,5 +218,5 @@ def _inserted(registry, change, wanted, skipped, head, origin, on_conflict, who)
             values[None] = head["threshold"]
         for number, value in values.items():
             change.insert("threshold", collection=registry.id, model=model, type=number, value=value, source="imported")
-    return (f"imported {count:,} pictures and {len(new):,} new types from {origin}",
+    return (f"imported {images(count)} and {len(new):,} new types from {origin}",
             dict(event=change.event, types=len(new), references=count, skipped=skipped))

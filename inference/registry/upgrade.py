@@ -72,7 +72,7 @@ class Upgrade:
         if failed:
             reference, reason = next(iter(failed.items()))
             raise Damaged(f"{len(failed)} references cannot be embedded, such as {reference} ({reason}); restore their "
-                          "pictures from a backup, or remove them, then build again", references=list(failed))
+                          "images from a backup, or remove them, then build again", references=list(failed))
         if not self._ready(model):
             return self.build(digest, progress)
         return dict(hash=digest, state=self._found(digest)[1], embedded=embedded)

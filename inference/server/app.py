@@ -34,7 +34,7 @@ VERSION = "1"
 log = logging.getLogger("docmetric")
 
 
-DESCRIPTION = """Register one picture of a document type; recognize it from then on; reject what was never registered.
+DESCRIPTION = """Register one image of a document type; recognize it from then on; reject what was never registered.
 
 Every change is an event that can be undone. With an `Idempotency-Key`, on the routes that list this header, a change can be
 repeated safely; other routes ignore it. Errors are `application/problem+json`; 503 says with `Retry-After` when to come

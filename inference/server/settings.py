@@ -163,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "Without keys it answers by no others than localhost, its --host, and these")
     option("index", str, "what searches: memory, faiss, postgresql://..., qdrant+http://..., see docs/registry.md", "memory")
     parser.add_argument("--backend", default=default["backend"], choices=("cpu", "cuda"), help="what runs the network")
-    option("keep_unknown", duration, "keep the pictures of unknown documents for so long, such as 30d", "they are not kept")
+    option("keep_unknown", duration, "keep the images of unknown documents for so long, such as 30d", "they are not kept")
     option("keep_decisions", between(0, 10 ** 9), "decisions to remember, without their images", "100,000")
     option("max_body", size, "largest body of a request", "32MiB")
     option("max_import", size, "largest archive of an import, and largest model", "2GiB")

@@ -146,14 +146,14 @@ function unknowns(root) {
 
 /** The server writes what happened in English; these are the sentences that have a translation. Stores keep old ones too. */
 const SENTENCES = [
-  [/^registered an? (?:image|picture) of a known unknown$/, "event.add-unknown", []],
-  [/^registered an? (?:image|picture) of (.+)$/, "event.add", ["label"]],
-  [/^registered ([\d,]+) (?:image|picture)s?$/, "event.add-many", ["count"]],
-  [/^removed an? (?:image|picture) of (.+)$/, "event.remove-image", ["label"]],
-  [/^removed (.+) with ([\d,]+) (?:image|picture)s?$/, "event.remove", ["label", "count"]],
+  [/^registered an image of a known unknown$/, "event.add-unknown", []],
+  [/^registered an image of (.+)$/, "event.add", ["label"]],
+  [/^registered ([\d,]+) images?$/, "event.add-many", ["count"]],
+  [/^removed an image of (.+)$/, "event.remove-image", ["label"]],
+  [/^removed (.+) with ([\d,]+) images?$/, "event.remove", ["label", "count"]],
   [/^renamed (.+) to (.+)$/, "event.rename", ["label", "new"]],
   [/^merged (.+) into (.+)$/, "event.merge", ["label", "new"]],
-  [/^moved an? (?:image|picture) of (.+) to (.+)$/, "event.move", ["label", "new"]],
+  [/^moved an image of (.+) to (.+)$/, "event.move", ["label", "new"]],
   [/^set the threshold to automatic$/, "event.automatic", []],
   [/^set the threshold to ([\d.]+)$/, "event.threshold", ["value"]],
   [/^set the threshold of (.+) to automatic$/, "event.automatic-type", ["label"]],

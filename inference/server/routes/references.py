@@ -1,4 +1,4 @@
-"""References: the registered pictures of types, and of known unknowns."""
+"""References: the registered images of types, and of known unknowns."""
 import zlib
 from typing import Annotated, Literal
 
@@ -112,14 +112,14 @@ async def remove_reference(request: Request, collection: Collection, id: Id, key
 @router.add("GET", "/references/{id}/image", "read", content=PICTURE, errors=(500,))
 async def get_picture(request: Request, collection: Collection, id: Id,
                       size: Annotated[int | None, Query(ge=SIZES[0], le=SIZES[1], description="Pixels of the longer side at "
-                                                        "most, as JPEG; without it the picture as it was given.")] = None):
-    """The registered picture."""
+                                                        "most, as JPEG; without it the image as it was given.")] = None):
+    """The registered image."""
     registry = await registry_of(request, collection)
     return await send_picture(request, await call(request, registry.picture, id), size)
 
 
 async def send_picture(request: Request, data: bytes, size: int | None) -> Response:
-    """A stored picture, or its thumbnail. It never changes, so a browser that has it is told so."""
+    """A stored image, or its thumbnail. It never changes, so a browser that has it is told so."""
     headers = {"ETag": f'"{zlib.crc32(data):08x}-{len(data)}-{size or 0}"', "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)

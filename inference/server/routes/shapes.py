@@ -270,7 +270,7 @@ class Unknown(BaseModel):
     when: Time
     expires: Time
     score: float | None = Field(description="Of the best type; null: there was none")
-    seen: int = Field(description="So often exactly this picture came")
+    seen: int = Field(description="So often exactly this image came")
     decision: int
     bytes: int
 
@@ -302,7 +302,7 @@ class Resolve(Strict):
     ids: list[Number] = Field(min_length=1, max_length=10_000)
     label: Label | None = None
     kind: Kind = "type"
-    references: int = Field(1, ge=1, le=100, description="So many pictures are registered, the most central ones")
+    references: int = Field(1, ge=1, le=100, description="So many images are registered, the most central ones")
     dry_run: bool = Field(False, description="Say only what would be resolved")
     force: bool = Field(False, description="Register although the gate finds something")
 
@@ -361,7 +361,7 @@ class Suggestion(BaseModel):
     right_rejected: Rate | None
     now: dict[str, Any] = Field(description="The same for the threshold in use")
     based_on: dict[str, Any]
-    needed: int = Field(description="So many unknown pictures at least are needed for this target")
+    needed: int = Field(description="So many unknown images at least are needed for this target")
     types: list[TypeThreshold] = Field(description="Types that look like another one")
     message: str
 
@@ -431,7 +431,7 @@ class ModelAdded(BaseModel):
 
 
 class Report(BaseModel):
-    """Both models on the same pictures: the one in use (`active`), and the `new` one."""
+    """Both models on the same images: the one in use (`active`), and the `new` one."""
     hash: str
     active: str
     threshold: dict[str, float]

@@ -11,7 +11,7 @@ from .common import COLLECTION, Collection, Idempotency, Routes, answer, call, c
 
 router = Routes("Threshold", COLLECTION)
 
-Target = Annotated[float, Query(ge=1e-6, lt=1, description="The share of pictures of unknown types that may get a label")]
+Target = Annotated[float, Query(ge=1e-6, lt=1, description="The share of images of unknown types that may get a label")]
 
 
 @router.add("GET", "/threshold", "read", shapes.Threshold)

@@ -24,7 +24,7 @@ _ARCHIVE = {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}
 
 @router.add("GET", "/export", "admin", content=_ARCHIVE["content"], errors=(507,))
 async def export(request: Request, collection: Collection):
-    """The collection with its pictures, for `import`."""
+    """The collection with its images, for `import`."""
     registry = await registry_of(request, collection)
     path = await call(request, _temporary, registry.store)
     try:

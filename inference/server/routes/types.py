@@ -1,4 +1,4 @@
-"""Types: what a registered picture is a picture of."""
+"""Types: what a registered image is an image of."""
 from typing import Annotated
 
 from fastapi import Query

@@ -1,4 +1,4 @@
-"""What was asked: decisions and feedback, and the rejected pictures that wait for a name."""
+"""What was asked: decisions and feedback, and the rejected images that wait for a name."""
 from typing import Annotated
 
 from fastapi import Query
@@ -29,7 +29,7 @@ async def give_feedback(request: Request, collection: Collection, body: shapes.F
 
 @router.add("GET", "/unknowns", "read", shapes.Unknowns)
 async def list_unknowns(request: Request, collection: Collection, after: After = 0, limit: Limit = 100):
-    """Rejected pictures. They are kept only where the server was started with --keep-unknown."""
+    """Rejected images. They are kept only where the server was started with --keep-unknown."""
     registry = await registry_of(request, collection)
     return answer(page(await call(request, registry.unknowns.list, after, limit + 1), limit, "id"))
 
@@ -38,7 +38,7 @@ async def list_unknowns(request: Request, collection: Collection, after: After =
 async def list_clusters(request: Request, collection: Collection,
                         threshold: Annotated[float | None, Query(ge=0, le=1, description="The least score of any two in a "
                                                                  "cluster; without it the one in use")] = None):
-    """Rejected pictures that look alike."""
+    """Rejected images that look alike."""
     registry = await registry_of(request, collection)
     return answer({"clusters": await call_long(request, registry.unknowns.clusters, threshold)})
 
@@ -46,7 +46,7 @@ async def list_clusters(request: Request, collection: Collection,
 @router.add("GET", "/unknowns/{id}/image", "read", content=PICTURE)
 async def get_unknown(request: Request, collection: Collection, id: Id,
                       size: Annotated[int | None, Query(ge=SIZES[0], le=SIZES[1])] = None):
-    """A rejected picture."""
+    """A rejected image."""
     registry = await registry_of(request, collection)
     data = await call(request, registry.unknowns.picture, id)
     return await send_picture(request, data, size)
@@ -54,7 +54,7 @@ async def get_unknown(request: Request, collection: Collection, id: Id,
 
 @router.add("DELETE", "/unknowns/{id}", "write", status=204, description="It is gone")
 async def remove_unknown(request: Request, collection: Collection, id: Id):
-    """Delete a rejected picture for good."""
+    """Delete a rejected image for good."""
     registry = await registry_of(request, collection)
     await call(request, registry.unknowns.remove, id)
     return Response(status_code=204)
@@ -62,7 +62,7 @@ async def remove_unknown(request: Request, collection: Collection, id: Id):
 
 @router.add("POST", "/unknowns/resolve", "write", shapes.Resolved, errors=(404, 409))
 async def resolve(request: Request, collection: Collection, body: shapes.Resolve):
-    """Name rejected pictures, or register them as known unknowns: the most central ones become references, and all that
+    """Name rejected images, or register them as known unknowns: the most central ones become references, and all that
     these explain are resolved."""
     registry = await registry_of(request, collection)
     return answer(await call_long(request, registry.unknowns.resolve, body.ids, who=who(request),
