@@ -309,6 +309,13 @@ def test_the_same_commands_on_a_server(server, ok, docmetric, tmp_path):
     assert "works on the folder of a store" in docmetric("backup", server, tmp_path / "copy")[2]
 
 
+def test_serve_leaves_the_environment_as_it_was(docmetric, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = dict(os.environ)
+    assert docmetric("serve", "nowhere", "--port", 0)[0] == 2  # a worker finds out, after all is set
+    assert os.environ == before
+
+
 def test_a_server_with_keys(server, ok, docmetric, monkeypatch):
     key = ok("key", "add", server, "office", "--scopes", "admin").strip()
     status, _, err = docmetric("ls", server)

@@ -29,6 +29,7 @@ LONGEST_PAUSE = 30.0
 HUNG = 120.0             # seconds; a worker whose event loop stands still for so long is killed, and started again
 # One thread for each search: there are as many worker processes as cores, and OpenBLAS's threads spin while they wait.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # where the workers write their figures
 
 
 def serve(settings: Settings) -> None:
@@ -36,10 +37,15 @@ def serve(settings: Settings) -> None:
     all workers are ready. Raises UserError where it cannot start."""
     with listen(settings.host, settings.port) as listener, tempfile.TemporaryDirectory(prefix="docmetric-") as folder:
         settings = _within_file_limit(settings)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        _Supervisor(settings, listener, folder).run()
+        theirs = {name: os.environ.get(name) for name in (*ENVIRONMENT, METRICS)}
+        os.environ |= ENVIRONMENT | {name: value for name, value in theirs.items() if value} | {METRICS: folder}
+        try:
+            _Supervisor(settings, listener, folder).run()
+        finally:
+            for name, value in theirs.items():  # the folder is gone
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def listen(host: str, port: int) -> socket.socket:
