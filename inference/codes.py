@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from .search import Best, scores_of, starts_within, top_rows
+from .search import Best, best_hits, scores_of, starts_within, top_rows
 
 CODED = 1 << 14  # references from which codes are worth making: a search without them takes .5 ms
 BLOCK = 1 << 15  # references of one product: its whole numbers for 64 queries, 8 MB, stay in the cache
@@ -59,7 +59,9 @@ class CodedRows:
             probes = _Probes(np.ascontiguousarray(queries[part], np.float32))
             found = list((self._threads.map if self._threads else map)(
                 lambda run: self._search(run, probes, k, skip, starts), self._runs))  # noqa: B023 - it ends in this round
-            scores[part], types[part], rows[part] = _best_of(found, k)
+            found = (np.concatenate(values, axis=1) for values in zip(*found))
+            # A type may be in two runs.
+            scores[part], types[part], rows[part] = best_hits(*found, k, distinct=len(self._runs) > 1)
         return scores, types, rows
 
     def _search(self, blocks, probes, k, skip, starts):
@@ -105,19 +107,6 @@ class CodedRows:
                                  begins, skip=dead)
         there = score > -np.inf
         best.add(np.repeat(some, there.sum(axis=1)), row[there] + block.first, score[there])
-
-
-def _best_of(found, k):
-    """(scores, types, rows) of several runs, of which a type may be in two -> the k best types, best first."""
-    scores, types, rows = (np.concatenate(values, axis=1) for values in zip(*found))
-    if len(found) > 1:
-        order = np.lexsort((rows, -scores, types), axis=1)
-        scores, types, rows = (np.take_along_axis(values, order, axis=1) for values in (scores, types, rows))
-        again = types[:, 1:] == types[:, :-1]
-        order = np.lexsort((types, -scores, np.pad(again, ((0, 0), (1, 0)))), axis=1)[:, :k]
-    else:
-        order = np.lexsort((types, -scores), axis=1)
-    return tuple(np.take_along_axis(values, order, axis=1) for values in (scores, types, rows))
 
 
 class _Probes:

@@ -78,6 +78,17 @@ def scores_of(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nkd->nk", queries.astype(np.float64), references.astype(np.float64)).astype(np.float32)
 
 
+def best_hits(scores: np.ndarray, types: np.ndarray, rows: np.ndarray, k: int, distinct: bool) -> tuple:
+    """Hits in any order, `[N, any]` each -> the k best; equal ones by type, then row. distinct: of the hits of a type all
+    but the best get the score -inf."""
+    if distinct:
+        order = np.lexsort((rows, -scores, types), axis=1)
+        scores, types, rows = (np.take_along_axis(values, order, axis=1) for values in (scores, types, rows))
+        scores[:, 1:][types[:, 1:] == types[:, :-1]] = -np.inf
+    order = np.lexsort((rows, types, -scores), axis=1)[:, :k]
+    return tuple(np.take_along_axis(values, order, axis=1) for values in (scores, types, rows))
+
+
 def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     """bool, in the shape of `values`: which of them are in the sorted 1-D array. (`np.isin` sorts both, each time.)"""
     if not len(ascending):

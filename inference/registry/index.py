@@ -20,7 +20,7 @@ import numpy as np
 
 from ..codes import CODED, CodedRows
 from ..image import default_threads
-from ..search import is_among, top_rows
+from ..search import best_hits, is_among, top_rows
 
 TAIL = 1024  # rows that an added row may move (1 MB at 256 values: .2 ms)
 SEGMENT = 1 << 18  # rows that are copied at once (256 MB at 256 values), and a thread searches alone
@@ -109,14 +109,8 @@ def no_hits(count: int) -> Hits:
 
 
 def ordered(hits: Hits, k: int, distinct: bool) -> Hits:
-    """The k best of hits in any order; equal ones by type, then id."""
-    cosines, types, ids = hits
-    if distinct:
-        order = np.lexsort((ids, -cosines, types), axis=1)
-        cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in hits)
-        cosines[:, 1:][types[:, 1:] == types[:, :-1]] = -np.inf
-    order = np.lexsort((ids, types, -cosines), axis=1)[:, :k]
-    cosines, types, ids = (np.take_along_axis(values, order, axis=1) for values in (cosines, types, ids))
+    """As `search.best_hits`; places that are not filled at the end."""
+    cosines, types, ids = best_hits(*hits, k, distinct)
     empty = cosines == -np.inf
     types[empty] = ids[empty] = 0
     return Hits(cosines, types, ids)
