@@ -831,7 +831,8 @@ def test_the_page_is_used_by_keys_alone(page):
     page.open("types")
 
     def tab(selector):
-        """Press Tab until an element of this kind has the focus."""
+        """Press Tab until an element of this kind, which is there, has the focus."""
+        page.find(selector)
         for _ in range(20):
             page.keys(Keys.TAB)
             if page.focused(f".matches('{selector}')"):
