@@ -20,6 +20,11 @@ def printable(text) -> str:
                   lambda found: ascii(found[0])[1:-1], str(text))
 
 
+def plural(number: int, what: str) -> str:
+    """1 image, 2 images"""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of an exception's message, at most 160 characters; the exception's type when the message is empty."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:160])

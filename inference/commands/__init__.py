@@ -181,11 +181,6 @@ def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def plural(number: int, what: str) -> str:
-    """1 image, 2 images"""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def described(result: dict, top_k: int = 1) -> str:
     """A result of `classify` as a line."""
     if result["error"]:

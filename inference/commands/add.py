@@ -15,10 +15,10 @@ used, each is named and nothing is registered; --skip registers the others. Of a
 import os
 import sys
 
-from ..errors import UserError, printable
+from ..errors import UserError, plural, printable
 from ..image import ImageError, decode_reduced, map_ahead, type_label
 from ..registry.errors import Refused
-from . import author, images_below, images_of, is_address, opened, parser, plural, progress, tell, tell_each
+from . import author, images_below, images_of, is_address, opened, parser, progress, tell, tell_each
 
 
 def main(arguments=None) -> int:

@@ -8,8 +8,8 @@ same disk take no further room: copy the folder to another disk, too.
 """
 import os
 
-from ..errors import UserError
-from . import local_store, parser, plural, steps, tell
+from ..errors import UserError, plural
+from . import local_store, parser, steps, tell
 
 
 def main(arguments=None) -> int:

@@ -7,8 +7,8 @@ Exit status 2 when something is damaged and was not repaired.
 """
 import sys
 
-from ..errors import printable
-from . import local_store, parser, plural, steps, tell
+from ..errors import plural, printable
+from . import local_store, parser, steps, tell
 
 
 def main(arguments=None) -> int:

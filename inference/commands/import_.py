@@ -8,8 +8,8 @@ A type that is there already stays as it is (skip), or gets the new references t
 """
 import os
 
-from ..errors import UserError
-from . import author, is_address, opened, parser, plural, tell
+from ..errors import UserError, plural
+from . import author, is_address, opened, parser, tell
 
 
 def main(arguments=None) -> int:

@@ -10,9 +10,9 @@ threshold.
 """
 import os
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..registry.files import is_store
-from . import local_store, parser, plural, tell
+from . import local_store, parser, tell
 
 
 def main(arguments=None) -> int:

@@ -6,7 +6,8 @@
     docmetric ls types --events                 # who changed what, the last change first; docmetric undo takes its number
     docmetric ls types --collections
 """
-from . import day, every, is_address, number, opened, opened_store, parser, plural, tell, word
+from ..errors import plural
+from . import day, every, is_address, number, opened, opened_store, parser, tell, word
 
 
 def main(arguments=None) -> int:

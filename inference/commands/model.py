@@ -7,8 +7,8 @@
     docmetric model activate types 3fa2            # from now on; activate the former one to go back
     docmetric model rm types 14ff
 """
-from ..errors import UserError, printable
-from . import author, day, opened, parser, plural, progress, tell
+from ..errors import UserError, plural, printable
+from . import author, day, opened, parser, progress, tell
 
 
 def main(arguments=None) -> int:

@@ -4,7 +4,8 @@
     docmetric mv types pasport passport --merge          # all references of the first become the other's
     docmetric mv types passport_2024 --reference 12 13   # these references are of that type, a new or a known one
 """
-from . import author, number, opened, parser, plural, tell, tell_each
+from ..errors import plural
+from . import author, number, opened, parser, tell, tell_each
 
 
 def main(arguments=None) -> int:

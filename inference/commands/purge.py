@@ -7,8 +7,9 @@ Backups that were made before still hold it.
 """
 import time
 
+from ..errors import plural
 from ..server.settings import duration
-from . import author, local_store, opened, parser, plural, tell
+from . import author, local_store, opened, parser, tell
 
 
 def main(arguments=None) -> int:

@@ -12,10 +12,10 @@ All images that a new reference explains leave the list with it.
 """
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..files import replacing
 from ..registry.formats import kind_of
-from . import author, count, number, opened, parser, plural, tell
+from . import author, count, number, opened, parser, tell
 
 
 def main(arguments=None) -> int:

@@ -4,7 +4,8 @@
     docmetric rm types --reference 12 13
     docmetric rm http://localhost:8080 passport
 """
-from . import author, number, opened, parser, plural, tell_each
+from ..errors import plural
+from . import author, number, opened, parser, tell_each
 
 
 def main(arguments=None) -> int:

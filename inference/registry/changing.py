@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import apsw
 
-from ..errors import UserError, printable
+from ..errors import UserError, plural, printable
 from ..image import map_ahead
 from ..thresholds import choose_threshold
 from .errors import Conflict, Invalid, NotFound, Outdated
-from .inputs import clean_label, clean_text, digest_of, images
+from .inputs import clean_label, clean_text, digest_of
 from .store import Change, check_settings
 
 
@@ -81,7 +81,7 @@ class Changing:
                 change.set("reference", one, removed=change.now)
             if reference is None:
                 change.set("type", number, removed=change.now)
-            text = f"removed {name} with {images(len(removed))}" if reference is None else (
+            text = f"removed {name} with {plural(len(removed), 'image')}" if reference is None else (
                 f"removed an image of {name or 'a known unknown'}")
             return text, dict(event=change.event, references=removed, type=number, label=name)
 

@@ -23,11 +23,6 @@ def opened(image):
     return usable(bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else image
 
 
-def images(count: int) -> str:
-    """"1 image", "2,000 images"."""
-    return f"{count:,} image{'s' * (count != 1)}"
-
-
 def picture_of(image) -> bytes:
     """The bytes of a picture as it is kept: an array as PNG."""
     data = opened(image)

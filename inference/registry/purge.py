@@ -1,7 +1,7 @@
 """What was removed, deleted for good."""
 import json
 
-from .inputs import images
+from ..errors import plural
 
 
 def purge(registry, before: float, who: str | None = None) -> dict:
@@ -29,7 +29,7 @@ def purge(registry, before: float, who: str | None = None) -> dict:
             "SELECT 1 FROM type WHERE collection = ? AND name = ? LIMIT 1", (registry.id, name))))
         if gone or types:
             _forget(change, gone.keys(), types.keys())
-        return (f"deleted {images(len(gone))} for good",
+        return (f"deleted {plural(len(gone), 'image')} for good",
                 dict(event=change.event, deleted=list(gone), types=list(types)))
 
     result = registry.mutate("purge", body, who)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import printable
+from ..errors import plural, printable
 from ..image import ImageError, decode_reduced, map_ahead
 from ..model import TURNS
 from ..rectify import as_quad
 from .errors import Invalid, Outdated, Refused
 from .gate import Finding, findings, inspect
-from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, images, name_of, picture_of
+from .inputs import checked_quad, clean_label, clean_text, corners_of, digest_of, name_of, picture_of
 
 NEAR_DUPLICATE = 0.995  # score of two references of a type of which one tells nothing new
 GATE_SIZE = 512  # pixels: the gate looks at images no smaller than twice that
@@ -180,7 +180,7 @@ class Registering:
                 reference = self.insert(change, prepared, sha256, number, kind, of_image, who, ())
                 results.append(dict(reference=reference, type=number, label=label, kind=kind, event=change.event,
                                     new_type=new, sha256=sha256))
-            return f"registered {images(len(rows))}", dict(references=results)
+            return f"registered {plural(len(rows), 'image')}", dict(references=results)
 
         with self.store.pictures() as put:
             for done in map_ahead(ready, enumerate(items), ahead=64, threads=self.store.threads):

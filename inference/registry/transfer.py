@@ -24,13 +24,13 @@ import time
 import zipfile
 from pathlib import Path
 
-from ..errors import UserError, first_line, printable
+from ..errors import UserError, first_line, plural, printable
 from ..files import replacing
 from ..image import ImageError, list_images, map_ahead, type_label
 from .archive import CHECKED, FORMAT, HEAD, MOST_REFERENCES, REFERENCES, UNREADABLE, Entry, checked, opened
 from .errors import Busy, Invalid, Outdated
 from .formats import EXTENSIONS, content_type
-from .inputs import clean_label, clean_text, images, picture_of
+from .inputs import clean_label, clean_text, picture_of
 
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/bmp": ".bmp", "image/tiff": ".tiff"}
 AHEAD = 16  # pictures in memory at the same time, at most
@@ -218,5 +218,5 @@ def _inserted(registry, change, wanted, skipped, head, origin, on_conflict, who)
             values[None] = head["threshold"]
         for number, value in values.items():
             change.insert("threshold", collection=registry.id, model=model, type=number, value=value, source="imported")
-    return (f"imported {images(count)} and {len(new):,} new types from {origin}",
+    return (f"imported {plural(count, 'image')} and {len(new):,} new types from {origin}",
             dict(event=change.event, types=len(new), references=count, skipped=skipped))
